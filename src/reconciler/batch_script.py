@@ -1,0 +1,91 @@
+"""A batch script as Slurm reads it: ``#SBATCH`` lines up to the first command, then the commands.
+
+Source of the rules: man sbatch ("before any executable commands in the script"; comments and blank lines do not end
+the block), options abbreviated as GNU getopt does only in their short forms here.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+_SHORT = {
+    "a": "array", "A": "account", "b": "begin", "c": "cpus-per-task", "C": "constraint", "d": "dependency",
+    "D": "chdir", "e": "error", "G": "gpus", "H": "hold", "i": "input", "J": "job-name", "L": "licenses",
+    "M": "clusters", "m": "distribution", "N": "nodes", "n": "ntasks", "o": "output", "p": "partition", "q": "qos",
+    "t": "time", "W": "wait", "w": "nodelist", "x": "exclude",
+}  # fmt: skip
+_SWITCHES = {"hold", "wait", "test-only", "requeue", "no-requeue", "parsable", "exclusive", "overcommit", "contiguous"}
+_PREFIX = "#SBATCH"
+
+
+@dataclass(frozen=True)
+class Directive:
+    """One option of a ``#SBATCH`` line, under its long name; ``value`` is None for a switch."""
+
+    option: str
+    value: str | None
+    line: int
+
+
+@dataclass(frozen=True)
+class BatchScript:
+    """A script taken apart. ``commands`` is everything that is not a ``#SBATCH`` line, comment or blank."""
+
+    path: Path
+    directives: tuple[Directive, ...]
+    commands: str
+
+    def find(self, option: str) -> Directive | None:
+        """The last directive of this long name, the one that counts; None where the script does not say."""
+        return next((d for d in reversed(self.directives) if d.option == option), None)
+
+    def value(self, option: str) -> str | None:
+        """The value given for an option, or None."""
+        found = self.find(option)
+        return found.value if found else None
+
+    @property
+    def job_name(self) -> str:
+        """The name under which a person's sbatch would show this script."""
+        return self.value("job-name") or self.path.name
+
+    @property
+    def placement(self) -> str:
+        """The directives in one canonical text: where and how large the job runs, never what it computes."""
+        return "\n".join(sorted(f"{d.option}={d.value or ''}" for d in self.directives))
+
+
+def parse_batch_script(path: Path, text: str) -> BatchScript:
+    """Take a script's text apart. Never fails: a line that cannot be split into words is no directive."""
+    directives: list[Directive] = []
+    commands: list[str] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        stripped = line.strip()
+        if line.startswith(_PREFIX) and not commands:
+            directives += _directives(line[len(_PREFIX) :], number)
+        elif stripped and not stripped.startswith("#"):
+            commands.append(stripped)
+    return BatchScript(path, tuple(directives), "\n".join(commands))
+
+
+def _directives(text: str, line: int) -> list[Directive]:
+    try:
+        words = shlex.split(text, comments=True)
+    except ValueError:
+        return []
+    found: list[Directive] = []
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("--"):
+            option, equals, value = word[2:].partition("=")
+            if equals:
+                found.append(Directive(option, value, line))
+            else:
+                found.append(Directive(option, None if option in _SWITCHES else next(rest, None), line))
+        elif word.startswith("-") and len(word) > 1:
+            option = _SHORT.get(word[1], word[1])
+            attached = word[2:].removeprefix("=") or None
+            found.append(Directive(option, attached if attached or option in _SWITCHES else next(rest, None), line))
+    return found

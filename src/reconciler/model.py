@@ -1,0 +1,359 @@
+"""The words of the product as values: what is desired, what was observed, what will be done and why.
+
+Frozen data only. Nothing here reads a clock, a disk or a cluster. Times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from reconciler.errors import Problem
+
+
+class Stage(str, Enum):
+    """Which part of the pipeline a step belongs to."""
+
+    FINETUNE = "finetune"
+    EVALUATION = "evaluation"
+
+
+class RunKind(str, Enum):
+    """What the document's Type column says of a run."""
+
+    FINE_TUNED = "fine-tuned"
+    CONTROL = "control"
+    EVAL_ONLY = "eval-only"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why: ``code`` is CamelCase and stable, for machines; ``message`` is one sentence, for people."""
+
+    code: str
+    message: str
+
+
+# --- desired -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluationInput:
+    """One cell of the evaluation plan: ``epoch`` None evaluates the run's model itself."""
+
+    task: str
+    epoch: int | None
+    line: int
+
+
+@dataclass(frozen=True)
+class RunInput:
+    """What the document says about one run, and where its scaffolding stands; what a tool reads its steps from.
+
+    ``checkpoint_dir`` is where the document expects ``epoch_<N>/`` of this run. ``checkpoints`` is
+    empty for the preparation tool and holds, for the evaluation tool, what the preparation step will produce.
+    ``epochs`` is the document's number of epochs. ``planned`` False: the document has no evaluation plan,
+    so the scripts found in the scaffolding are the plan.
+    """
+
+    name: str
+    kind: RunKind
+    directory: Path
+    document: Path
+    line: int
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    epochs: int | None = None
+    checkpoint_dir: Path | None = None
+    checkpoint_path: Path | None = None
+    evaluations: tuple[EvaluationInput, ...] = ()
+    planned: bool = True
+    checkpoints: Mapping[int, Path] = field(default_factory=dict)
+    preparation_key: str | None = None
+    checkpoint_generation: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One unit of work, and everything that defines it.
+
+    ``key`` is its path, such as ``r8/finetune``. ``output_dir`` is where its outputs appear and ``root``
+    the directory that must be there before their absence means anything. ``checkpoints`` maps each epoch that a
+    preparation step will save to its directory. ``need`` is the key of the step that must be done before.
+    ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
+    ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``spec`` is the tool's own.
+    """
+
+    key: str
+    run: str
+    stage: Stage
+    tool: str
+    script: Path
+    output_dir: Path
+    root: Path
+    definition: str
+    placement: str
+    task: str | None = None
+    epoch: int | None = None
+    need: str | None = None
+    checkpoints: Mapping[int, Path] = field(default_factory=dict)
+    meaning: Mapping[str, str] = field(default_factory=dict)
+    spec: Mapping[str, object] = field(default_factory=dict)
+    requeue: bool = False
+    blocked: Reason | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where the step is submitted from: its script's own directory."""
+        return self.script.parent
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a tool found for one run."""
+
+    steps: tuple[Step, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True)
+class Desired:
+    """The experiment as its author wants it. Steps are in document order, preparation before evaluation of each run."""
+
+    name: str
+    directory: Path
+    document: Path
+    steps: tuple[Step, ...]
+    problems: tuple[Problem, ...] = ()
+
+    def step(self, key: str) -> Step | None:
+        """The step of this key, or None."""
+        return next((step for step in self.steps if step.key == key), None)
+
+
+def digest(*parts: str) -> str:
+    """A short stable hash of some texts (32 hex digits); order matters."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+# --- job names: how a job is recognised without any memory ---------------------------------------
+
+_NAME_LIMIT = 64
+_TOKEN = re.compile(r"rc-([0-9a-f]{8})-([0-9a-f]{10})-([0-9]+)$")
+
+
+@dataclass(frozen=True)
+class Token:
+    """What our part of a job name says: the experiment, the step and the attempt that a job belongs to.
+
+    It derives from the experiment's real path and the step's key alone, so a job is recognised in squeue
+    and in sacct by its name, without the ledger and without comments.
+    """
+
+    experiment: str
+    step: str
+    attempt: int
+
+    @classmethod
+    def of(cls, experiment: Path, key: str, attempt: int) -> Token:
+        """The token of an attempt; ``experiment`` must be the real path."""
+        return cls(digest(str(experiment))[:8], digest(key)[:10], attempt)
+
+    @classmethod
+    def parse(cls, job_name: str) -> Token | None:
+        """The token at the end of a job name, or None where the job is not ours."""
+        match = _TOKEN.search(job_name)
+        return cls(match[1], match[2], int(match[3])) if match else None
+
+    def __str__(self) -> str:
+        return f"rc-{self.experiment}-{self.step}-{self.attempt}"
+
+    def job_name(self, script_name: str) -> str:
+        """``<script's name>.<token>``, at most 64 bytes of ``[A-Za-z0-9._-]``; only the script's part is shortened."""
+        token = str(self)
+        stem = re.sub(r"[^A-Za-z0-9._-]", "_", script_name).lstrip("-.")[: _NAME_LIMIT - len(token) - 1]
+        return f"{stem or 'job'}.{token}"
+
+
+# --- observed ------------------------------------------------------------------------------------
+
+
+class Phase(str, Enum):
+    """What a job's state amounts to. UNKNOWN is a state that we do not understand: neither live nor ended."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    ENDED = "ended"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job as the cluster showed it. ``state`` is Slurm's base word (``CANCELLED``, not ``CANCELLED by 7``).
+
+    ``held`` is True where a person or an administrator holds it (or it was submitted held), ``pending_reason`` Slurm's word
+    for why it waits. ``exit_code`` is ``code:signal``. Times are epoch seconds or None where not yet known.
+    """
+
+    id: str
+    name: str
+    state: str
+    phase: Phase
+    workdir: str = ""
+    user: str = ""
+    pending_reason: str = ""
+    held: bool = False
+    submitted: float | None = None
+    begins: float | None = None
+    started: float | None = None
+    ended: float | None = None
+    exit_code: str = ""
+    cancelled_by: str = ""
+    source: str = ""
+
+    @property
+    def is_live(self) -> bool:
+        """True while the job may still run or is running; a state not understood counts as live."""
+        return self.phase is not Phase.ENDED
+
+
+class OutputState(str, Enum):
+    """What a step's outputs on disk amount to.
+
+    COMPLETE verifies. INCOMPLETE is there and does not verify. ABSENT is surely not there. MISMATCH verifies or
+    not, but was launched from another definition. AMBIGUOUS may be this step's or another's. UNKNOWN could not be read.
+    """
+
+    ABSENT = "absent"
+    INCOMPLETE = "incomplete"
+    COMPLETE = "complete"
+    MISMATCH = "mismatch"
+    AMBIGUOUS = "ambiguous"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class FileId:
+    """A file's identity when it was verified: path, size in bytes, modification time in ns."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A tool's verdict on a step's outputs.
+
+    ``marked`` is True where the outputs themselves prove that nothing more will be written to them; where False, completeness
+    must be confirmed by the job's end or by quiet. ``newest`` is the latest modification time among them (epoch s).
+    ``evidence`` identifies the files that were verified; ``torn`` names what must be moved aside before another attempt
+    (empty for a tool whose attempts overwrite nothing). ``progress`` is a few words for status.
+    """
+
+    state: OutputState
+    reason: Reason
+    marked: bool = False
+    newest: float | None = None
+    evidence: tuple[FileId, ...] = ()
+    torn: tuple[Path, ...] = ()
+    progress: str = ""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """A question that got no answer, and why. Never the same as an empty answer."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Observed:
+    """The world at one moment. ``queue`` and ``accounting`` are jobs of this user, or Unknown.
+
+    ``accounting`` is None where it was not asked because nothing was in doubt. ``outputs`` has one entry per step examined.
+    """
+
+    queue: tuple[Job, ...] | Unknown
+    accounting: tuple[Job, ...] | Unknown | None
+    outputs: Mapping[str, Outputs]
+
+
+# --- decided -------------------------------------------------------------------------------------
+
+
+class Verb(str, Enum):
+    """What one pass does for one step."""
+
+    KEEP = "keep"
+    WAIT = "wait"
+    SUBMIT = "submit"
+    ADOPT = "adopt"
+    MARK_DONE = "mark-done"
+    HOLD = "hold"
+    CANCEL = "cancel"
+
+
+class Condition(str, Enum):
+    """Where a step stands, for people and for ``status``."""
+
+    WAITING = "Waiting"
+    QUEUED = "Queued"
+    RUNNING = "Running"
+    VERIFYING = "Verifying"
+    DONE = "Done"
+    FAILED = "Failed"
+    HELD = "Held"
+    DRIFTED = "Drifted"
+    BLOCKED = "Blocked"
+    UNKNOWN = "Unknown"
+
+    @property
+    def needs_person(self) -> bool:
+        """True where only a person can move the step on."""
+        return self in (Condition.FAILED, Condition.HELD, Condition.DRIFTED, Condition.BLOCKED)
+
+
+@dataclass(frozen=True)
+class Action:
+    """The one thing a pass does for a step, and why.
+
+    ``job`` is the job concerned, where there is one. ``changes`` tells, in words, what else the action will alter
+    (torn outputs moved aside, and so on). ``held`` submits the job held; ``release`` frees a job that we held ourselves.
+    """
+
+    step: str
+    verb: Verb
+    reason: Reason
+    condition: Condition
+    job: str | None = None
+    attempt: int | None = None
+    changes: tuple[str, ...] = ()
+    held: bool = False
+    release: bool = False
+    move_aside: tuple[Path, ...] = ()
+
+    @property
+    def is_pending(self) -> bool:
+        """True where ``apply`` would change something, or where work is in flight or waited for."""
+        return self.condition not in (Condition.DONE,) and not self.condition.needs_person
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The settings that decide. Durations are seconds; the sources are reconcile.yaml's keys of the same names."""
+
+    backend: str = "auto"
+    stagger: float = 5.0
+    max_in_flight: int | None = None
+    poll: float = 60.0
+    grace: float = 600.0
+    settle: float = 300.0
+    backoff: float = 60.0
+    retry: Mapping[str, int] = field(default_factory=lambda: {"NodeFailure": 10, "BootFailure": 10, "Preempted": 100})
+    stop_after_failures: int = 3
+    document: str = "tables"
+    requeue: bool = False

@@ -1,0 +1,112 @@
+"""The edges, as the few questions the rest of the program asks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from reconciler.model import Job, Outputs, Reading, RunInput, Stage, Step
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What one stat told. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch."""
+
+    size: int
+    mtime_ns: int
+    is_dir: bool
+
+
+class Disk(Protocol):
+    """Reads files in three values: an answer, None for surely absent, DiskUnreadable for unknown."""
+
+    def stat(self, path: Path) -> FileInfo | None:
+        """What is at ``path`` (symlinks followed); None where there is surely nothing."""
+
+    def names(self, directory: Path) -> tuple[str, ...] | None:
+        """The sorted entries of a directory; None where there is surely no such directory."""
+
+    def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes | None:
+        """``length`` bytes from ``offset`` (negative: from the end), or all; None where there is surely no file."""
+
+
+class Tool(Protocol):
+    """One tool in four parts, one file each; no other module knows its name."""
+
+    name: str
+    stage: Stage
+    log_file: str
+
+    def read(self, run: RunInput, disk: Disk) -> Reading:
+        """1, input: the steps of a run, from the document's row and the scaffolding; every fault found is a Problem."""
+
+    def may_submit(self, step: Step, outputs: Outputs) -> str | None:
+        """2, selection: None where a fresh attempt may start over these outputs, else why a person must look."""
+
+    def log_label(self, step: Step) -> tuple[str, str]:
+        """3, execution: the operation and the subject by which existing tools know a submission in ``log_file``."""
+
+    def check(self, step: Step, disk: Disk, deep: bool = False) -> Outputs:
+        """4, verification: what the step's outputs amount to. Never raises for unreadable files: that is UNKNOWN."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job to submit. ``begin_in`` seconds from now is when it becomes eligible (0: at once).
+
+    ``keep_open`` are file descriptors that the submitting process must inherit (the pass's lock).
+    """
+
+    script: Path
+    name: str
+    begin_in: int = 0
+    held: bool = False
+    requeue: bool = False
+    keep_open: tuple[int, ...] = ()
+
+    @property
+    def directory(self) -> Path:
+        """Where the job is submitted from, as a person would."""
+        return self.script.parent
+
+
+class Backend(Protocol):
+    """A cluster. Every method either answers in full or raises ClusterUnreachable; silence is never an answer."""
+
+    name: str
+
+    def identity(self) -> str:
+        """Which cluster this is, stable between passes, such as ``slurm:mini`` or ``local:<host>``."""
+
+    def queue(self) -> tuple[Job, ...]:
+        """Every job of this user that is live or recently ended, as the queue shows it."""
+
+    def accounting(self, since: float, ids: Sequence[str]) -> tuple[Job, ...]:
+        """Jobs of this user since ``since`` (epoch s), with the jobs of ``ids`` among them however old they are."""
+
+    def submit(self, job: Submission) -> str:
+        """The id of the accepted job.
+
+        Raises SubmissionRefused (surely not accepted), LimitReached (not now), SubmissionUncertain (nobody knows yet).
+        """
+
+    def cancel(self, job_id: str) -> None:
+        """End a job; a job already ended is no error."""
+
+    def hold(self, job_id: str) -> None:
+        """Keep a queued job from starting."""
+
+    def release(self, job_id: str) -> None:
+        """Let a held job start."""
+
+
+Clock = Callable[[], float]
+Environment = Mapping[str, str]
+Tools = Mapping[str, Tool]
+
+
+def by_stage(tools: Iterable[Tool], stage: Stage) -> tuple[Tool, ...]:
+    """The tools of one stage, in the order given."""
+    return tuple(tool for tool in tools if tool.stage is stage)
