@@ -79,3 +79,7 @@ class LedgerDamaged(PermanentError):
 
 class AnotherPass(ReconcileError):
     """Another pass holds the experiment's lock. Exit 5."""
+
+
+class AccountingDisabled(ClusterUnreachable):
+    """The site keeps no accounting at all: what left the queue has ended, and nobody can say how."""

@@ -323,6 +323,7 @@ class Action:
 
     ``job`` is the job concerned, where there is one. ``changes`` tells, in words, what else the action will alter
     (torn outputs moved aside, and so on). ``held`` submits the job held; ``release`` frees a job that we held ourselves.
+    ``rule`` names the rung of the ladder that decided.
     """
 
     step: str
@@ -335,11 +336,20 @@ class Action:
     held: bool = False
     release: bool = False
     move_aside: tuple[Path, ...] = ()
+    rule: str = ""
+
+    @property
+    def changes_something(self) -> bool:
+        """True where ``apply`` does more than look."""
+        return self.verb in (Verb.SUBMIT, Verb.ADOPT, Verb.MARK_DONE, Verb.CANCEL) or self.release
 
     @property
     def is_pending(self) -> bool:
-        """True where ``apply`` would change something, or where work is in flight or waited for."""
-        return self.condition not in (Condition.DONE,) and not self.condition.needs_person
+        """True where something will still happen without a person: an act, a job in flight, or a wait that ends by itself."""
+        if self.changes_something:
+            return True
+        is_waiting = self.condition is not Condition.DONE and not self.condition.needs_person
+        return is_waiting and self.reason.code != "NeedBlocked"
 
 
 @dataclass(frozen=True)

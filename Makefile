@@ -1,0 +1,52 @@
+# The virtual environment is made on first use, with the Python that PYTHON names (3.10 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# The stand-ins carry the names of the commands they stand for, so ruff has to be told of them.
+SOURCES := . examples/trainers/tune examples/trainers/inspect
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format format-check lint types contract test-slurm build clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(STAMP) ## bring a small experiment to its desired state, without Slurm or a GPU
+	$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## run the tests
+	$(BIN)/python -m pytest
+
+check: format-check lint types contract test ## everything that must hold before a change goes in
+
+format: $(STAMP) ## format the sources
+	$(BIN)/ruff format $(SOURCES)
+
+format-check: $(STAMP) ## see whether the sources are formatted
+	$(BIN)/ruff format --check $(SOURCES)
+
+lint: $(STAMP) ## look for mistakes in the sources
+	$(BIN)/ruff check $(SOURCES)
+
+types: $(STAMP) ## check the types
+	$(BIN)/mypy
+
+contract: $(STAMP) ## check that imports point one way
+	$(BIN)/lint-imports
+
+test-slurm: $(STAMP) ## run the tests against a real Slurm, started for them on this machine
+	RECONCILE_TEST_SLURM=1 $(BIN)/python -m pytest tests/slurm
+
+build: $(STAMP) ## build the wheel and the source distribution into dist/
+	$(BIN)/python -m build
+
+clean: ## remove what the other targets made, the virtual environment too
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "reconcile needs Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1): try make PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

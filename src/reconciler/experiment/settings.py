@@ -1,0 +1,96 @@
+"""The settings of an experiment: its own over the person's, flags over both.
+
+Reads at most two small files and the values given; never writes, and leaves nothing unknown unsaid.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reconciler.errors import DiskUnreadable, InvalidExperiment, Problem, UsageError
+from reconciler.experiment.document import decode
+from reconciler.experiment.yaml_text import line_of, parse_yaml, schema_faults
+from reconciler.model import Policy
+from reconciler.schemas import schema
+
+FILE = "reconcile.yaml"
+PERSONAL = Path(".config", "reconcile", "config.yaml")
+LEAST_POLL = 10.0  # seconds; Slurm's controller answers every user's squeue from one lock
+_DURATIONS = ("stagger", "poll", "grace", "settle", "backoff")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Some settings, and where a person finds them."""
+
+    values: Mapping[str, Any]
+    file: Path | None = None
+
+
+def read_settings(experiment: Path, overrides: Mapping[str, object], home: Path) -> Policy:
+    """The policy of the experiment in directory ``experiment``; an override of None is none.
+
+    Raises InvalidExperiment for a fault of a file, UsageError for one of ``overrides``.
+    """
+    flags = _Source({key: value for key, value in overrides.items() if value is not None})
+    files = (home / PERSONAL, experiment / FILE)
+    sources = [*(_Source(_read(file), file) for file in files), flags]
+    faults = [problem for source in sources for problem in _faults(source)]
+    if faults:
+        raise InvalidExperiment(*faults)
+    merged = _merge(sources)
+    merged.update({key: _seconds(merged[key]) for key in _DURATIONS if key in merged})
+    policy = Policy(**merged)
+    if policy.poll < LEAST_POLL and policy.backend != "local":
+        raise _refused_poll(sources)
+    return policy
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    """The settings in a file; none where it does not exist or is empty."""
+    try:
+        content = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise DiskUnreadable(f"{file}: cannot be read: {error.strerror}") from error
+    found: Mapping[str, Any] | None = parse_yaml(decode(content, file), file) if content.strip() else None
+    return {} if found is None else found
+
+
+def _faults(source: _Source) -> tuple[Problem, ...]:
+    """What is wrong with a file's settings; a fault of the flags is raised at once, having no line."""
+    found = schema_faults(source.values, schema("reconcile"), source.file or Path())
+    if found and source.file is None:
+        raise UsageError("; ".join(problem.message for problem in found))
+    return found
+
+
+def _merge(sources: list[_Source]) -> dict[str, Any]:
+    """Later sources over earlier ones; of ``retry``, class by class."""
+    merged: dict[str, Any] = {}
+    retry: dict[str, int] = dict(Policy().retry)
+    for source in sources:
+        merged.update(source.values)
+        retry.update(source.values.get("retry", {}))
+    return merged | {"retry": retry}
+
+
+def _seconds(value: Any) -> float:
+    """``5s``, ``10m``, ``1h``, ``2d`` or a bare number, in seconds; the schema lets nothing else through."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([smhd]?)\s*", str(value)) if isinstance(value, str) else None
+    return float(match[1]) * _SECONDS[match[2]] if match else float(value)
+
+
+def _refused_poll(sources: list[_Source]) -> InvalidExperiment | UsageError:
+    """The error for passes that would ask Slurm too often, at the place that says so."""
+    source = next(source for source in reversed(sources) if "poll" in source.values)
+    message = f"`poll` is {str(source.values['poll'])!r}; accepted: 10s or more, except with the backend `local`"
+    if source.file is None:
+        return UsageError(message)
+    return InvalidExperiment(Problem(source.file, line_of(source.values, ["poll"]), message))

@@ -1,0 +1,122 @@
+"""YAML text as values that still know their lines, and their check against a published schema.
+
+Pure. Builds no objects beyond maps, lists and scalars, whatever tags a text carries.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reconciler.errors import InvalidExperiment, Problem
+
+Place = Sequence["str | int"]
+
+
+def parse_yaml(text: str, file: Path) -> Any:
+    """The values of one YAML document. Raises InvalidExperiment naming the line where it is none, or a key stands twice."""
+    from ruamel.yaml import YAML
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+    from ruamel.yaml.reader import ReaderError
+
+    try:
+        return YAML(typ="rt", pure=True).load(text)
+    except DuplicateKeyError as error:
+        key = re.search(r'duplicate key "([^"]*)"', str(error.problem))
+        raise _invalid(file, error, f"the key `{key[1] if key else '?'}` stands twice; leave one") from error
+    except MarkedYAMLError as error:
+        raise _invalid(file, error, f"is not YAML: {error.problem or error.context}") from error
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        wrong = f"is not YAML: the character U+{error.character:04X} is not allowed"
+        raise InvalidExperiment(Problem(file, line, wrong)) from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        raise InvalidExperiment(Problem(file, 0, f"is not YAML: {error}")) from error
+
+
+def line_of(root: Any, place: Place) -> int:
+    """The line (from 1) of the value at ``place``: of its key in a map, of its dash in a list; 0 where that is not known."""
+    line, node = 1, root
+    for step in place:
+        line = _child_line(node, step) or line
+        node = node[step]
+    return line
+
+
+def schema_faults(root: Any, schema: Mapping[str, Any], file: Path) -> tuple[Problem, ...]:
+    """Every way in which the values do not follow the schema, by line."""
+    from jsonschema import Draft202012Validator
+    from jsonschema.validators import extend
+
+    types = Draft202012Validator.TYPE_CHECKER.redefine("number", lambda _, value: _is_finite(value))
+    validator: Any = extend(Draft202012Validator, type_checker=types)  # type: ignore[no-untyped-call]
+    errors = validator(schema).iter_errors(root)
+    found = (Problem(file, line, message) for error in errors for line, message in _told(root, error))
+    return tuple(sorted(set(found), key=lambda problem: problem.line))
+
+
+def _is_finite(value: object) -> bool:
+    """A number as JSON knows it; YAML's ``.nan`` and ``.inf`` are none, and slip through every minimum and maximum."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _invalid(file: Path, error: Any, message: str) -> InvalidExperiment:
+    mark = error.problem_mark or error.context_mark
+    return InvalidExperiment(Problem(file, mark.line + 1 if mark else 0, message))
+
+
+def _child_line(node: Any, step: str | int) -> int | None:
+    position = getattr(node, "lc", None)
+    try:
+        return (position.key(step)[0] if isinstance(step, str) else position.item(step)[0]) + 1 if position else None
+    except (KeyError, TypeError):  # a key that came by a merge (<<) has no place of its own
+        return None
+
+
+def _told(root: Any, error: Any) -> Iterator[tuple[int, str]]:
+    """A jsonschema ValidationError in the words of the schema's own descriptions."""
+    place = list(error.absolute_path)
+    name = _dotted(place)
+    properties = error.schema.get("properties", {}) if isinstance(error.schema, Mapping) else {}
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        for key in missing:
+            yield line_of(root, place), f"{name} has no `{key}`{_accepts(properties.get(key))}"
+    elif error.validator == "additionalProperties":
+        for key in (key for key in error.instance if key not in properties):
+            yield line_of(root, [*place, key]), f"`{_dotted_key(place, key)}` is no known key; accepted: {_listed(properties)}"
+    else:
+        yield line_of(root, place), f"{name} is {_shown(error.instance)}{_accepts(error.schema) or f': {error.message}'}"
+
+
+def _dotted(place: Iterable[str | int]) -> str:
+    text = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
+    return f"`{text}`" if text else "the file"
+
+
+def _dotted_key(place: Iterable[str | int], key: object) -> str:
+    return ".".join(str(step) for step in (*place, key))
+
+
+def _listed(properties: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}`" for key in properties)
+
+
+def _accepts(schema: object) -> str:
+    described = schema.get("description") if isinstance(schema, Mapping) else None
+    return f"; accepted: {described}" if described else ""
+
+
+def _shown(value: object) -> str:
+    """A value in one short piece."""
+    if isinstance(value, Mapping):
+        return "a map"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "empty"
+    return repr(str(value)) if isinstance(value, str) else str(value)

@@ -1,0 +1,74 @@
+"""The ledger: ``.reconcile/ledger.jsonl``, one event a line, appended with fsync before it is relied upon.
+
+A torn last line is what a crash leaves and is dropped; any other damage stops with LedgerDamaged and nothing is changed.
+It never rewrites what is written, except for cutting off that torn line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from reconciler.errors import DiskUnreadable, LedgerDamaged
+from reconciler.files import append_line
+from reconciler.memory import Event, Memory, fold
+
+DIRECTORY = ".reconcile"
+
+
+class Ledger:
+    """The events of one experiment, on disk. Reading creates nothing; appending needs the pass's lock."""
+
+    def __init__(self, experiment: Path, clock: Callable[[], float]) -> None:
+        self.path = experiment / DIRECTORY / "ledger.jsonl"
+        self._clock = clock
+        self._mended = False
+
+    def events(self) -> list[Event]:
+        """Every whole event, oldest first; empty where no ledger was ever written. Raises LedgerDamaged, DiskUnreadable."""
+        lines = self._content().split(b"\n")
+        return [self._event(line, number) for number, line in enumerate(lines[:-1], start=1)]
+
+    def memory(self) -> Memory:
+        """What the events amount to."""
+        return fold(self.events())
+
+    def append(self, event: str, **facts: Any) -> None:
+        """One event, safely on disk when this returns."""
+        if not self._mended:
+            self._cut_torn_line()
+        line = json.dumps({"at": self._clock(), "event": event, **facts}, ensure_ascii=False, separators=(",", ":"))
+        append_line(self.path, line.encode("utf-8", "surrogateescape") + b"\n")
+
+    def _content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+        except OSError as error:
+            raise DiskUnreadable(f"{self.path}: {error.strerror}") from error
+
+    def _event(self, line: bytes, number: int) -> Event:
+        try:
+            event = json.loads(line)
+            if isinstance(event["event"], str) and isinstance(event["at"], (int, float)):
+                return dict(event)
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise LedgerDamaged(
+            f"{self.path}:{number}: not an event that reconcile wrote; restore this file from a backup, "
+            f"or move it away to start without memory (outputs and live jobs are recognised without it)"
+        )
+
+    def _cut_torn_line(self) -> None:
+        """Drop what a killed pass left of its last line, so that the next event begins on a line of its own."""
+        content = self._content()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with self.path.open("r+b") as file:
+                file.truncate(whole)
+                os.fsync(file.fileno())
+        self._mended = True

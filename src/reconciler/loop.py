@@ -1,0 +1,154 @@
+"""A pass, told once: read the document, look at the world, plan, act, record.
+
+``preview`` stops before acting and writes nothing; ``run_pass`` does it all under the experiment's lock. Both plan with the
+same function from the same facts, so what a preview shows is what a pass does if nothing changed in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from reconciler.act import Outcome, World, act
+from reconciler.errors import UsageError
+from reconciler.experiment.load import load
+from reconciler.ledger import Ledger
+from reconciler.lock import pass_lock
+from reconciler.memory import Identity, Memory
+from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason
+from reconciler.observe import observe, roots_seen
+from reconciler.plan import Gate, Plan, make_plan
+from reconciler.ports import Backend, Clock, Disk, Environment, Tools
+from reconciler.record import record
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything around one experiment that a pass touches; tests build one from stand-ins in a few lines."""
+
+    experiment: Path
+    policy: Policy
+    backend: Backend
+    disk: Disk
+    tools: Tools
+    clock: Clock
+    user: str
+    environment: Environment
+    deep: bool = False
+    say: Callable[[str], None] = field(default=lambda line: None)
+    tick: Callable[[str], None] = field(default=lambda step: None)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass saw, decided and did. ``outcomes`` is empty for a preview."""
+
+    desired: Desired
+    observed: Observed
+    memory: Memory
+    plan: Plan
+    now: float
+    outcomes: tuple[Outcome, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """The actions as they turned out, or as planned."""
+        return tuple(outcome.action for outcome in self.outcomes) or self.plan.actions
+
+    @property
+    def converged(self) -> bool:
+        """True when every step of the experiment is done."""
+        return all(a.condition is Condition.DONE for a in self.actions) if self.outcomes else self.plan.converged
+
+
+def preview(scene: Scene) -> Pass:
+    """What a pass would do now. Changes nothing at all."""
+    desired = load(scene.experiment, scene.tools, scene.disk)
+    memory = Ledger(desired.directory, scene.clock).memory()
+    return _look_and_plan(scene, desired, memory)
+
+
+def run_pass(scene: Scene) -> Pass:
+    """One pass. Raises AnotherPass when another one is under way, InvalidExperiment before anything was touched."""
+    desired = load(scene.experiment, scene.tools, scene.disk)
+    with pass_lock(desired.directory) as lock:
+        desired = load(scene.experiment, scene.tools, scene.disk)
+        ledger = Ledger(desired.directory, scene.clock)
+        seen = _look_and_plan(scene, desired, ledger.memory())
+        if seen.memory.identity is None:
+            _open(scene, desired, ledger)
+        for root in roots_seen(desired, seen.memory, scene.disk):
+            ledger.append("root", path=root)
+        policy = scene.policy
+        world = World(scene.backend, scene.disk, ledger, scene.clock, lock, policy.stagger, policy.requeue, scene.say)
+        outcomes = act(seen.plan, desired, seen.observed, seen.memory, world)
+        notes = record(desired, outcomes, seen.observed, ledger, scene.tools, policy, scene.clock())
+    return replace(seen, outcomes=outcomes, notes=notes)
+
+
+def _look_and_plan(scene: Scene, desired: Desired, memory: Memory) -> Pass:
+    _refuse_strangers(memory, scene, desired)
+    observed = observe(desired, memory, scene.backend, scene.disk, scene.tools, deep=scene.deep, tick=scene.tick)
+    now = scene.clock()
+    plan = make_plan(desired, observed, memory, scene.policy, now, _environment_gate(memory, scene.environment))
+    return Pass(desired, observed, memory, plan, now)
+
+
+# --- whose experiment this is, and from where -----------------------------------------------------
+
+
+def current_identity(scene: Scene, directory: Path) -> Identity:
+    """Which cluster, path and user this pass stands for."""
+    return Identity(scene.backend.identity(), str(directory), scene.user)
+
+
+def _open(scene: Scene, desired: Desired, ledger: Ledger) -> None:
+    here = current_identity(scene, desired.directory)
+    facts = {"cluster": here.cluster, "path": here.path, "user": here.user}
+    ledger.append("opened", **facts, environment=environment_facts(scene.environment))
+
+
+def _refuse_strangers(memory: Memory, scene: Scene, desired: Desired) -> None:
+    known = memory.identity
+    if known is None:
+        return
+    if known.path != str(desired.directory):
+        raise UsageError(
+            f"{desired.directory}: this experiment was reconciled at {known.path}. If it was moved, say "
+            f"`reconcile accept {desired.directory} --moved`; if it is a copy, `--copied`"
+        )
+    if known.user != scene.user:
+        raise UsageError(
+            f"{desired.directory}: this experiment is reconciled by {known.user}; their jobs cannot be seen as {scene.user}. "
+            f"To take it over, say `reconcile accept {desired.directory} --user`"
+        )
+    cluster = scene.backend.identity()
+    if known.cluster != cluster:
+        raise UsageError(
+            f"{desired.directory}: this experiment runs on {known.cluster}, and this is {cluster}. "
+            f"To go on here, say `reconcile accept {desired.directory} --cluster`"
+        )
+
+
+def environment_facts(environment: Environment) -> dict[str, bool]:
+    """Which of the things that batch scripts lean on are there; sbatch hands the submitter's environment to the job."""
+    return {
+        "module": any(name in environment for name in ("MODULESHOME", "LMOD_CMD", "BASH_FUNC_module%%")),
+        "conda": any(name in environment for name in ("CONDA_EXE", "MAMBA_EXE")),
+        "HOME": "HOME" in environment,
+        "USER": "USER" in environment or "LOGNAME" in environment,
+    }
+
+
+def _environment_gate(memory: Memory, environment: Mapping[str, str]) -> Gate | None:
+    now = environment_facts(environment)
+    gone = [name for name, was_there in memory.environment.items() if was_there and not now.get(name, False)]
+    if not gone:
+        return None
+    message = (
+        f"this environment lacks {', '.join(gone)}, which the first pass had, and jobs would inherit it; "
+        "start reconcile from a login shell (`bash -lc`), or say `reconcile accept EXPERIMENT --environment`"
+    )
+    return Gate(Reason("EnvironmentChanged", message))

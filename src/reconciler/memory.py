@@ -1,0 +1,220 @@
+"""What earlier passes left in writing, folded from the ledger's events; pure.
+
+Every event is a flat JSON object with ``at`` (epoch seconds) and ``event``. The fold is total: an event of a kind that
+this version does not know is kept in the ledger and ignored here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+Event = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt's job ended, as the cluster told it; ``failure`` is the class that retries are counted by."""
+
+    state: str
+    failure: str
+    at: float
+    started: float | None = None
+    exit_code: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One submission of a step: its intent, then whatever became known of it.
+
+    ``job`` None with none of ``refused``, ``limited`` and ``lost`` is an unconfirmed submission. ``unseen_at`` is when its job
+    was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
+    ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start.
+    """
+
+    number: int
+    name: str
+    at: float
+    begins: float
+    definition: str = ""
+    placement: str = ""
+    held: bool = False
+    by_hand: bool = False
+    job: str | None = None
+    refused: str | None = None
+    limited: bool = False
+    lost: bool = False
+    withdrawn: bool = False
+    end: End | None = None
+    unseen_at: float | None = None
+    missing_at: float | None = None
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """True while nobody knows whether the submission was accepted."""
+        return self.job is None and self.refused is None and not self.limited and not self.lost
+
+    @property
+    def is_open(self) -> bool:
+        """True while the attempt's outcome is not in writing."""
+        return not self.withdrawn and (self.is_unconfirmed or (self.job is not None and self.end is None))
+
+
+@dataclass(frozen=True)
+class Done:
+    """A step's result, once verified (or accepted by a person), under which definition and by which files."""
+
+    definition: str
+    at: float
+    by_person: bool = False
+    evidence: tuple[Mapping[str, Any], ...] = ()
+    meaning: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Word:
+    """A person's standing word on a step (``hold`` or ``cancel``)."""
+
+    verb: str
+    at: float
+    user: str = ""
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """All that is in writing about one step. Retries are counted among attempts after ``released_at``."""
+
+    attempts: tuple[Attempt, ...] = ()
+    done: Done | None = None
+    word: Word | None = None
+    released_at: float = 0.0
+    rerun_at: float | None = None
+
+    @property
+    def last(self) -> Attempt | None:
+        """The newest attempt that was not withdrawn, or None."""
+        return next((attempt for attempt in reversed(self.attempts) if not attempt.withdrawn), None)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose experiment this is: another one of these four asks for a person's word."""
+
+    cluster: str
+    path: str
+    user: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Everything in writing. An empty Memory is that of an experiment never seen before.
+
+    ``written`` maps each cell of the document that we own to the texts it may hold: the last one, and the one before it,
+    which a crash may have left there. ``states`` is each step's last known word for the Status column.
+    """
+
+    steps: Mapping[str, StepMemory] = field(default_factory=dict)
+    identity: Identity | None = None
+    environment: Mapping[str, bool] = field(default_factory=dict)
+    roots: frozenset[str] = frozenset()
+    names_kept: bool | None = None
+    released_at: float = 0.0
+    written: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    states: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, key: str) -> StepMemory:
+        """What is known of a step; an empty StepMemory where nothing is."""
+        return self.steps.get(key, StepMemory())
+
+
+def fold(events: Iterable[Event]) -> Memory:
+    """Memory from events, oldest first."""
+    memory = Memory()
+    for event in events:
+        memory = _apply(memory, event)
+    return memory
+
+
+def _apply(memory: Memory, event: Event) -> Memory:
+    kind, at = event["event"], float(event["at"])
+    if kind == "opened":
+        identity = Identity(event["cluster"], event["path"], event["user"])
+        return replace(memory, identity=identity, environment=dict(event["environment"]))
+    if kind == "root":
+        return replace(memory, roots=memory.roots | {event["path"]})
+    if kind == "names":
+        return replace(memory, names_kept=bool(event["kept"]))
+    if kind == "writing":
+        return replace(memory, written=_both(memory.written, event["cells"]))
+    if kind == "stands":
+        return replace(memory, states={**memory.states, **event["states"]})
+    if kind == "release" and "step" not in event:
+        return replace(memory, released_at=at)
+    if "step" not in event:
+        return memory
+    step = _apply_to_step(memory.of(event["step"]), kind, at, event)
+    return replace(memory, steps={**memory.steps, event["step"]: step})
+
+
+def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    return {**written, **{key: (text, *written.get(key, ())[:1]) for key, text in cells.items()}}
+
+
+def _apply_to_step(step: StepMemory, kind: str, at: float, event: Event) -> StepMemory:
+    if kind in ("intent", "adopted"):
+        return _with_attempt(step, kind, at, event)
+    if kind in _OUTCOMES:
+        changes = _OUTCOMES[kind](at, event)
+        attempts = tuple(replace(a, **changes) if a.number == event["attempt"] else a for a in step.attempts)
+        return replace(step, attempts=attempts)
+    if kind == "done":
+        evidence = tuple(event.get("evidence", ()))
+        done = Done(event["definition"], at, bool(event.get("by_person")), evidence, event.get("meaning", {}))
+        return replace(step, done=done, word=None)
+    if kind in ("hold", "cancel"):
+        return replace(step, word=Word(kind, at, event.get("user", ""), event.get("why", "")))
+    if kind == "release":
+        return replace(step, word=None, released_at=at)
+    if kind == "rerun":
+        return replace(step, word=None, released_at=at, done=None, rerun_at=at)
+    return step
+
+
+_OUTCOMES: Mapping[str, Any] = {
+    "submitted": lambda at, e: {"job": str(e["job"])},
+    "refused": lambda at, e: {"refused": e["message"]},
+    "limited": lambda at, e: {"limited": True},
+    "lost": lambda at, e: {"lost": True},
+    "unseen": lambda at, e: {"unseen_at": at},
+    "seen": lambda at, e: {"unseen_at": None},
+    "withdrawn": lambda at, e: {"withdrawn": True, "held": False},
+    "unheld": lambda at, e: {"held": False},
+    "missing": lambda at, e: {"missing_at": at},
+    "ended": lambda at, e: {
+        "job": str(e["job"]),
+        "end": End(e["state"], e["failure"], float(e["ended"]), e.get("started"), e.get("exit_code", "")),
+    },
+}
+
+
+def _with_attempt(step: StepMemory, kind: str, at: float, event: Event) -> StepMemory:
+    """An intent begins an attempt; an adoption confirms the attempt of its number, or stands for one nobody wrote down."""
+    number = int(event["attempt"])
+    known = next((a for a in step.attempts if a.number == number), None)
+    if kind == "adopted" and known is not None and not event.get("by_hand"):
+        adopted = replace(known, job=str(event["job"]), lost=False, limited=False, refused=None)
+        return replace(step, attempts=tuple(adopted if a is known else a for a in step.attempts))
+    attempt = Attempt(
+        number=number,
+        name=event["name"],
+        at=at,
+        begins=float(event.get("begins", at)),
+        definition=event.get("definition", ""),
+        placement=event.get("placement", ""),
+        held=bool(event.get("held")),
+        by_hand=bool(event.get("by_hand")),
+        job=str(event["job"]) if kind == "adopted" else None,
+    )
+    return replace(step, attempts=(*(a for a in step.attempts if a.number != number), attempt))

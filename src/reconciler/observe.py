@@ -1,0 +1,132 @@
+"""Look at the cluster and the disk, once a pass; what cannot be asked comes back as unknown.
+
+It asks only what the steps that are not done need, and never changes anything.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnreadable
+from reconciler.memory import Memory, StepMemory
+from reconciler.model import Desired, Job, Observed, Outputs, OutputState, Reason, Step, Unknown
+from reconciler.ports import Backend, Disk, Tools
+
+_ABNORMAL_ENDS = {"NodeFailure", "BootFailure", "Vanished"}
+
+
+def observe(
+    desired: Desired,
+    memory: Memory,
+    backend: Backend,
+    disk: Disk,
+    tools: Tools,
+    *,
+    deep: bool = False,
+    tick: Callable[[str], None] = lambda step: None,
+) -> Observed:
+    """The facts that a plan needs. ``tick`` hears of each step whose outputs are about to be examined."""
+    open_steps = [step for step in desired.steps if not _is_settled(step, memory.of(step.key))]
+    if not open_steps and not any(m.last is not None and m.last.is_open for m in memory.steps.values()):
+        return Observed((), None, {})
+    queue = _ask_queue(backend)
+    accounting = None if isinstance(queue, Unknown) else _ask_accounting(desired, memory, queue, backend)
+    roots: dict[Path, Outputs | None] = {}
+    outputs: dict[str, Outputs] = {}
+    for step in open_steps:
+        if step.blocked is not None:
+            continue
+        tick(step.key)
+        if step.root not in roots:
+            roots[step.root] = _missing_root(step.root, memory, disk)
+        is_suspect = deep or _ended_abnormally(memory.of(step.key))
+        outputs[step.key] = roots[step.root] or tools[step.tool].check(step, disk, deep=is_suspect)
+    return Observed(queue, accounting, {key: _since_rerun(found, memory.of(key)) for key, found in outputs.items()})
+
+
+def roots_seen(desired: Desired, memory: Memory, disk: Disk) -> tuple[str, ...]:
+    """Output roots that are there now and that nothing in writing says were; once seen, their absence is unknown."""
+    unwritten = {str(step.root) for step in desired.steps if step.blocked is None} - memory.roots
+    return tuple(sorted(root for root in unwritten if _is_directory(Path(root), disk)))
+
+
+def _is_settled(step: Step, memory: StepMemory) -> bool:
+    return memory.done is not None
+
+
+def _ask_queue(backend: Backend) -> tuple[Job, ...] | Unknown:
+    try:
+        return backend.queue()
+    except ClusterUnreachable as error:
+        return Unknown(str(error))
+
+
+def _ask_accounting(
+    desired: Desired, memory: Memory, queue: tuple[Job, ...], backend: Backend
+) -> tuple[Job, ...] | Unknown | None:
+    """Jobs from the accounting, asked only about attempts that are open and whose job the queue does not show."""
+    shown = {job.id for job in queue} | {job.name for job in queue}
+    doubtful = [
+        attempt
+        for m in memory.steps.values()
+        for attempt in m.attempts
+        if (attempt.is_open or attempt.lost) and attempt.job not in shown and attempt.name not in shown
+    ]
+    if not any(attempt.is_open for attempt in doubtful) and not _held_by_us(memory, queue):
+        return None
+    ids = tuple(attempt.job for attempt in doubtful if attempt.job is not None)
+    try:
+        return backend.accounting(min((a.at for a in doubtful), default=time.time()) - 300.0, ids)
+    except AccountingDisabled:
+        return ()
+    except ClusterUnreachable as error:
+        return Unknown(str(error))
+
+
+def _held_by_us(memory: Memory, queue: tuple[Job, ...]) -> bool:
+    """True while a held replacement waits: before it may start, the accounting is asked for what it replaces."""
+    held = {attempt.name for m in memory.steps.values() for attempt in m.attempts if attempt.held}
+    return any(job.is_live and job.name in held for job in queue)
+
+
+def _missing_root(root: Path, memory: Memory, disk: Disk) -> Outputs | None:
+    """Unknown where the directory above the outputs is gone, or never was and may be an absent mount; None where absence
+    counts."""
+    try:
+        if disk.stat(root) is not None:
+            return None
+        if str(root) in memory.roots:
+            return _unknown("RootGone", f"{root} was there before and is gone; is its filesystem mounted?")
+        if disk.stat(root.parent) is not None:
+            return None
+    except DiskUnreadable as error:
+        return _unknown("DiskUnknown", str(error))
+    return _unknown("RootMissing", f"neither {root} nor {root.parent} is there; create it if its filesystem is mounted")
+
+
+def _unknown(code: str, message: str) -> Outputs:
+    return Outputs(OutputState.UNKNOWN, Reason(code, message))
+
+
+def _is_directory(path: Path, disk: Disk) -> bool:
+    try:
+        found = disk.stat(path)
+    except DiskUnreadable:
+        return False
+    return found is not None and found.is_dir
+
+
+def _ended_abnormally(memory: StepMemory) -> bool:
+    """After a node failure sizes may be right and contents lost: such outputs are verified in full."""
+    return any(a.end is not None and a.end.failure in _ABNORMAL_ENDS for a in memory.attempts)
+
+
+def _since_rerun(outputs: Outputs, memory: StepMemory) -> Outputs:
+    """Evidence older than a person's ``rerun`` counts no more."""
+    is_older = memory.rerun_at is not None and outputs.newest is not None and outputs.newest < memory.rerun_at
+    if not is_older or outputs.state is not OutputState.COMPLETE:
+        return outputs
+    return replace(outputs, state=OutputState.ABSENT, reason=Reason("Superseded", "only outputs from before the rerun are there"))

@@ -1,0 +1,178 @@
+"""Write down how the experiment stands: the document's status tables and the tools' own logs.
+
+Called after acting, from what was decided and from the ledger; it decides nothing. Where the document changed meanwhile it
+is left alone, and the next pass writes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from reconciler.act import Outcome
+from reconciler.errors import PermanentError, TemporaryError
+from reconciler.files import replace_file
+from reconciler.ledger import Ledger
+from reconciler.memory import Memory, StepMemory
+from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Step, Verb
+from reconciler.plan import all_jobs
+from reconciler.ports import Tools
+from reconciler.status_tables import StatusRow, standalone_tables, update_document
+from reconciler.tool_log import append_block
+
+_WORDS = {
+    Condition.WAITING: "WAITING",
+    Condition.QUEUED: "PENDING",
+    Condition.RUNNING: "RUNNING",
+    Condition.VERIFYING: "UNVERIFIED",
+    Condition.DONE: "COMPLETED",
+    Condition.HELD: "HELD",
+    Condition.DRIFTED: "DRIFTED",
+    Condition.BLOCKED: "WAITING",
+}
+_FAILURES = {"TimeLimit": "TIMEOUT", "OutOfMemoryHost": "OUT_OF_MEMORY", "Cancelled": "CANCELLED"}
+
+
+def record(
+    desired: Desired,
+    outcomes: Sequence[Outcome],
+    observed: Observed,
+    ledger: Ledger,
+    tools: Tools,
+    policy: Policy,
+    now: float,
+) -> tuple[str, ...]:
+    """Update the status tables and append to the tools' logs; returns what a person should hear of it."""
+    memory = ledger.memory()
+    jobs = {job.id: job for job in all_jobs(observed)}
+    steps = [(step, outcome) for step, outcome in zip(desired.steps, outcomes, strict=True)]
+    rows = {step.key: row for step, outcome in steps if (row := _row(step, outcome.action, memory.of(step.key), jobs))}
+    _write_logs(desired, steps, memory, rows, tools, now)
+    if policy.document == "none" or not rows:
+        _remember_states(ledger, memory, rows)
+        return ()
+    notes = _write_tables(desired, tuple(rows.values()), ledger, memory)
+    _remember_states(ledger, memory, rows)
+    return notes
+
+
+# --- rows --------------------------------------------------------------------------------------------
+
+
+def _row(step: Step, action: Action, memory: StepMemory, jobs: Mapping[str, Job]) -> StatusRow | None:
+    """A step's row; None where nobody knows how it stands, so that what the table says stays."""
+    status = status_word(action)
+    if status is None:
+        return None
+    last = memory.last
+    job = jobs.get(last.job) if last is not None and last.job is not None else None
+    end = last.end if last is not None else None
+    started = (end.started if end else None) or (job.started if job else None)
+    is_over = action.condition in (Condition.DONE, Condition.FAILED)
+    completed = end.at if end is not None and is_over else None
+    return StatusRow(
+        run=step.run,
+        stage=step.stage,
+        task=step.task,
+        epoch=step.epoch,
+        status=status,
+        job_id=(last.job if last is not None and last.job else ""),
+        started=_local(started),
+        completed=_local(completed),
+        notes=_notes(action, started, completed),
+    )
+
+
+def status_word(action: Action) -> str | None:
+    """The word for the Status column; None while unknown."""
+    if action.condition is Condition.FAILED:
+        return _FAILURES.get(action.reason.code, "FAILED")
+    if action.condition is Condition.WAITING and action.reason.code in ("NeedUnmet", "NotStarted"):
+        return "PENDING"
+    return _WORDS.get(action.condition)
+
+
+def _notes(action: Action, started: float | None, completed: float | None) -> str:
+    if action.condition is Condition.DONE:
+        return elapsed(completed - started) if started is not None and completed is not None else ""
+    if action.condition in (Condition.RUNNING, Condition.QUEUED):
+        return ""
+    return "" if action.reason.code in ("NeedUnmet", "NotStarted") else action.reason.code
+
+
+def elapsed(seconds: float) -> str:
+    """A duration as readers of these documents know it: ``8m 3s``, ``2h 4m 10s``."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return " ".join(f"{value}{unit}" for value, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if value or unit == "s")
+
+
+def _local(at: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at)) if at else ""
+
+
+# --- the document ------------------------------------------------------------------------------------
+
+
+def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, memory: Memory) -> tuple[str, ...]:
+    target = desired.document if desired.document.suffix == ".md" else desired.directory / "STATUS.md"
+    try:
+        before = target.read_bytes() if target.exists() else b""
+        if target is not desired.document:
+            _replace_if_changed(target, before, standalone_tables(desired.name, rows))
+            return ()
+        update = update_document(before.decode("utf-8"), rows, memory.written)
+        if update.text.encode("utf-8") == before:
+            return update.conflicts
+        # Written down first: after a crash in between, a cell that still holds the older text is ours all the same.
+        cells = {key: text for key, text in update.written.items() if memory.written.get(key, ("",))[0] != text}
+        ledger.append("writing", cells=cells)
+        replace_file(target, update.text.encode("utf-8"), expected=before)
+    except (TemporaryError, PermanentError, UnicodeDecodeError) as error:
+        return (f"{target}: the status tables were not written: {error}",)
+    except OSError as error:
+        return (f"{target}: the status tables were not written: {error.strerror}",)
+    return update.conflicts
+
+
+def _replace_if_changed(target: Path, before: bytes, text: str) -> None:
+    content = text.encode("utf-8")
+    if content != before:
+        replace_file(target, content, expected=before or None)
+
+
+# --- the tools' logs ---------------------------------------------------------------------------------
+
+
+def _write_logs(
+    desired: Desired,
+    steps: Sequence[tuple[Step, Outcome]],
+    memory: Memory,
+    rows: Mapping[str, StatusRow],
+    tools: Tools,
+    now: float,
+) -> None:
+    directory = desired.directory if desired.document.suffix == ".md" else desired.directory / "logs"
+    for step, outcome in steps:
+        tool = tools[step.tool]
+        operation, subject = tool.log_label(step)
+        path = directory / tool.log_file
+        action, row, before = outcome.action, rows.get(step.key), memory.states.get(step.key)
+        if action.verb is Verb.SUBMIT and outcome.result == "applied":
+            append_block(path, now, operation, subject, f"sbatch {step.script.name}", action.job, "success")
+        elif row is not None and before is not None and row.status != before:
+            append_block(path, now, "STATE_CHANGE", subject, f"{before} -> {row.status}", row.job_id or None, "success")
+    for name in sorted({step.tool for step, _ in steps}):
+        of_tool = [(step, outcome) for step, outcome in steps if step.tool == name]
+        all_done = all(outcome.action.condition is Condition.DONE for _, outcome in of_tool)
+        was_done = all(memory.states.get(step.key) == "COMPLETED" for step, _ in of_tool)
+        if all_done and not was_done:
+            details = f"all {len(of_tool)} steps are verified"
+            append_block(directory / tools[name].log_file, now, "ALL_COMPLETE", desired.name, details, None, "success")
+
+
+def _remember_states(ledger: Ledger, memory: Memory, rows: Mapping[str, StatusRow]) -> None:
+    changed = {key: row.status for key, row in rows.items() if memory.states.get(key) != row.status}
+    if changed:
+        ledger.append("stands", states=changed)

@@ -1,0 +1,275 @@
+"""A pass as text for people and as JSON for machines; pure.
+
+The same actions and reasons print everywhere. Names come from documents and job names: control characters never reach the
+terminal raw.
+"""
+
+from __future__ import annotations
+
+import time
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from reconciler.loop import Pass
+from reconciler.memory import Attempt, StepMemory
+from reconciler.model import Action, Condition, Verb
+
+_GROUPS: tuple[tuple[str, str, str], ...] = (
+    ("Cancel", "-", "red"),
+    ("Submit", "+", "green"),
+    ("Take over", "»", "green"),
+    ("Mark done", "✓", "green"),
+    ("In flight", "~", "blue"),
+    ("Wait", "·", "dim"),
+    ("Needs you", "!", "yellow"),
+    ("Unknown", "?", "yellow"),
+    ("Done", "=", "dim"),
+)
+_COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "dim": "2", "bold": "1"}
+
+
+@dataclass(frozen=True)
+class Paint:
+    """Colour where it is wanted, plain text elsewhere."""
+
+    is_on: bool = False
+
+    def __call__(self, text: str, colour: str) -> str:
+        """The text in that colour, or as it is."""
+        return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m" if self.is_on else text
+
+
+def plain(text: str) -> str:
+    """Text that cannot steer a terminal: control and bidirectional characters are shown as escapes."""
+    is_unsafe = (unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text)
+    return "".join(f"\\u{ord(c):04x}" if bad else c for c, bad in zip(text, is_unsafe, strict=True))
+
+
+def group_of(action: Action) -> str:
+    """Under which heading an action is shown."""
+    by_verb = {Verb.CANCEL: "Cancel", Verb.SUBMIT: "Submit", Verb.ADOPT: "Take over", Verb.MARK_DONE: "Mark done"}
+    if action.verb in by_verb:
+        return by_verb[action.verb]
+    if action.condition is Condition.DONE:
+        return "Done"
+    if action.condition.needs_person:
+        return "Needs you"
+    if action.condition in (Condition.QUEUED, Condition.RUNNING):
+        return "In flight"
+    return "Unknown" if action.condition is Condition.UNKNOWN else "Wait"
+
+
+def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
+    """The pending actions, grouped by what will happen; the last line sums up."""
+    lines = [paint(plain(seen.desired.name), "bold")]
+    width = max((len(plain(a.step)) for a in seen.actions), default=0)
+    for name, symbol, colour in _GROUPS:
+        members = [action for action in seen.actions if group_of(action) == name]
+        if not members or (name == "Done" and not verbose):
+            continue
+        lines += ["", f"{paint(name, 'bold')} ({len(members)})"]
+        for action in members:
+            lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(plain(action.reason.message), 'dim')}")
+            lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if action.verb is Verb.SUBMIT]
+    return "\n".join([*lines, "", summary(seen.actions)])
+
+
+def summary(actions: Sequence[Action]) -> str:
+    """One line: how many of each, and of how many."""
+    phrases = {
+        "Cancel": "to cancel",
+        "Submit": "to submit",
+        "Take over": "to take over",
+        "Mark done": "to mark done",
+        "In flight": "in flight",
+        "Wait": "waiting",
+        "Needs you": "for you to decide",
+        "Unknown": "unknown",
+    }
+    counts = {name: sum(group_of(action) == name for action in actions) for name, _, _ in _GROUPS}
+    parts = [f"{counts[name]} {phrase}" for name, phrase in phrases.items() if counts[name]]
+    done = f"{counts['Done']} of {len(actions)} done"
+    if not parts:
+        return f"{done}: nothing to do"
+    return ", ".join([*parts, done])
+
+
+def applied_text(seen: Pass, paint: Paint) -> str:
+    """What a pass did, what needs a person, and how things stand."""
+    lines = [
+        f"{paint('!', 'yellow')} {plain(a.step)}  {plain(a.reason.message)}" for a in seen.actions if a.condition.needs_person
+    ]
+    lines += [
+        f"{paint(mark(outcome.action), 'green')} {plain(outcome.action.step)}  {plain(outcome.action.reason.message)}"
+        for outcome in seen.outcomes
+        if outcome.action.changes_something
+    ]
+    lines += [f"{paint('?', 'yellow')} {plain(o.action.step)}  {plain(o.action.reason.message)}" for o in failed(seen)]
+    return "\n".join([*lines, stand(seen.actions)])
+
+
+def stand(actions: Sequence[Action]) -> str:
+    """How many steps are in each condition, in one line."""
+    counts = {condition: sum(a.condition is condition for a in actions) for condition in Condition}
+    parts = [
+        f"{count} {condition.value.lower()}" for condition, count in counts.items() if count and condition is not Condition.DONE
+    ]
+    return ", ".join([*parts, f"{counts[Condition.DONE]} of {len(actions)} done"])
+
+
+def failed(seen: Pass) -> list[Any]:
+    """Outcomes of this pass that were not what was planned."""
+    return [outcome for outcome in seen.outcomes if outcome.result != "applied"]
+
+
+def mark(action: Action) -> str:
+    """The symbol of an action."""
+    return next(symbol for name, symbol, _ in _GROUPS if name == group_of(action))
+
+
+def status_text(seen: Pass, paint: Paint) -> str:
+    """Each step's condition, its job, and why."""
+    rows = [(plain(a.step), a.condition.value, a.job or "-", plain(a.reason.message)) for a in seen.actions]
+    header = ("STEP", "CONDITION", "JOB", "REASON")
+    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
+    lines = [paint("  ".join([*(h.ljust(w) for h, w in zip(header, widths, strict=False)), header[3]]), "bold")]
+    for action, row in zip(seen.actions, rows, strict=True):
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        cells[1] = paint(cells[1], _colour_of(action.condition))
+        lines.append("  ".join([*cells, row[3]]))
+    return "\n".join([*lines, "", stand(seen.actions)])
+
+
+def _colour_of(condition: Condition) -> str:
+    if condition is Condition.DONE:
+        return "green"
+    if condition.needs_person:
+        return "yellow"
+    return "blue" if condition in (Condition.RUNNING, Condition.QUEUED) else "dim"
+
+
+def explain_text(seen: Pass, key: str) -> str:
+    """The facts seen of one step, the rule that decided, the attempts and the evidence."""
+    facts = explained(seen, key)
+    lines = [f"{plain(key)}", f"  {facts['condition']}: {plain(facts['reason']['message'])}"]
+    lines.append(f"  decided by the rule {facts['rule']!r} ({facts['reason']['code']}), action {facts['action']}")
+    for name in ("script", "output_dir", "need"):
+        if facts[name]:
+            lines.append(f"  {name.replace('_', ' ')}: {plain(facts[name])}")
+    outputs = facts["outputs"]
+    lines.append(
+        f"  outputs: {outputs['state']}, {plain(outputs['reason']['message'])}" if outputs else "  outputs: not examined"
+    )
+    lines += [f"  attempt {a['number']}: {_attempt_sentence(a)}" for a in facts["attempts"]]
+    if facts["evidence"]:
+        lines.append(f"  evidence ({len(facts['evidence'])} files):")
+        lines += [f"    {plain(file['path'])}  {file['size']} bytes" for file in facts["evidence"]]
+    if facts["word"]:
+        lines.append(f"  a person's word: {facts['word']['verb']} {plain(facts['word']['why'])}")
+    return "\n".join(lines)
+
+
+def _attempt_sentence(attempt: Mapping[str, Any]) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["at"]))
+    job = f"job {attempt['job']}" if attempt["job"] else "no job known"
+    return f"{when}, {job}, {attempt['outcome']}"
+
+
+# --- JSON ----------------------------------------------------------------------------------------------
+
+
+def actions_json(seen: Pass) -> dict[str, Any]:
+    """What ``diff`` and ``apply`` print; its form is schemas/actions.schema.json."""
+    return {
+        "experiment": seen.desired.name,
+        "converged": seen.converged,
+        "actions": [
+            {
+                "step": action.step,
+                "action": action.verb.value,
+                "reason": {"code": action.reason.code, "message": action.reason.message},
+                "condition": action.condition.value,
+                "job_id": action.job,
+                "attempt": action.attempt,
+                "changes": list(action.changes),
+                "result": result,
+            }
+            for action, result in _with_results(seen)
+        ],
+    }
+
+
+def _with_results(seen: Pass) -> Iterable[tuple[Action, str | None]]:
+    if seen.outcomes:
+        return [(outcome.action, outcome.result) for outcome in seen.outcomes]
+    return [(action, None) for action in seen.plan.actions]
+
+
+def status_json(seen: Pass) -> dict[str, Any]:
+    """What ``status`` prints; its form is schemas/status.schema.json."""
+    return {
+        "experiment": seen.desired.name,
+        "converged": seen.converged,
+        "steps": [
+            {
+                "step": action.step,
+                "condition": action.condition.value,
+                "reason": {"code": action.reason.code, "message": action.reason.message},
+                "next": action.verb.value,
+                "job_id": action.job,
+                "attempts": len(seen.memory.of(action.step).attempts),
+            }
+            for action in seen.actions
+        ],
+    }
+
+
+def explained(seen: Pass, key: str) -> dict[str, Any]:
+    """What ``explain`` prints as JSON."""
+    action, step, memory = seen.plan.of(key), seen.desired.step(key), seen.memory.of(key)
+    assert step is not None
+    outputs = seen.observed.outputs.get(key)
+    return {
+        "step": key,
+        "condition": action.condition.value,
+        "action": action.verb.value,
+        "rule": action.rule,
+        "reason": {"code": action.reason.code, "message": action.reason.message},
+        "script": str(step.script),
+        "output_dir": str(step.output_dir),
+        "need": step.need,
+        "job_id": action.job,
+        "outputs": {
+            "state": outputs.state.value,
+            "reason": {"code": outputs.reason.code, "message": outputs.reason.message},
+        }
+        if outputs
+        else None,
+        "attempts": [_attempt_json(attempt) for attempt in memory.attempts],
+        "evidence": _evidence(memory),
+        "word": {"verb": memory.word.verb, "why": memory.word.why} if memory.word else None,
+    }
+
+
+def _attempt_json(attempt: Attempt) -> dict[str, Any]:
+    return {"number": attempt.number, "job": attempt.job, "at": attempt.at, "name": attempt.name, "outcome": _fate(attempt)}
+
+
+def _fate(attempt: Attempt) -> str:
+    if attempt.end is not None:
+        return f"ended {attempt.end.state}" + (f" {attempt.end.exit_code}" if attempt.end.exit_code else "")
+    if attempt.withdrawn:
+        return "withdrawn"
+    if attempt.refused is not None:
+        return f"refused: {attempt.refused}"
+    if attempt.limited:
+        return "put off by a limit of the site"
+    if attempt.lost:
+        return "given up for lost"
+    return "submitted" if attempt.job else "unconfirmed"
+
+
+def _evidence(memory: StepMemory) -> list[dict[str, Any]]:
+    return [dict(file) for file in memory.done.evidence] if memory.done else []

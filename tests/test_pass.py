@@ -1,0 +1,516 @@
+"""Whole passes on a real directory, with a cluster in memory: what the world looks like afterwards."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from reconciler.disk import RealDisk
+from reconciler.errors import (
+    AnotherPass,
+    ClusterUnreachable,
+    LedgerDamaged,
+    LimitReached,
+    SubmissionRefused,
+    SubmissionUncertain,
+    UsageError,
+)
+from reconciler.ledger import Ledger
+from reconciler.loop import Scene, preview, run_pass
+from reconciler.model import (
+    Condition,
+    FileId,
+    Outputs,
+    OutputState,
+    Policy,
+    Reading,
+    Reason,
+    RunInput,
+    RunKind,
+    Stage,
+    Step,
+    digest,
+)
+from reconciler.ports import Disk
+from reconciler.words import Order, accept_identity, carry_out, release_experiment
+from worlds import MemoryCluster
+
+DOCUMENT = """# two runs
+
+## Tools
+
+- **Model Preparation:** trainer
+- **Evaluation:** evaluator
+
+## All Runs
+
+| Run Name | Type |
+|----------|------|
+| a | Fine-tuned |
+| b | Fine-tuned |
+| base | Control |
+
+## Evaluation Plan
+
+| Run Name | cap |
+|----------|-----|
+| a | ✓ epoch 0 |
+| b | ✓ epoch 0 |
+| base | ✓ |
+"""
+
+
+class StandInTool:
+    """A tool whose result is one file that says so: ``whole`` verifies, anything else does not."""
+
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+        self.name = "trainer" if stage is Stage.FINETUNE else "evaluator"
+        self.log_file = f"run-{self.name}.log"
+
+    def read(self, run: RunInput, disk: Disk) -> Reading:
+        if self.stage is Stage.FINETUNE:
+            return Reading((self._step(run, f"{run.name}/finetune", run.directory / "finetune.slurm"),))
+        steps = []
+        for wanted in run.evaluations:
+            cell = f"{wanted.task}_base" if wanted.epoch is None else f"{wanted.task}_epoch{wanted.epoch}"
+            step = self._step(run, f"{run.name}/eval/{cell}", run.directory / "eval" / f"{cell}.slurm")
+            need = run.preparation_key if run.kind is RunKind.FINE_TUNED else None
+            steps.append(replace(step, task=wanted.task, epoch=wanted.epoch, need=need))
+        return Reading(tuple(steps))
+
+    def _step(self, run: RunInput, key: str, script: Path) -> Step:
+        out = run.directory / "out" / script.stem
+        definition = digest(script.read_text())
+        return Step(
+            key, run.name, self.stage, self.name, script, out, run.directory, definition, "p", checkpoints={0: out / "epoch_0"}
+        )
+
+    def may_submit(self, step: Step, outputs: Outputs) -> str | None:
+        return None
+
+    def log_label(self, step: Step) -> tuple[str, str]:
+        return ("SUBMIT_JOB" if self.stage is Stage.FINETUNE else "SUBMIT_EVAL", step.key)
+
+    def check(self, step: Step, disk: Disk, deep: bool = False) -> Outputs:
+        content = disk.read(step.output_dir / "result")
+        if content is None:
+            return Outputs(OutputState.ABSENT, Reason("NoOutputs", "nothing is there"))
+        file = step.output_dir / "result"
+        found = disk.stat(file)
+        assert found is not None
+        if content != b"whole":
+            return Outputs(OutputState.INCOMPLETE, Reason("Torn", "the result is torn"), torn=(file,), newest=0.0)
+        evidence = (FileId(str(file), found.size, found.mtime_ns),)
+        return Outputs(OutputState.COMPLETE, Reason("Whole", "the result is whole"), True, found.mtime_ns / 1e9, evidence)
+
+
+@dataclass
+class Lab:
+    """One experiment, its cluster, and a clock that tests move."""
+
+    directory: Path
+    cluster: MemoryCluster = field(default_factory=MemoryCluster)
+    now: float = 2_000_000_000.0
+    environment: dict[str, str] = field(default_factory=lambda: {"HOME": "/h", "USER": "u", "CONDA_EXE": "/conda"})
+    user: str = "u"
+    policy: Policy = field(default_factory=lambda: Policy(settle=10, stagger=0))
+
+    @property
+    def document(self) -> Path:
+        return self.directory / "experiment_summary.md"
+
+    @property
+    def scene(self) -> Scene:
+        tools = {tool.name: tool for tool in (StandInTool(Stage.FINETUNE), StandInTool(Stage.EVALUATION))}
+        return Scene(self.directory, self.policy, self.cluster, RealDisk(), tools, lambda: self.now, self.user, self.environment)
+
+    def run(self, seconds: float = 60):
+        self.now += seconds
+        return run_pass(self.scene)
+
+    def conditions(self) -> dict[str, Condition]:
+        return {action.step: action.condition for action in preview(self.scene).actions}
+
+    def finish(self, key: str, content: str | None = "whole", state: str = "COMPLETED") -> None:
+        """The step's job ends, having written ``content`` (None: nothing)."""
+        step = preview(self.scene).desired.step(key)
+        if content is not None:
+            step.output_dir.mkdir(parents=True, exist_ok=True)
+            (step.output_dir / "result").write_text(content)
+        self.cluster.finish(preview(self.scene).plan.of(key).job, state, self.now)
+
+    def tree(self) -> dict[str, bytes]:
+        return {str(p.relative_to(self.directory)): p.read_bytes() for p in sorted(self.directory.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def lab(tmp_path):
+    directory = tmp_path / "exp"
+    for run, script in (("a", "cap_epoch0"), ("b", "cap_epoch0"), ("base", "cap_base")):
+        (directory / run / "eval").mkdir(parents=True)
+        (directory / run / "eval" / f"{script}.slurm").write_text("#!/bin/bash\n#SBATCH --job-name=eval\necho eval\n")
+        if run != "base":
+            (directory / run / "finetune.slurm").write_text("#!/bin/bash\n#SBATCH --output=logs/o-%j\necho train\n")
+    (directory / "experiment_summary.md").write_text(DOCUMENT)
+    return Lab(directory)
+
+
+def test_an_experiment_converges_with_one_job_a_step_and_a_filled_in_document(lab):
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+    for key in ("a/finetune", "b/finetune", "base/eval/cap_base"):
+        lab.finish(key)
+    lab.run()
+    assert len(lab.cluster.submissions) == 5
+    for key in ("a/eval/cap_epoch0", "b/eval/cap_epoch0"):
+        lab.finish(key)
+    assert lab.run().converged
+    assert len(lab.cluster.submissions) == 5
+    assert lab.document.read_text().startswith(DOCUMENT)
+    assert lab.document.read_text().count("COMPLETED") == 5
+    before = lab.tree()
+    assert lab.run().converged
+    assert lab.tree() == before
+
+
+def test_a_preview_writes_nothing_at_all(lab):
+    before = lab.tree()
+    preview(lab.scene)
+    assert lab.tree() == before
+    assert not (lab.directory / ".reconcile").exists()
+
+
+def test_a_preview_tells_what_the_pass_then_does(lab):
+    shown = {a.step: a.verb for a in preview(lab.scene).actions}
+    assert {a.step: a.verb for a in lab.run().plan.actions} == shown
+
+
+def test_a_pass_killed_after_acceptance_is_followed_by_adoption_not_by_a_second_job(lab):
+    lab.run()
+    lab.cluster = MemoryCluster(loses_answer=True)
+    shutil.rmtree(lab.directory / ".reconcile")
+    with pytest.raises(KeyboardInterrupt):
+        lab.run()
+    lab.run()
+    lab.run()
+    names = [job.name for job in lab.cluster.submissions]
+    assert len(names) == len(set(names)) == 3
+    assert list(lab.conditions().values()).count(Condition.QUEUED) == 3
+
+
+def test_losing_the_whole_ledger_submits_nothing_beside_live_jobs(lab):
+    lab.run()
+    shutil.rmtree(lab.directory / ".reconcile")
+    lab.run()
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+
+
+def test_an_unconfirmed_submission_is_repeated_held_after_grace_and_then_freed(lab):
+    lab.cluster.fails_with = [SubmissionUncertain("timed out")]
+    lab.run()
+    assert not lab.cluster.submissions
+    lab.run(lab.policy.grace / 2)
+    first = lab.conditions()
+    assert list(first.values()).count(Condition.UNKNOWN) == 1
+    lab.run(lab.policy.grace)
+    assert sum(job.held for job in lab.cluster.submissions) == 1
+    lab.run()
+    assert not any(job.held for job in lab.cluster.jobs.values())
+    assert len(lab.cluster.submissions) == 3
+
+
+def test_a_cluster_that_cannot_be_asked_stops_everything_and_changes_no_step(lab):
+    lab.run()
+    before = lab.document.read_bytes()
+    lab.cluster.is_down = True
+    seen = lab.run()
+    assert set(lab.conditions().values()) == {Condition.UNKNOWN}
+    assert all(not outcome.action.changes_something for outcome in seen.outcomes)
+    assert lab.document.read_bytes() == before
+    assert len(lab.cluster.submissions) == 3
+
+
+def test_a_refusal_stops_only_its_own_step_and_is_held_after_three(lab):
+    lab.cluster.fails_with = [SubmissionRefused("Invalid account")]
+    lab.run()
+    assert len(lab.cluster.submissions) == 2
+    lab.cluster.fails_with = [SubmissionRefused("Invalid account")]
+    lab.run(4000)
+    lab.cluster.fails_with = [SubmissionRefused("Invalid account")]
+    lab.run(8000)
+    lab.run(100_000)
+    assert list(lab.conditions().values()).count(Condition.HELD) == 1
+    assert len(lab.cluster.submissions) == 2
+
+
+def test_a_limit_of_the_site_is_waited_out(lab):
+    lab.cluster.fails_with = [LimitReached("QOSMaxSubmitJobPerUserLimit")]
+    lab.run()
+    assert not lab.cluster.submissions
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+
+
+def test_a_failed_run_stays_failed_and_the_others_go_on(lab):
+    lab.run()
+    lab.finish("a/finetune", None, "FAILED")
+    lab.finish("b/finetune")
+    lab.run()
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.FAILED
+    assert lab.conditions()["b/finetune"] is Condition.DONE
+    assert re.search(r"^\| a \| FAILED +\|", lab.document.read_text(), re.MULTILINE)
+    assert len(lab.cluster.submissions) == 4
+
+
+def test_a_node_failure_is_retried_with_its_torn_outputs_moved_aside(lab):
+    lab.run()
+    lab.finish("a/finetune", "torn", "NODE_FAIL")
+    for _ in range(4):
+        lab.run(120)
+    out = lab.directory / "a" / "out" / "finetune"
+    assert [p.read_text() for p in out.glob("moved-aside-*/result")] == ["torn"]
+    assert not (out / "result").exists()
+    assert sum(".rc-" in job.name and job.name.endswith("-2") for job in lab.cluster.submissions) == 1
+
+
+def test_torn_outputs_of_somebody_else_are_left_and_held(lab):
+    out = lab.directory / "a" / "out" / "finetune"
+    out.mkdir(parents=True)
+    (out / "result").write_text("half")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.HELD
+    assert (out / "result").read_text() == "half"
+
+
+def test_work_done_before_is_recognised_and_never_submitted(lab):
+    out = lab.directory / "a" / "out" / "finetune"
+    out.mkdir(parents=True)
+    (out / "result").write_text("whole")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.DONE
+    assert not any(job.script.parent.name == "a" for job in lab.cluster.submissions)
+
+
+def test_verified_work_stays_done_when_its_files_are_purged(lab):
+    out = lab.directory / "a" / "out" / "finetune"
+    out.mkdir(parents=True)
+    (out / "result").write_text("whole")
+    lab.run()
+    shutil.rmtree(out)
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.DONE
+    assert not any(job.script.name == "finetune.slurm" and job.script.parent.name == "a" for job in lab.cluster.submissions)
+
+
+def test_a_second_pass_at_the_same_time_is_turned_away(lab):
+    (lab.directory / ".reconcile").mkdir()
+    with (lab.directory / ".reconcile" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(AnotherPass):
+            lab.run()
+    assert not lab.cluster.submissions
+
+
+def test_a_torn_last_line_of_the_ledger_is_dropped_and_the_work_goes_on(lab):
+    lab.run()
+    ledger = lab.directory / ".reconcile" / "ledger.jsonl"
+    with ledger.open("ab") as file:
+        file.write(b'{"at": 1, "event": "subm')
+    lab.finish("a/finetune")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.DONE
+    assert all(json.loads(line) for line in ledger.read_text().splitlines())
+
+
+def test_any_other_damage_of_the_ledger_stops_and_changes_nothing(lab):
+    lab.run()
+    ledger = lab.directory / ".reconcile" / "ledger.jsonl"
+    lines = ledger.read_text().splitlines(keepends=True)
+    ledger.write_text("".join([lines[0], "garbage\n", *lines[1:]]))
+    before = lab.tree()
+    with pytest.raises(LedgerDamaged, match=r"ledger\.jsonl:2"):
+        lab.run()
+    assert lab.tree() == before
+
+
+def test_every_intent_is_on_disk_before_its_submission(lab):
+    class Watching(MemoryCluster):
+        def submit(self, job):
+            names = [e["name"] for e in Ledger(lab.directory.resolve(), lambda: 0.0).events() if e["event"] == "intent"]
+            assert job.name in names
+            return super().submit(job)
+
+    lab.cluster = Watching()
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+
+
+def test_a_moved_a_copied_and_a_strangers_experiment_are_refused_until_a_person_says_which(lab):
+    lab.run()
+    moved = lab.directory.with_name("moved")
+    shutil.copytree(lab.directory, moved)
+    other = replace(lab, directory=moved)
+    with pytest.raises(UsageError, match="--moved"):
+        other.run()
+    accept_identity(other.scene, "copied")
+    other.run()
+    assert len(lab.cluster.submissions) == 6
+    stranger = replace(lab, user="somebody")
+    with pytest.raises(UsageError, match="--user"):
+        stranger.run()
+
+
+def test_an_environment_that_lost_something_submits_nothing(lab):
+    lab.cluster.fails_with = [LimitReached("later")]
+    lab.run()
+    lab.environment = {"HOME": "/h", "USER": "u"}
+    lab.run()
+    assert not lab.cluster.submissions
+    assert set(lab.conditions().values()) <= {Condition.HELD, Condition.WAITING}
+    accept_identity(lab.scene, "environment")
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+
+
+def test_a_site_that_rewrites_names_gets_one_job_and_no_more(lab):
+    class Rewriting(MemoryCluster):
+        def queue(self):
+            return tuple(replace(job, name=job.name[:5]) for job in super().queue())
+
+    lab.cluster = Rewriting()
+    lab.run()
+    lab.run()
+    assert len(lab.cluster.submissions) == 1
+
+
+def test_a_persons_edit_of_a_cell_is_kept_and_reported(lab):
+    lab.run()
+    text = lab.document.read_text().replace("| a | PENDING |", "| a | ask Ana |")
+    lab.document.write_text(text)
+    lab.finish("a/finetune")
+    seen = lab.run()
+    assert "| a | ask Ana |" in lab.document.read_text()
+    assert any("ask Ana" in note for note in seen.notes)
+
+
+def test_cells_are_still_ours_after_a_pass_was_killed_between_ledger_and_document(lab):
+    lab.run()
+    old = lab.document.read_bytes()
+    lab.finish("a/finetune")
+    lab.run()
+    lab.document.write_bytes(old)
+    seen = lab.run()
+    assert seen.notes == ()
+    assert "| a | COMPLETED |" in lab.document.read_text()
+
+
+def test_a_root_that_was_seen_and_is_gone_makes_its_steps_wait(lab):
+    lab.run()
+    seen = preview(lab.scene)
+    root = seen.desired.step("a/finetune").root
+    assert str(root) in Ledger(seen.desired.directory, lambda: 0.0).memory().roots
+
+
+# --- a person's word ------------------------------------------------------------------------------------
+
+
+def order(lab, verb, *steps, **more):
+    return carry_out(lab.scene, Order(verb, steps, **more), lambda prospect: True)
+
+
+def test_a_cancelled_step_is_not_submitted_again_until_released(lab):
+    lab.run()
+    order(lab, "cancel", "a/finetune", why="wrong data")
+    assert [job.state for job in lab.cluster.jobs.values()].count("CANCELLED") == 1
+    for _ in range(3):
+        lab.run(1000)
+    assert lab.conditions()["a/finetune"] is Condition.HELD
+    assert len(lab.cluster.submissions) == 3
+    order(lab, "release", "a/finetune")
+    lab.run()
+    assert len(lab.cluster.submissions) == 4
+
+
+def test_a_job_held_by_a_person_is_not_released_by_us(lab):
+    lab.run()
+    lab.cluster.hold("1")
+    lab.run()
+    assert lab.cluster.jobs["1"].held
+    assert Condition.HELD in lab.conditions().values()
+
+
+def test_accept_makes_a_failed_result_stand(lab):
+    lab.run()
+    lab.finish("a/finetune", "torn", "FAILED")
+    lab.run()
+    lab.run()
+    order(lab, "accept", "a/finetune")
+    assert lab.conditions()["a/finetune"] is Condition.DONE
+
+
+def test_rerun_moves_a_finished_fine_tune_aside_and_submits_it_again(lab):
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    order(lab, "rerun", "a/finetune")
+    lab.run()
+    parent = lab.directory / "a" / "out"
+    assert [p.read_text() for p in parent.glob("moved-aside-*/finetune/result")] == ["whole"]
+    assert lab.conditions()["a/finetune"] is Condition.QUEUED
+
+
+def test_rerun_refuses_a_running_job_without_now(lab):
+    lab.run()
+    job = next(job for job in lab.cluster.jobs.values() if "finetune" in job.name)
+    lab.cluster.jobs[job.id] = replace(job, state="RUNNING", phase=job.phase.RUNNING)
+    with pytest.raises(UsageError, match="--now"):
+        order(lab, "rerun", "a/finetune", "b/finetune")
+
+
+def test_a_changed_script_of_a_finished_step_is_drift_and_accept_lets_it_stand(lab):
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    (lab.directory / "a" / "finetune.slurm").write_text("#!/bin/bash\necho other\n")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.DRIFTED
+    order(lab, "accept", "a/finetune")
+    assert lab.conditions()["a/finetune"] is Condition.DONE
+
+
+def test_release_without_a_step_lifts_the_stop_after_many_failures(lab):
+    lab.policy = replace(lab.policy, stop_after_failures=1)
+    lab.policy = replace(lab.policy, max_in_flight=1)
+    lab.run()
+    first = next(a.step for a in preview(lab.scene).actions if a.job)
+    lab.finish(first, None, "FAILED")
+    lab.run()
+    lab.run()
+    assert len(lab.cluster.submissions) == 1
+    release_experiment(lab.scene)
+    lab.run()
+    assert len(lab.cluster.submissions) == 2
+
+
+def test_an_identity_that_cannot_be_asked_does_nothing(lab):
+    lab.run()
+
+    class Dead(MemoryCluster):
+        def identity(self):
+            raise ClusterUnreachable("no controller")
+
+    lab.cluster = Dead()
+    with pytest.raises(ClusterUnreachable):
+        lab.run()
+    assert not lab.cluster.submissions

@@ -1,0 +1,285 @@
+"""The ladder, rung by rung: facts in, one action and its reason out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+
+from reconciler.model import Condition, OutputState, Phase, Policy, Reason, Token, Unknown, Verb
+from reconciler.plan import Gate, backoff
+from worlds import (
+    ABSENT,
+    COMPLETE,
+    NOW,
+    TORN,
+    decide,
+    done,
+    ended,
+    evaluation,
+    event,
+    finetune,
+    job,
+    name_of,
+    outputs,
+    plan_for,
+    submitted,
+)
+
+STEP = finetune()
+UNREADABLE = outputs(OutputState.UNKNOWN)
+LATE = Policy(settle=300, grace=600)
+
+
+@pytest.mark.parametrize(
+    ("world", "verb", "condition", "code"),
+    [
+        pytest.param({}, Verb.SUBMIT, Condition.WAITING, "NotStarted", id="nothing there"),
+        pytest.param({"events": [done(STEP)]}, Verb.KEEP, Condition.DONE, "Done", id="done before"),
+        pytest.param({"queue": Unknown("down")}, Verb.WAIT, Condition.UNKNOWN, "QueueUnknown", id="queue unknown"),
+        pytest.param({"seen": {STEP.key: UNREADABLE}}, Verb.WAIT, Condition.UNKNOWN, "Seen", id="disk unknown"),
+        pytest.param({"seen": {STEP.key: COMPLETE}}, Verb.MARK_DONE, Condition.DONE, "Verified", id="trained before us"),
+        pytest.param({"seen": {STEP.key: TORN}}, Verb.HOLD, Condition.HELD, "OutputsNotOurs", id="torn, not ours"),
+        pytest.param({"queue": (job(STEP),)}, Verb.ADOPT, Condition.RUNNING, "LiveJobFound", id="live, id never recorded"),
+        pytest.param(
+            {"queue": (job(STEP),), "events": submitted(STEP), "seen": {STEP.key: COMPLETE}},
+            Verb.WAIT, Condition.RUNNING, "JobRunning", id="running with outputs that already verify",
+        ),
+        pytest.param(
+            {"queue": (job(STEP, Phase.QUEUED, held=True),), "events": submitted(STEP)},
+            Verb.HOLD, Condition.HELD, "JobHeld", id="held by a person",
+        ),
+        pytest.param(
+            {"queue": (job(STEP, Phase.UNKNOWN),), "events": submitted(STEP)},
+            Verb.WAIT, Condition.UNKNOWN, "JobStateUnknown", id="a state nobody knows is not an end",
+        ),
+        pytest.param(
+            {"queue": (job(STEP), job(STEP, attempt=2)), "events": submitted(STEP)},
+            Verb.HOLD, Condition.HELD, "SeveralJobs", id="two live jobs",
+        ),
+        pytest.param(
+            {"events": submitted(STEP)[:1], "accounting": ()}, Verb.SUBMIT, Condition.WAITING, "SubmissionLost",
+            id="unconfirmed beyond grace",
+        ),
+        pytest.param(
+            {"events": submitted(STEP, at=NOW - 10)[:1], "accounting": ()}, Verb.WAIT, Condition.UNKNOWN, "Unconfirmed",
+            id="unconfirmed within grace",
+        ),
+        pytest.param(
+            {"events": submitted(STEP)[:1], "accounting": Unknown("slurmdbd down")},
+            Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", id="unconfirmed, accounting unknown",
+        ),
+        pytest.param(
+            {"events": submitted(STEP), "accounting": ()}, Verb.WAIT, Condition.UNKNOWN, "JobNotSeen",
+            id="gone from the queue, not yet in accounting",
+        ),
+        pytest.param(
+            {"queue": (job(STEP, Phase.ENDED),), "events": submitted(STEP)},
+            Verb.WAIT, Condition.VERIFYING, "OutputsMissing", id="ended without outputs, first look",
+        ),
+        pytest.param(
+            {"events": ended(STEP, "CompletedWithoutEvidence")},
+            Verb.HOLD, Condition.FAILED, "CompletedWithoutEvidence", id="COMPLETED is not done",
+        ),
+        pytest.param(
+            {"events": ended(STEP, "Failed"), "seen": {STEP.key: COMPLETE}},
+            Verb.MARK_DONE, Condition.DONE, "Verified", id="FAILED with good outputs is done",
+        ),
+        pytest.param(
+            {"events": ended(STEP, "NodeFailure"), "seen": {STEP.key: TORN}},
+            Verb.SUBMIT, Condition.WAITING, "Retry", id="node failure is retried",
+        ),
+        pytest.param(
+            {"events": ended(STEP, "NodeFailure", at=NOW - 400), "policy": Policy(backoff=1000)},
+            Verb.WAIT, Condition.WAITING, "BackingOff", id="retry backs off",
+        ),
+        pytest.param(
+            {"events": [*ended(STEP, "Failed"), event("release", STEP, NOW - 1)]},
+            Verb.SUBMIT, Condition.WAITING, "Retry", id="released after a failure",
+        ),
+        pytest.param(
+            {"events": [event("hold", STEP, NOW - 1)]}, Verb.HOLD, Condition.HELD, "HeldByPerson", id="a person's hold",
+        ),
+        pytest.param(
+            {"gate": Gate(Reason("EnvironmentChanged", "no conda"))},
+            Verb.HOLD, Condition.HELD, "EnvironmentChanged", id="another environment submits nothing",
+        ),
+    ],
+)  # fmt: skip
+def test_each_situation_has_its_action_and_reason(world, verb, condition, code):
+    action = decide(STEP, **world)
+    assert (action.verb, action.condition, action.reason.code) == (verb, condition, code)
+    assert action.reason.message
+    assert action.rule
+
+
+def test_a_result_of_another_definition_is_drifted_and_shown_by_meaning():
+    before = replace(STEP, definition="old", meaning={"optimizer.lr": "1e-5"})
+    now = replace(STEP, meaning={"optimizer.lr": "5e-5"})
+    action = decide(now, events=[done(before)])
+    assert action.condition is Condition.DRIFTED
+    assert "optimizer.lr 1e-5 → 5e-5" in action.reason.message
+
+
+def test_outputs_that_verify_without_an_end_mark_must_be_quiet_or_their_job_ended():
+    fresh = outputs(OutputState.COMPLETE, marked=False, newest=NOW - 10)
+    old = outputs(OutputState.COMPLETE, marked=False, newest=NOW - 1000)
+    assert decide(STEP, seen={STEP.key: fresh}).condition is Condition.VERIFYING
+    assert decide(STEP, seen={STEP.key: old}).verb is Verb.MARK_DONE
+    by_job = decide(STEP, seen={STEP.key: fresh}, queue=(job(STEP, Phase.ENDED),), events=submitted(STEP))
+    assert by_job.verb is Verb.MARK_DONE
+
+
+def test_a_retry_moves_our_own_torn_epochs_aside_and_says_so():
+    action = decide(STEP, events=ended(STEP, "NodeFailure"), seen={STEP.key: TORN})
+    assert action.move_aside == TORN.torn
+    assert any("epoch_0" in change for change in action.changes)
+    assert action.attempt == 2
+
+
+def test_every_class_of_failure_but_those_of_the_infrastructure_waits_for_a_person():
+    for failure in ("Failed", "TimeLimit", "OutOfMemoryHost", "Cancelled", "LaunchFailure", "Vanished", "SomethingNew"):
+        assert decide(STEP, events=ended(STEP, failure)).condition is Condition.FAILED
+    for failure in ("NodeFailure", "BootFailure", "Preempted"):
+        assert decide(STEP, events=ended(STEP, failure)).verb is Verb.SUBMIT
+
+
+def test_three_refusals_hold_a_step_and_fewer_back_off():
+    def refused(number, at):
+        return [*submitted(STEP, number, at)[:1], event("refused", STEP, at + 1, attempt=number, message="Invalid account")]
+
+    one = refused(1, NOW - 5)
+    three = refused(1, NOW - 9000) + refused(2, NOW - 5000) + refused(3, NOW - 1000)
+    assert decide(STEP, events=one).reason.code == "BackingOff"
+    assert decide(STEP, events=three).reason.code == "SubmissionRefused"
+    assert decide(STEP, events=three).condition is Condition.HELD
+
+
+def test_a_site_limit_costs_no_attempt_and_is_tried_again_by_the_next_pass():
+    limited = [
+        e
+        for n in range(1, 6)
+        for e in (*submitted(STEP, n, NOW - 100)[:1], event("limited", STEP, NOW - 99, attempt=n, message="QOS"))
+    ]
+    assert decide(STEP, events=limited).verb is Verb.SUBMIT
+
+
+def test_a_lost_submission_is_made_again_held_and_freed_only_when_nothing_surfaced():
+    lost = [*submitted(STEP)[:1], event("lost", STEP, NOW - 300, attempt=1)]
+    again = decide(STEP, events=lost)
+    assert again.held
+    replacement = [*lost, *submitted(STEP, 2, NOW - 200, held=True)]
+    held = job(STEP, Phase.QUEUED, attempt=2, held=True)
+    freed = decide(STEP, events=replacement, queue=(held,), accounting=())
+    assert (freed.release, freed.job) == (True, "102")
+    blind = decide(STEP, events=replacement, queue=(held,), accounting=Unknown("slurmdbd is down"))
+    assert not blind.release
+    surfaced = decide(STEP, events=replacement, queue=(held, job(STEP)), accounting=())
+    assert (surfaced.verb, surfaced.job) == (Verb.CANCEL, "102")
+    ran = decide(STEP, events=replacement, queue=(held,), accounting=(job(STEP, Phase.ENDED),))
+    assert (ran.verb, ran.job) == (Verb.CANCEL, "102")
+
+
+def test_a_cancelled_job_whose_id_was_never_known_is_not_submitted_again():
+    cancelled = replace(job(STEP, Phase.ENDED), state="CANCELLED")
+    first = plan_for(STEP, events=submitted(STEP)[:1], accounting=(cancelled,))
+    assert first.of(STEP.key).verb is not Verb.SUBMIT
+    assert [e["failure"] for e in first.learned if e["event"] == "ended"] == ["Cancelled"]
+
+
+def test_an_older_job_of_the_same_name_is_not_this_attempt():
+    stale = replace(job(STEP, Phase.ENDED), submitted=NOW - 90_000)
+    action = decide(STEP, events=submitted(STEP, at=NOW - 10)[:1], accounting=(stale,))
+    assert action.reason.code == "Unconfirmed"
+
+
+def test_a_reused_job_id_under_another_name_is_not_ours():
+    stranger = replace(job(STEP), name="someone-elses")
+    action = decide(STEP, events=submitted(STEP), queue=(stranger,), accounting=())
+    assert action.reason.code == "JobNotSeen"
+
+
+def test_a_job_submitted_by_hand_from_the_steps_directory_is_taken_over():
+    step = replace(STEP, spec={"job_name": "train-a"})
+    by_hand = replace(job(step), name="train-a", workdir=str(step.directory))
+    action = decide(step, queue=(by_hand,))
+    assert (action.verb, action.job) == (Verb.ADOPT, by_hand.id)
+
+
+def test_an_evaluation_waits_for_its_own_checkpoint_and_for_no_other():
+    steps = [finetune("a"), evaluation("a"), finetune("b"), evaluation("b")]
+    plan = plan_for(*steps, events=[done(steps[0])])
+    assert plan.of("a/eval/cap_epoch0").verb is Verb.SUBMIT
+    assert plan.of("b/eval/cap_epoch0").reason.code == "NeedUnmet"
+    broken = plan_for(*steps, events=ended(steps[0], "Failed"))
+    assert broken.of("a/eval/cap_epoch0").reason.code == "NeedBlocked"
+    assert not broken.of("a/eval/cap_epoch0").is_pending
+
+
+def test_a_wave_of_failures_stops_submissions_until_a_person_releases():
+    steps = [finetune(name) for name in "abcd"]
+    wave = [e for step in steps[:3] for e in ended(step, "Failed")]
+    assert plan_for(*steps, events=wave).of("d/finetune").reason.code == "ManyFailures"
+    assert plan_for(*steps, events=[*wave, {"event": "release", "at": NOW}]).of("d/finetune").verb is Verb.SUBMIT
+    assert plan_for(*steps, events=wave[: len(wave) // 3 * 2]).of("d/finetune").verb is Verb.SUBMIT
+
+
+def test_node_failures_that_are_retried_are_no_wave():
+    steps = [finetune(name) for name in "abcd"]
+    storm = [e for step in steps[:3] for e in ended(step, "NodeFailure")]
+    assert plan_for(*steps, events=storm).of("d/finetune").verb is Verb.SUBMIT
+
+
+def test_max_in_flight_counts_the_users_other_jobs_and_lets_evaluations_go_first():
+    steps = [finetune("a"), evaluation("a"), finetune("b")]
+    other = replace(job(steps[0]), id="7", name="something else")
+    plan = plan_for(*steps, events=[done(steps[0])], queue=(other,), policy=Policy(max_in_flight=2))
+    assert plan.of("a/eval/cap_epoch0").verb is Verb.SUBMIT
+    assert plan.of("b/finetune").reason.code == "MaxInFlight"
+
+
+def test_a_blocked_run_leaves_the_others_alone():
+    broken = replace(finetune("a"), blocked=Reason("NotScaffolded", "no script"))
+    plan = plan_for(broken, finetune("b"))
+    assert plan.of("a/finetune").condition is Condition.BLOCKED
+    assert plan.of("b/finetune").verb is Verb.SUBMIT
+
+
+def test_the_plan_depends_neither_on_the_order_of_jobs_nor_on_the_call():
+    steps = [finetune("a"), finetune("b")]
+    jobs = (job(steps[0]), replace(job(steps[1]), id="9"), replace(job(steps[0], Phase.ENDED, attempt=3), id="8"))
+    plans = [plan_for(*steps, queue=queue, events=submitted(steps[0])) for queue in permutations(jobs)]
+    assert all(plan == plans[0] for plan in plans)
+
+
+def test_backoff_doubles_and_stays_within_an_hour_and_its_jitter():
+    delays = [backoff(Policy(backoff=60), "k", tries) for tries in range(1, 12)]
+    assert 60 <= delays[0] <= 66
+    assert delays[1] > delays[0]
+    assert max(delays) <= 3960
+
+
+def test_a_job_name_keeps_its_token_whatever_the_scripts_name():
+    token = Token.of(finetune().script, "a/finetune", 12)
+    for script in ("x" * 300, "ümläut |,name", "--help", ""):
+        name = token.job_name(script)
+        assert len(name.encode()) <= 64
+        assert Token.parse(name) == token
+        assert not name.startswith("-")
+    assert Token.parse("finetune") is None
+
+
+def test_a_job_recorded_and_missing_everywhere_is_given_up_only_after_grace():
+    unseen = [*submitted(STEP), event("unseen", STEP, NOW - 100, attempt=1)]
+    assert decide(STEP, events=unseen, accounting=()).reason.code == "JobNotSeen"
+    long_ago = [*submitted(STEP), event("unseen", STEP, NOW - 700, attempt=1)]
+    plan = plan_for(STEP, events=long_ago, accounting=())
+    assert [e["failure"] for e in plan.learned if e["event"] == "ended"] == ["Vanished"]
+    assert plan.of(STEP.key).verb is not Verb.SUBMIT
+
+
+def test_absent_outputs_and_an_unknown_queue_never_submit():
+    for seen in (ABSENT, TORN, COMPLETE, UNREADABLE):
+        assert decide(STEP, queue=Unknown("x"), seen={STEP.key: seen}).verb is Verb.WAIT
+    assert name_of(STEP) == job(STEP).name

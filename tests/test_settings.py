@@ -1,0 +1,165 @@
+"""Settings: whose word counts, and what is said where one cannot be followed."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from reconciler.errors import DiskUnreadable, InvalidExperiment, UsageError
+from reconciler.experiment.settings import read_settings
+from reconciler.failures import classify
+from reconciler.model import Job, Phase, Policy
+from reconciler.schemas import schema
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "home/.config/reconcile").mkdir(parents=True)
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Path:
+    (tmp_path / "experiment").mkdir()
+    return tmp_path / "experiment"
+
+
+def faults(experiment: Path, home: Path, text: str) -> list[str]:
+    (experiment / "reconcile.yaml").write_text(text)
+    with pytest.raises(InvalidExperiment) as raised:
+        read_settings(experiment, {}, home)
+    return [f"{problem.file.name}:{problem.line}: {problem.message}" for problem in raised.value.problems]
+
+
+def personal(home: Path, text: str) -> None:
+    (home / ".config/reconcile/config.yaml").write_text(text)
+
+
+def test_without_any_file_the_defaults_hold(experiment: Path, home: Path) -> None:
+    assert read_settings(experiment, {}, home) == Policy()
+
+
+@pytest.mark.parametrize("text", ["", "\n", "# nothing yet\n", "---\n"])
+def test_an_empty_file_sets_nothing(experiment: Path, home: Path, text: str) -> None:
+    (experiment / "reconcile.yaml").write_text(text)
+    assert read_settings(experiment, {}, home) == Policy()
+
+
+def test_the_experiment_outranks_the_person_and_flags_outrank_both(experiment: Path, home: Path) -> None:
+    personal(home, "backend: cli\nstagger: 1s\ngrace: 1h\n")
+    (experiment / "reconcile.yaml").write_text("backend: pyslurm\nstagger: 2s\n")
+    policy = read_settings(experiment, {"stagger": "3s", "backend": None}, home)
+    assert (policy.backend, policy.stagger, policy.grace) == ("pyslurm", 3.0, 3600.0)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"),
+    [("5s", 5.0), ("10m", 600.0), ("1h", 3600.0), ("2d", 172800.0), ("90", 90.0), ("1.5h", 5400.0), ("0", 0.0), ("'7'", 7.0)],
+)
+def test_a_duration_is_a_number_with_a_unit_and_a_bare_number_is_seconds(
+    experiment: Path, home: Path, written: str, seconds: float
+) -> None:
+    (experiment / "reconcile.yaml").write_text(f"grace: {written}\n")
+    assert read_settings(experiment, {}, home).grace == seconds
+
+
+def test_retry_is_merged_class_by_class(experiment: Path, home: Path) -> None:
+    personal(home, "retry: {TimeLimit: 1, NodeFailure: 3}\n")
+    (experiment / "reconcile.yaml").write_text("retry: {NodeFailure: 0}\n")
+    retry = read_settings(experiment, {"retry": {"Failed": 2}}, home).retry
+    assert retry == {"NodeFailure": 0, "BootFailure": 10, "Preempted": 100, "TimeLimit": 1, "Failed": 2}
+
+
+def test_no_limit_can_be_said_over_a_persons_limit(experiment: Path, home: Path) -> None:
+    personal(home, "max_in_flight: 4\n")
+    assert read_settings(experiment, {}, home).max_in_flight == 4
+    (experiment / "reconcile.yaml").write_text("max_in_flight: null\n")
+    assert read_settings(experiment, {}, home).max_in_flight is None
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("\nbackend: slurm\n", ":2: `backend` is 'slurm'; accepted: `auto`, `pyslurm`, `cli` or `local`"),
+        (
+            "grace: 5 parsecs\n",
+            ":1: `grace` is '5 parsecs'; accepted: a duration such as 5s, 10m, 1h or 2d; a bare number is seconds",
+        ),
+        ("grace: -5\n", ":1: `grace` is -5; accepted: a duration"),
+        ("grace: .inf\n", ":1: `grace` is inf; accepted: a duration"),
+        ("grace: .nan\n", ":1: `grace` is nan; accepted: a duration"),
+        ("grace: true\n", ":1: `grace` is True; accepted: a duration"),
+        ("grace:\n", ":1: `grace` is empty; accepted: a duration"),
+        ("max_in_flight: 0\n", ":1: `max_in_flight` is 0; accepted: a whole number from 1"),
+        ("stop_after_failures: three\n", ":1: `stop_after_failures` is 'three'; accepted: a whole number"),
+        ("requeue: 1\n", ":1: `requeue` is 1; accepted: `true` or `false`"),
+        ("document: table\n", ":1: `document` is 'table'; accepted: `tables`"),
+        ("poll: 60s\nstager: 5s\n", ":2: `stager` is no known key; accepted: `backend`, `stagger`"),
+        ("retry:\n  NodeFailure: many\n", ":2: `retry.NodeFailure` is 'many'; accepted: a whole number from 0"),
+        ("retry:\n  NodeFail: 3\n", ":2: `retry.NodeFail` is no known key; accepted: `NodeFailure`"),
+        ("retry: 3\n", ":1: `retry` is 3; accepted: a map of failure classes"),
+        ("poll: 60s\npoll: 70s\n", ":2: the key `poll` stands twice"),
+        ("- a\n", ":1: the file is a list; accepted: a map of settings"),
+        ("a: [\n", ":2: is not YAML"),
+        ("backend: cli\npoll: 5s\n", ":2: `poll` is '5s'; accepted: 10s or more"),
+    ],
+)
+def test_a_setting_that_cannot_be_followed_is_named_with_its_line(experiment: Path, home: Path, text: str, fault: str) -> None:
+    assert any(found.startswith(f"reconcile.yaml{fault}") for found in faults(experiment, home, text)), faults(
+        experiment, home, text
+    )
+
+
+def test_every_fault_of_both_files_is_told_at_once(experiment: Path, home: Path) -> None:
+    personal(home, "grace: soon\n")
+    found = faults(experiment, home, "settle: later\nbackend: none\n")
+    assert [fault.split(": `")[0] for fault in found] == ["config.yaml:1", "reconcile.yaml:1", "reconcile.yaml:2"]
+
+
+def test_slurm_is_not_asked_more_often_than_every_ten_seconds_but_the_local_backend_may_be(experiment: Path, home: Path) -> None:
+    (experiment / "reconcile.yaml").write_text("poll: 1s\n")
+    assert read_settings(experiment, {"backend": "local"}, home).poll == 1.0
+    with pytest.raises(InvalidExperiment, match="accepted: 10s or more"):
+        read_settings(experiment, {}, home)
+    with pytest.raises(UsageError, match="accepted: 10s or more"):
+        read_settings(experiment, {"poll": 2}, home)
+
+
+def test_a_flag_that_cannot_be_followed_is_bad_usage(experiment: Path, home: Path) -> None:
+    with pytest.raises(UsageError, match="`stagger` is 'x'; accepted: a duration"):
+        read_settings(experiment, {"stagger": "x"}, home)
+
+
+def test_settings_that_cannot_be_read_are_unknown_and_not_the_defaults(experiment: Path, home: Path) -> None:
+    (experiment / "reconcile.yaml").symlink_to(experiment / "reconcile.yaml")
+    with pytest.raises(DiskUnreadable):
+        read_settings(experiment, {}, home)
+
+
+def test_the_published_schema_knows_the_very_settings_that_there_are() -> None:
+    assert set(schema("reconcile")["properties"]) == {field.name for field in fields(Policy)}
+
+
+def test_every_failure_but_a_persons_own_cancelling_may_be_retried() -> None:
+    states = ["COMPLETED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "FAILED"]
+    classes = {classify(Job("1", "x", state, Phase.ENDED)) for state in states}
+    assert classes <= set(schema("reconcile")["properties"]["retry"]["properties"])
+
+
+def test_the_published_schemas_are_valid_schemas() -> None:
+    from jsonschema import Draft202012Validator
+
+    for name in ("experiment", "reconcile"):
+        Draft202012Validator.check_schema(schema(name))
+    with pytest.raises(KeyError):
+        schema("nothing")
+
+
+def test_the_defaults_that_the_schema_shows_are_those_that_hold(experiment: Path, home: Path) -> None:
+    shown = {key: value["default"] for key, value in schema("reconcile")["properties"].items() if "default" in value}
+    (experiment / "reconcile.yaml").write_text(json.dumps(shown) + os.linesep)
+    assert read_settings(experiment, {}, home) == Policy()

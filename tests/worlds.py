@@ -1,0 +1,149 @@
+"""Whole worlds in a few lines: an experiment of two steps a run, a cluster in memory, a disk that is a dictionary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from reconciler.errors import ClusterUnreachable
+from reconciler.memory import Event, fold
+from reconciler.model import (
+    Action,
+    Desired,
+    Job,
+    Observed,
+    Outputs,
+    OutputState,
+    Phase,
+    Policy,
+    Reason,
+    Stage,
+    Step,
+    Token,
+    Unknown,
+)
+from reconciler.plan import Gate, Plan, make_plan
+from reconciler.ports import Submission
+
+HERE = Path("/exp")
+NOW = 1_000_000.0
+
+
+def finetune(run: str = "a", **more: Any) -> Step:
+    script = HERE / run / "finetune.slurm"
+    out = Path("/scratch") / run
+    step = Step(f"{run}/finetune", run, Stage.FINETUNE, "trainer", script, out, out.parent, "def", "place")
+    return replace(step, checkpoints={0: out / "epoch_0"}, **more)
+
+
+def evaluation(run: str = "a", task: str = "cap", **more: Any) -> Step:
+    script = HERE / run / "eval" / f"{task}_epoch0.slurm"
+    logs = HERE / run / "eval" / "logs"
+    step = Step(f"{run}/eval/{task}_epoch0", run, Stage.EVALUATION, "evaluator", script, logs, HERE / run, "def", "place")
+    return replace(step, task=task, epoch=0, need=f"{run}/finetune", **more)
+
+
+def experiment(*steps: Step) -> Desired:
+    return Desired("exp", HERE, HERE / "experiment_summary.md", steps)
+
+
+def outputs(state: OutputState, *, marked: bool = True, torn: tuple[Path, ...] = (), newest: float | None = None) -> Outputs:
+    return Outputs(state, Reason("Seen", f"outputs are {state.value}"), marked=marked, torn=torn, newest=newest)
+
+
+ABSENT = outputs(OutputState.ABSENT)
+COMPLETE = outputs(OutputState.COMPLETE)
+TORN = outputs(OutputState.INCOMPLETE, torn=(Path("/scratch/a/epoch_0"),))
+
+
+def name_of(step: Step, attempt: int = 1) -> str:
+    return Token.of(HERE, step.key, attempt).job_name("job")
+
+
+def job(step: Step, phase: Phase = Phase.RUNNING, attempt: int = 1, **more: Any) -> Job:
+    state = {Phase.RUNNING: "RUNNING", Phase.QUEUED: "PENDING", Phase.ENDED: "COMPLETED", Phase.UNKNOWN: "REVOKED"}[phase]
+    seen = Job(id=str(100 + attempt), name=name_of(step, attempt), state=state, phase=phase, submitted=NOW - 1000)
+    return replace(seen, **{"ended": NOW - 900 if phase is Phase.ENDED else None, **more})
+
+
+def event(kind: str, step: Step, at: float, **facts: Any) -> Event:
+    return {"event": kind, "at": at, "step": step.key, **facts}
+
+
+def submitted(step: Step, attempt: int = 1, at: float = NOW - 1000, **more: Any) -> list[Event]:
+    intent = event("intent", step, at, attempt=attempt, name=name_of(step, attempt), definition=step.definition, **more)
+    return [intent, event("submitted", step, at + 1, attempt=attempt, job=str(100 + attempt))]
+
+
+def ended(step: Step, failure: str, attempt: int = 1, at: float = NOW - 900, **more: Any) -> list[Event]:
+    end = event("ended", step, at, attempt=attempt, job=str(100 + attempt), state="FAILED", failure=failure, ended=at, **more)
+    return [*submitted(step, attempt, at - 100), end, event("missing", step, at, attempt=attempt)]
+
+
+def done(step: Step, at: float = NOW - 500) -> Event:
+    return event("done", step, at, definition=step.definition, meaning=dict(step.meaning))
+
+
+def plan_for(
+    *steps: Step,
+    queue: tuple[Job, ...] | Unknown = (),
+    accounting: tuple[Job, ...] | Unknown | None = None,
+    seen: dict[str, Outputs] | None = None,
+    events: list[Event] | None = None,
+    policy: Policy | None = None,
+    gate: Gate | None = None,
+) -> Plan:
+    found = {step.key: ABSENT for step in steps} | (seen or {})
+    observed = Observed(queue, accounting, found)
+    return make_plan(experiment(*steps), observed, fold(events or []), policy or Policy(), NOW, gate)
+
+
+def decide(step: Step, **world: Any) -> Action:
+    return plan_for(step, **world).of(step.key)
+
+
+@dataclass
+class MemoryCluster:
+    """A cluster in memory: accepts jobs, and does what a test tells it to do with them."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    is_down: bool = False
+    fails_with: list[Exception] = field(default_factory=list)
+    loses_answer: bool = False
+    submissions: list[Submission] = field(default_factory=list)
+    name: str = "memory"
+
+    def identity(self) -> str:
+        return "memory:test"
+
+    def queue(self) -> tuple[Job, ...]:
+        if self.is_down:
+            raise ClusterUnreachable("squeue: Unable to contact slurm controller")
+        return tuple(self.jobs.values())
+
+    def accounting(self, since: float, ids: object) -> tuple[Job, ...]:
+        return self.queue()
+
+    def submit(self, job: Submission) -> str:
+        if self.fails_with:
+            raise self.fails_with.pop(0)
+        self.submissions.append(job)
+        job_id = str(len(self.submissions))
+        self.jobs[job_id] = Job(job_id, job.name, "PENDING", Phase.QUEUED, str(job.directory), held=job.held)
+        if self.loses_answer:
+            self.loses_answer = False
+            raise KeyboardInterrupt
+        return job_id
+
+    def finish(self, job_id: str, state: str = "COMPLETED", at: float = NOW) -> None:
+        self.jobs[job_id] = replace(self.jobs[job_id], state=state, phase=Phase.ENDED, held=False, ended=at)
+
+    def cancel(self, job_id: str) -> None:
+        self.finish(job_id, "CANCELLED")
+
+    def hold(self, job_id: str) -> None:
+        self.jobs[job_id] = replace(self.jobs[job_id], held=True)
+
+    def release(self, job_id: str) -> None:
+        self.jobs[job_id] = replace(self.jobs[job_id], held=False)
