@@ -31,6 +31,7 @@ _WORDS = {
     Condition.DRIFTED: "DRIFTED",
     Condition.BLOCKED: "WAITING",
 }
+_ORDINARY_WAITS = ("NotStarted", "NeedUnmet", "MaxInFlight")  # a step whose turn has not come: PENDING, without a note
 _FAILURES = {"TimeLimit": "TIMEOUT", "OutOfMemoryHost": "OUT_OF_MEMORY", "Cancelled": "CANCELLED"}
 
 
@@ -88,7 +89,7 @@ def status_word(action: Action) -> str | None:
     """The word for the Status column; None while unknown."""
     if action.condition is Condition.FAILED:
         return _FAILURES.get(action.reason.code, "FAILED")
-    if action.condition is Condition.WAITING and action.reason.code in ("NeedUnmet", "NotStarted"):
+    if action.condition is Condition.WAITING and action.reason.code in _ORDINARY_WAITS:
         return "PENDING"
     return _WORDS.get(action.condition)
 
@@ -98,7 +99,7 @@ def _notes(action: Action, started: float | None, completed: float | None) -> st
         return elapsed(completed - started) if started is not None and completed is not None else ""
     if action.condition in (Condition.RUNNING, Condition.QUEUED):
         return ""
-    return "" if action.reason.code in ("NeedUnmet", "NotStarted") else action.reason.code
+    return "" if action.reason.code in _ORDINARY_WAITS else action.reason.code
 
 
 def elapsed(seconds: float) -> str:

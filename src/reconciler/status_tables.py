@@ -1,7 +1,7 @@
 """The document's status tables: which of their cells are ours, and the text with those cells brought up to date.
 
-Pure: text in, text out; it never touches a disk. It never changes a byte outside the cells that we own and the rows and tables that
-it adds, and never overrules a person: an edited cell is reported and stays.
+Pure: text in, text out; it never touches a disk. It never changes a byte outside the cells that we own and the rows and tables
+that it adds, and never overrules a person: an edited cell is reported and stays.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StatusRow:
 
 @dataclass(frozen=True)
 class Update:
-    """The new text; what we wrote into each cell that is ours, by address; and a sentence for each cell that a person has edited."""
+    """The new text; what each cell of ours now holds, by address; and a sentence for each cell that a person has edited."""
 
     text: str
     written: Mapping[str, str]
@@ -51,9 +51,10 @@ class Update:
 def update_document(text: str, rows: Sequence[StatusRow], written: Written) -> Update:
     """The document with its status tables telling ``rows``; the identical text where they already do.
 
-    ``written`` maps a cell's address, ``<run>|<task>|<epoch>|<column>``, to the texts that we may have left there. Such a cell is ours, and so is
-    an empty one, a dash, and a known status word in a Status cell that we never wrote. Facts about an earlier job (Job ID, Started, Completed)
-    give way to those of a job of our own alone. Raises PermanentError where the result would not read back as it was meant.
+    ``written`` maps a cell's address, ``<run>|<task>|<epoch>|<column>``, to the texts that we may have left there. Such a cell
+    is ours, and so is an empty one, a dash, and a known status word in a Status cell that we never wrote. Facts about an earlier
+    job (Job ID, Started, Completed) give way to those of a job of our own, and notes to nothing. Raises PermanentError where the
+    result would not read back as it was meant, as a table in a code fence that was never closed.
     """
     draft = _draft(text, rows, written)
     new = draft.result()
@@ -105,14 +106,14 @@ def _key_of(row: StatusRow) -> _Key:
 def _values(row: StatusRow) -> dict[str, str]:
     """What a row says under each column."""
     return {
-        _RUN: row.run,
-        _TASK: row.task or "",
+        _RUN: one_line(row.run),
+        _TASK: one_line(row.task or ""),
         _EPOCH: "" if row.epoch is None else str(row.epoch),
-        _STATUS: _plain(row.status),
-        "Job ID": _plain(row.job_id),
-        "Started": _plain(row.started),
-        "Completed": _plain(row.completed),
-        _NOTES: _plain(row.notes),
+        _STATUS: one_line(row.status),
+        "Job ID": one_line(row.job_id),
+        "Started": one_line(row.started),
+        "Completed": one_line(row.completed),
+        _NOTES: one_line(row.notes),
     }
 
 
@@ -187,7 +188,7 @@ class _Verdict(Enum):
 
 
 def _judge(column: str, current: str, want: str, ours: Sequence[str], has_job: bool) -> _Verdict:
-    """Whose a cell is, by its column, the text in it, the text wanted, what we may have left there, and whether a job of ours is told of."""
+    """Whose a cell is; ``ours`` is what we may have left in it, ``has_job`` whether its row tells of a job of ours."""
     if current == want or (current in _BLANKS and not want):
         return _Verdict.SAME
     if current in _BLANKS or current in ours:
@@ -255,8 +256,8 @@ def _check_reads_back(new: str, draft: _Draft) -> None:
     again = _draft(new, draft.rows, {**draft.written_before, **{key: (text,) for key, text in draft.written.items()}})
     if again.sections:
         raise PermanentError(
-            f"a status table cannot be added at the end of the document (line {len(draft.lines)}): a code fence, an HTML comment or an "
-            f"HTML block is still open there; close it, or set `document: none`"
+            f"a status table cannot be added at the end of the document (line {len(draft.lines)}): a code fence, an HTML comment "
+            f"or an HTML block is still open there; close it, or set `document: none`"
         )
     if again.changes:
         line = draft.text.count("\n", 0, draft.changes[0][0]) + 1
@@ -286,9 +287,9 @@ def _update_row(draft: _Draft, status: _StatusTable, row: StatusRow) -> None:
 def _update_cell(draft: _Draft, cell: Cell, line: int, row: StatusRow, column: str) -> None:
     want, address = _values(row)[column], _address(row, column)
     ours = draft.written_before.get(address, ())
-    verdict = _judge(column, cell.text, want, ours, has_job=bool(_plain(row.job_id)))
+    verdict = _judge(column, cell.text, want, ours, has_job=bool(one_line(row.job_id)))
     if verdict is _Verdict.WRITE:
-        is_bare = not draft.text.startswith("|", max(cell.start - 1, 0))
+        is_bare = cell.start == 0 or draft.text[cell.start - 1] != "|"
         draft.changes.append((cell.start, cell.end, _dressed(cell.raw, _escape(want or "-"), is_bare)))
     if verdict is _Verdict.WRITE or (verdict is _Verdict.SAME and want):
         draft.written[address] = want or "-"
@@ -336,8 +337,7 @@ def _add_rows(draft: _Draft, status: _StatusTable, rows: Sequence[StatusRow]) ->
     """New rows below the last one of a table, in its column order and alignment, inside whatever quotation it stands in."""
     header = status.table.header
     last = next((row for row in reversed(status.table.rows) if len(row.cells) > 1), None)
-    line = draft.lines[last.line - 1 if last else header.line]
-    following = draft.lines[draft.lines.index(line) + 1 :][:1]
+    line, *following = draft.lines[(last.line if last else header.line + 1) - 1 :][:2]
     newline = draft.text[line.end : following[0].start] if following else draft.newline
     prefix = _CONTAINER.match(draft.text, line.start)
     widths = [len(cell.raw) for cell in header.cells]
@@ -414,14 +414,13 @@ _SPECIAL = re.compile(
 def _escape(text: str) -> str:
     """Markdown that reads as ``text``, and is ``text`` wherever that will do, for those who read the table without a parser."""
     # An entity for the backslash: written as two, the second would escape a pipe that follows the cell.
-    escaped = _SPECIAL.sub(lambda match: "".join(f"\\{char}" for char in match[0]), _plain(text).replace("\\", "\0"))
+    escaped = _SPECIAL.sub(lambda match: "".join(f"\\{char}" for char in match[0]), one_line(text).replace("\\", "\0"))
     return escaped.replace("\0", "&#92;")
 
 
-def _plain(text: str) -> str:
-    """One line without control, bidirectional or lone surrogate characters, which no cell can hold."""
-    visible = "".join(" " if unicodedata.category(char) in _INVISIBLE else char for char in text)
-    return " ".join(visible.split())
+def one_line(text: str) -> str:
+    """The text without control, bidirectional or lone surrogate characters, each a space instead."""
+    return "".join(" " if unicodedata.category(char) in _INVISIBLE else char for char in text).strip()
 
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})

@@ -1,27 +1,26 @@
-"""The tools' own logs, in the blocks that existing programs parse; written, never read."""
+"""The tools' own logs, ``run-torchtune.log`` and ``run-inspect.log``, in the blocks that existing readers parse.
+
+Appends only; never reads a log's meaning and never rewrites what is there.
+"""
 
 from __future__ import annotations
 
-import re
 import time
 from pathlib import Path
 
 from reconciler.files import append_line
+from reconciler.status_tables import one_line
 
 
 def block(at: float, operation: str, subject: str, details: str, job_id: str | None, result: str) -> str:
-    """One block: a time-stamped heading, its details, and a blank line. ``at`` is epoch seconds, shown as local time."""
+    """One block, its blank line included; ``at`` is epoch seconds and shown as local time. Without a job there is no Job ID line."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
-    lines = [f"[{stamp}] {_line(operation)}: {_line(subject)}", f"Details: {_line(details)}"]
-    if job_id:
-        lines.append(f"Job ID: {_line(job_id)}")
-    return "\n".join([*lines, f"Result: {_line(result)}", "", ""])
+    job = [f"Job ID: {one_line(job_id)}"] if job_id is not None else []
+    lines = [f"[{stamp}] {one_line(operation)}: {one_line(subject)}", f"Details: {one_line(details)}", *job]
+    return "\n".join([*lines, f"Result: {one_line(result)}", "", ""])
 
 
 def append_block(path: Path, at: float, operation: str, subject: str, details: str, job_id: str | None, result: str) -> None:
-    """Append one block to a log, whole."""
-    append_line(path, block(at, operation, subject, details, job_id, result).encode("utf-8", "replace"))
-
-
-def _line(text: str) -> str:
-    return re.sub(r"[\x00-\x1f\x7f\u2028\u2029]+", " ", text).strip()
+    """Add one block to a log, made with its directory where there is none. Raises TemporaryError where that cannot be done."""
+    text = block(at, operation, subject, details, job_id, result)
+    append_line(path, text.encode("utf-8"))

@@ -1,0 +1,326 @@
+"""Slurm through its commands: sbatch, squeue, sacct, scancel, scontrol.
+
+One squeue a look and at most one sacct. Turning their text into jobs is pure (``parse_squeue``, ``parse_sacct``); text that is
+not whole is an error, never a shorter list. It never decides what a job is for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from reconciler.backends.slurm_states import base_state, is_held, phase_of
+from reconciler.errors import (
+    AccountingDisabled,
+    ClusterUnreachable,
+    LimitReached,
+    SubmissionRefused,
+    SubmissionUncertain,
+)
+from reconciler.model import Job
+from reconciler.ports import Environment, Submission
+
+_QUERY_SECONDS = 60.0  # a dead controller costs every client call 9 s, a busy one more
+_SUBMIT_SECONDS = 60
+
+# ASCII's own unit and record separators: job names and directories may hold anything else, newlines included (seen on 22.05).
+_FIELD, _RECORD = "\x1f", "\x1e"
+_SQUEUE_FIELDS = (
+    ("JobArrayID", 60), ("State", 40), ("Reason", 100), ("SubmitTime", 30), ("StartTime", 30), ("EndTime", 30),
+    ("UserName", 100), ("exit_code", 20), ("Name", 1000), ("WorkDir", 4096),
+)  # fmt: skip
+_SQUEUE_FORMAT = ",".join(f"{name}:.{width}{_RECORD if name == 'WorkDir' else _FIELD}" for name, width in _SQUEUE_FIELDS)
+_SACCT_FIELDS = ("JobID", "State", "ExitCode", "Submit", "Eligible", "Start", "End", "User", "WorkDir", "JobName")
+# Every state by name: without them sacct leaves out jobs that were never eligible (held, begin time ahead, dependency).
+_SACCT_STATES = "BF,CA,CD,DL,F,NF,OOM,PD,PR,R,RS,S,TO"
+
+
+class SlurmCli:
+    """The cluster that Slurm's commands on PATH speak to, seen as this user."""
+
+    name = "cli"
+
+    def __init__(self, environment: Environment | None = None) -> None:
+        self._environment = dict(os.environ if environment is None else environment)
+
+    def identity(self) -> str:
+        """``slurm:<ClusterName>``."""
+        return f"slurm:{self._cluster}"
+
+    @cached_property
+    def _cluster(self) -> str:
+        text = self._ask(["scontrol", "show", "config"])
+        found = re.search(r"^ClusterName\s*=\s*(\S+)", text, re.MULTILINE)
+        if not found:
+            raise ClusterUnreachable("scontrol show config names no ClusterName")
+        return found[1]
+
+    def queue(self) -> tuple[Job, ...]:
+        """Every job of this user that squeue shows, those ended within MinJobAge among them (``-t all``)."""
+        return parse_squeue(self._ask(["squeue", "--me", "--all", "--noheader", "--states=all", "-O", _SQUEUE_FORMAT]))
+
+    def accounting(self, since: float, ids: Sequence[str]) -> tuple[Job, ...]:
+        """Every job of this user that was pending, running or ended after ``since``, whatever became of it."""
+        return parse_sacct(
+            self._ask(
+                [
+                    "sacct", "-X", "-P", "--noheader", "--delimiter", _FIELD, f"--starttime=uts{int(since)}", "--endtime=now",
+                    f"--state={_SACCT_STATES}", f"--user={os.getuid()}", f"--format={','.join(_SACCT_FIELDS)}",
+                ]
+            )
+        )  # fmt: skip
+
+    def submit(self, job: Submission) -> str:
+        """sbatch from the script's own directory, the lock's descriptor open in it, for a minute at most (timeout(1))."""
+        command = ["timeout", "--kill-after=5", str(_SUBMIT_SECONDS), "sbatch", "--parsable", f"--job-name={job.name}"]
+        command.append("--requeue" if job.requeue else "--no-requeue")
+        if job.begin_in > 0:
+            command.append(f"--begin=now+{job.begin_in}")
+        if job.held:
+            command.append("--hold")
+        try:
+            done = subprocess.run(
+                [*command, f"./{job.script.name}"],
+                cwd=job.directory,
+                env=submission_environment(self._environment),
+                pass_fds=job.keep_open,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=_SUBMIT_SECONDS + 10,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise SubmissionUncertain(f"sbatch did not answer within {_SUBMIT_SECONDS} s") from error
+        except OSError as error:
+            raise SubmissionRefused(f"sbatch could not be started: {error}") from error
+        return read_submission(done.returncode, _text(done.stdout), _text(done.stderr))
+
+    def cancel(self, job_id: str) -> None:
+        """scancel; a job that is already gone is no error."""
+        self._tell(["scancel", job_id])
+
+    def hold(self, job_id: str) -> None:
+        """``scontrol hold``."""
+        self._tell(["scontrol", "hold", job_id])
+
+    def release(self, job_id: str) -> None:
+        """``scontrol release``."""
+        self._tell(["scontrol", "release", job_id])
+
+    # --- commands
+
+    def _ask(self, command: list[str]) -> str:
+        """A query's whole answer. Anything but a clean success is no answer."""
+        done = self._run(command)
+        errors = _text(done.stderr).strip()
+        if "accounting storage is disabled" in errors:
+            raise AccountingDisabled(errors.splitlines()[-1])
+        if done.returncode != 0 or "error:" in errors:
+            raise ClusterUnreachable(f"{command[0]}: {errors.splitlines()[-1] if errors else f'exit code {done.returncode}'}")
+        return _text(done.stdout)
+
+    def _tell(self, command: list[str]) -> None:
+        done = self._run(command)
+        errors = _text(done.stderr).strip()
+        # "Invalid job id specified", "Job/step already completing or completed": seen on 22.05 for a job that has ended.
+        is_over = "Invalid job id" in errors or "already complet" in errors
+        if done.returncode != 0 and not is_over:
+            raise ClusterUnreachable(f"{' '.join(command)}: {errors.splitlines()[-1] if errors else done.returncode}")
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
+        try:
+            return subprocess.run(
+                command,
+                env=query_environment(self._environment),
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                check=False,
+                timeout=_QUERY_SECONDS,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ClusterUnreachable(f"{command[0]} did not answer within {_QUERY_SECONDS:.0f} s") from error
+        except OSError as error:
+            raise ClusterUnreachable(f"{command[0]} could not be started: {error.strerror}") from error
+
+
+def _text(output: bytes) -> str:
+    return output.decode("utf-8", "surrogateescape")
+
+
+# --- environments ------------------------------------------------------------------------------------
+
+# Variables that describe a job which this pass itself runs in, or that would turn our submission into another one (man sbatch,
+# INPUT ENVIRONMENT VARIABLES). The user's own settings (SLURM_CONF, SLURM_CLUSTERS, SBATCH_ACCOUNT, …) stay.
+_OF_A_JOB = re.compile(
+    r"SLURM_(JOB|STEP|TASK|ARRAY|NODE|NTASKS|NPROCS|PROCID|LOCALID|GTIDS|SUBMIT|CPU|MEM|TRES|GPU|SCRIPT|RESTART|EXPORT|WORKING"
+    r"|LAUNCH|SRUN|PRIO|TOPOLOGY|SCRONTAB|DIST|HET|PACK|CLUSTER_NAME).*|SLURM_NNODES|SLURMD_.*"
+)
+_CHANGES_SUBMISSION = {
+    "SBATCH_WAIT", "SBATCH_TEST_ONLY", "SBATCH_ARRAY_INX", "SBATCH_JOB_NAME", "SBATCH_REQUEUE", "SBATCH_NO_REQUEUE",
+    "SBATCH_HOLD", "SBATCH_IGNORE_PBS",
+}  # fmt: skip
+
+
+def submission_environment(environment: Environment) -> dict[str, str]:
+    """What sbatch gets, and hands on to the job: the user's own variables, without those of a surrounding job."""
+    return {
+        name: value for name, value in environment.items() if not _OF_A_JOB.fullmatch(name) and name not in _CHANGES_SUBMISSION
+    }
+
+
+def query_environment(environment: Environment) -> dict[str, str]:
+    """What queries get: ``SQUEUE_*`` and ``SACCT_*`` would filter or reformat the answer with exit 0; times in epoch seconds."""
+    kept = {n: v for n, v in submission_environment(environment).items() if not n.startswith(("SQUEUE_", "SACCT_"))}
+    return {**kept, "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C.UTF-8"}
+
+
+# --- answers to submissions ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """A part of sbatch's message and what it means. ``sample`` is a message as it was seen or as slurm_errno.c has it."""
+
+    part: str
+    kind: type[Exception]
+    sample: str
+
+
+_SIGNS = (
+    _Sign(
+        "SubmitJob", LimitReached, "Batch job submission failed: Job violates accounting/QOS policy (QOSMaxSubmitJobPerUserLimit)"
+    ),
+    _Sign(
+        "accounting/QOS policy",
+        LimitReached,
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+    ),
+    _Sign("unable to accept job", LimitReached, "Slurm temporarily unable to accept job, sleeping and retrying"),
+    _Sign("Resource temporarily unavailable", LimitReached, "Batch job submission failed: Resource temporarily unavailable"),
+    _Sign("timed out", SubmissionUncertain, "Batch job submission failed: Socket timed out on send/recv operation"),
+    _Sign(
+        "Unable to contact",
+        SubmissionUncertain,
+        "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+    ),
+    _Sign("Zero Bytes", SubmissionUncertain, "Batch job submission failed: Zero Bytes were transmitted or received"),
+    _Sign("Unexpected message", SubmissionUncertain, "Batch job submission failed: Unexpected message received"),
+    _Sign("connection failure", SubmissionUncertain, "Batch job submission failed: Communication connection failure"),
+    _Sign("Communication", SubmissionUncertain, "Batch job submission failed: Communication shutdown failure"),
+    _Sign("Insane message", SubmissionUncertain, "Batch job submission failed: Insane message length"),
+    _Sign("standby mode", SubmissionUncertain, "Batch job submission failed: Slurm backup controller in standby mode"),
+    _Sign("authentication", SubmissionUncertain, "Batch job submission failed: Protocol authentication error"),
+    _Sign("Batch job submission failed", SubmissionRefused, "Batch job submission failed: Invalid partition name specified"),
+    _Sign("Batch script", SubmissionRefused, "Batch script contains DOS line breaks (\\r\\n)"),
+    _Sign("batch script", SubmissionRefused, "This does not look like a batch script."),
+    _Sign("Unable to open file", SubmissionRefused, "Unable to open file ./finetune.slurm"),
+    _Sign("unrecognized option", SubmissionRefused, "sbatch: unrecognized option '--nonsense'"),
+    _Sign("nvalid", SubmissionRefused, "Invalid --time specification"),
+)
+
+
+def read_submission(code: int, output: str, errors: str) -> str:
+    """The job's id from what sbatch said, or the exception that says what is known of the submission instead.
+
+    ``--parsable`` prints ``ID`` or ``ID;cluster``; warnings go to stderr. A failure that is not recognised may
+    have been accepted.
+    """
+    lines = output.strip().splitlines()
+    found = re.fullmatch(r"(\d+)(;\S+)?", lines[-1].strip()) if lines else None
+    if code == 0 and found:
+        return found[1]
+    said = " ".join(line.removeprefix("sbatch: error: ") for line in errors.strip().splitlines()) or f"exit code {code}"
+    if found or code == 0:
+        raise SubmissionUncertain(f"sbatch ended with {code} and said {(output.strip() or errors.strip())[:200]!r}")
+    raise next((sign.kind for sign in _SIGNS if sign.part in errors), SubmissionUncertain)(said)
+
+
+# --- answers to queries ----------------------------------------------------------------------------------
+
+
+def parse_squeue(text: str) -> tuple[Job, ...]:
+    """Jobs from squeue's answer in ``_SQUEUE_FORMAT``. Raises ClusterUnreachable for an answer that is not whole."""
+    records = text.split(_RECORD + "\n")
+    if records[-1].strip():
+        raise ClusterUnreachable("squeue's answer is cut off")
+    return tuple(_queue_job([field.strip() for field in record.split(_FIELD)]) for record in records[:-1])
+
+
+def _queue_job(fields: Sequence[str]) -> Job:
+    if len(fields) != len(_SQUEUE_FIELDS) or not fields[0][:1].isdigit():
+        raise ClusterUnreachable(f"squeue's answer has a row that is not one: {' '.join(fields)[:200]!r}")
+    row = dict(zip((name for name, _ in _SQUEUE_FIELDS), fields, strict=True))
+    state, by = base_state(row["State"])
+    phase = phase_of(state)
+    start = _time(row["StartTime"])
+    has_started = phase.value in ("running", "ended")
+    return Job(
+        id=row["JobArrayID"],
+        name=row["Name"],
+        state=state,
+        phase=phase,
+        workdir=row["WorkDir"],
+        user=row["UserName"],
+        pending_reason=row["Reason"] if phase.value == "queued" else "",
+        held=is_held(phase, row["Reason"]),
+        submitted=_time(row["SubmitTime"]),
+        begins=None if has_started else start,
+        started=start if has_started else None,
+        ended=_time(row["EndTime"]) if phase.value == "ended" else None,
+        exit_code=_exit_code(row["exit_code"]),
+        cancelled_by=by,
+        source="squeue",
+    )
+
+
+def _exit_code(status: str) -> str:
+    """``code:signal`` from squeue's wait status: 768 is 3:0, 4021 (output file not opened) is 0:53."""
+    if not status.isdigit():
+        return ""
+    number = int(status)
+    signal = number & 0x7F
+    return f"0:{signal}" if signal else f"{number >> 8}:0"
+
+
+def parse_sacct(text: str) -> tuple[Job, ...]:
+    """Jobs from sacct's answer in ``_SACCT_FIELDS``, the newest record where an id was used twice. Raises ClusterUnreachable."""
+    if text and not text.endswith("\n"):
+        raise ClusterUnreachable("sacct's answer is cut off")
+    rows: list[list[str]] = []
+    for line in text.splitlines():
+        fields = line.split(_FIELD)
+        if len(fields) == 1 and rows:
+            rows[-1][-1] += f"\n{line}"  # a job name with a line break in it
+        elif len(fields) == len(_SACCT_FIELDS):
+            rows.append(fields)
+        else:
+            raise ClusterUnreachable(f"sacct's answer has a row that is not one: {line[:200]!r}")
+    return tuple(_accounted_job(dict(zip(_SACCT_FIELDS, row, strict=True))) for row in rows)
+
+
+def _accounted_job(row: Mapping[str, str]) -> Job:
+    state, by = base_state(row["State"])
+    phase = phase_of(state)
+    return Job(
+        id=row["JobID"],
+        name=row["JobName"],
+        state=state,
+        phase=phase,
+        workdir=row["WorkDir"],
+        user=row["User"],
+        submitted=_time(row["Submit"]),
+        begins=_time(row["Eligible"]),
+        started=_time(row["Start"]),
+        ended=_time(row["End"]) if phase.value == "ended" else None,
+        exit_code=row["ExitCode"],
+        cancelled_by=by,
+        source="sacct",
+    )
+
+
+def _time(text: str) -> float | None:
+    return float(text) if text.isdigit() else None

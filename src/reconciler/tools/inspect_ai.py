@@ -1,0 +1,615 @@
+"""inspect-ai, the evaluator: which evaluations a run has, and which logs prove them.
+
+Reads the header of each log and the batch scripts; never runs anything, never reads a sample, never changes a file.
+Source of the rules: measured on inspect-ai 0.3.285, whose exit code is 0 also for a failed evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from itertools import groupby
+from pathlib import Path
+from typing import cast
+
+from reconciler.batch_script import parse_batch_script
+from reconciler.errors import DiskUnreadable, Problem
+from reconciler.model import (
+    EvaluationInput,
+    FileId,
+    Outputs,
+    OutputState,
+    Reading,
+    Reason,
+    RunInput,
+    RunKind,
+    Stage,
+    Step,
+    digest,
+)
+from reconciler.ports import Disk
+from reconciler.script_checks import script_problems
+from reconciler.tools.formats.eval_log import EvalLog, LogDamaged, read_eval_log
+
+_WEIGHTS = (".safetensors", ".pt", ".bin")
+_EPOCH_DIRECTORY = re.compile(r"epoch_\d+$")
+_NUMBERED = re.compile(r"(?P<task>.+)_epoch(?P<epoch>0|[1-9][0-9]*)")
+_INSPECT = re.compile(r"(^|/)inspect(_ai)?$")
+_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+
+
+class InspectAI:
+    """The evaluation stage by inspect-ai, in the four parts of a tool."""
+
+    name = "inspect-ai"
+    stage = Stage.EVALUATION
+    log_file = "run-inspect.log"
+
+    def read(self, run: RunInput, disk: Disk) -> Reading:
+        """The evaluations of a run, each with the script found for it; a missing or doubtful script is a Problem."""
+        try:
+            scripts = _find_scripts(run.directory / "eval", disk)
+        except DiskUnreadable as error:
+            return Reading(problems=(Problem(run.document, run.line, str(error), run.name),))
+        run = run if run.planned else replace(run, evaluations=_evaluations_of(run, scripts))
+        readings = [_read_evaluation(run, evaluation, scripts, disk) for evaluation in run.evaluations]
+        steps = {step.key: step for step, _ in readings}
+        problems = [problem for _, its_problems in readings for problem in its_problems]
+        return Reading(_with_rivals(tuple(steps.values())), (*problems, *_unplanned(run, scripts)))
+
+    def may_submit(self, step: Step, outputs: Outputs) -> str | None:
+        """None unless the logs verify already or leave a question: an evaluation adds a log and overwrites none."""
+        return None if outputs.state in (OutputState.ABSENT, OutputState.INCOMPLETE) else outputs.reason.message
+
+    def log_label(self, step: Step) -> tuple[str, str]:
+        """``SUBMIT_EVAL`` of ``<run>/<task>/epoch<N>``, or ``…/base``."""
+        epoch = "base" if step.epoch is None else f"epoch{step.epoch}"
+        return "SUBMIT_EVAL", f"{step.run}/{step.task}/{epoch}"
+
+    def check(self, step: Step, disk: Disk, deep: bool = False) -> Outputs:
+        """Judge every log of the step's directory by its header; one good log is enough, and old failed ones do no harm."""
+        if step.blocked:
+            return Outputs(OutputState.UNKNOWN, step.blocked)
+        try:
+            return _judge(step, disk, deep=deep)
+        except DiskUnreadable as error:
+            return Outputs(OutputState.UNKNOWN, Reason("DiskUnreadable", str(error)))
+
+
+TOOL = InspectAI()
+
+
+# --- 1, input: which script belongs to which evaluation ---------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the script of one evaluation may stand. ``name`` ends the step's key; ``is_cell`` means the newer layout."""
+
+    script: Path
+    name: str
+    is_cell: bool = False
+
+
+def _candidates(run: RunInput, evaluation: EvaluationInput) -> list[_Place]:
+    """Every place that is accepted for an evaluation's script, the expected one first."""
+    directory, task, epoch = run.directory / "eval", evaluation.task, evaluation.epoch
+    flat = f"{task}_base" if epoch is None else f"{task}_epoch{epoch}"
+    cells = [task if epoch is None else flat]
+    if run.kind is RunKind.FINE_TUNED and epoch is not None and len({e.epoch for e in run.evaluations if e.task == task}) == 1:
+        cells.append(task)
+    places = [_Place(directory / f"{flat}.slurm", flat), *(_Place(directory / c / "cell.slurm", c, True) for c in cells)]
+    return places if run.document.suffix == ".md" else [*places[1:], places[0]]
+
+
+def _find_scripts(directory: Path, disk: Disk) -> tuple[Path, ...]:
+    """Every batch script in a run's ``eval`` directory, of both layouts."""
+    names = disk.names(directory) or ()
+    cells = [directory / name / "cell.slurm" for name in names if not name.endswith(".slurm") and name != "logs"]
+    return (
+        *(directory / name for name in names if name.endswith(".slurm")),
+        *(cell for cell in cells if disk.stat(cell) is not None),
+    )
+
+
+def _evaluations_of(run: RunInput, scripts: Iterable[Path]) -> tuple[EvaluationInput, ...]:
+    """The plan that the names of the scripts amount to, where the document has none."""
+    found: list[EvaluationInput] = []
+    for script in scripts:
+        is_cell = script.name == "cell.slurm"
+        name = script.parent.name if is_cell else script.stem
+        if match := _NUMBERED.fullmatch(name):
+            found.append(EvaluationInput(match["task"], int(match["epoch"]), run.line))
+        elif is_cell:
+            lone = next(iter(run.checkpoints)) if len(run.checkpoints) == 1 and run.kind is RunKind.FINE_TUNED else None
+            found.append(EvaluationInput(name, lone, run.line))
+        elif name.endswith("_base"):
+            found.append(EvaluationInput(name.removesuffix("_base"), None, run.line))
+    return tuple(dict.fromkeys(found))
+
+
+def _unplanned(run: RunInput, scripts: Iterable[Path]) -> Iterator[Problem]:
+    wanted = {place.script for evaluation in run.evaluations for place in _candidates(run, evaluation)}
+    message = "no planned evaluation has this script; accepted are <task>_epoch<N>.slurm, <task>_base.slurm, <cell>/cell.slurm"
+    return (Problem(script, 0, message, run.name, warning=True) for script in scripts if script not in wanted)
+
+
+def _read_evaluation(
+    run: RunInput, evaluation: EvaluationInput, scripts: tuple[Path, ...], disk: Disk
+) -> tuple[Step, list[Problem]]:
+    candidates = _candidates(run, evaluation)
+    there = [place for place in candidates if place.script in scripts]
+    if len(there) == 1:
+        return _read_script(run, evaluation, there[0], disk)
+    what = f"the evaluation {evaluation.task} of {run.name}" + (
+        "" if evaluation.epoch is None else f" at epoch {evaluation.epoch}"
+    )
+    paths = " or ".join(str(place.script) for place in there or candidates)
+    if there:
+        reason = Reason("ScriptAmbiguous", f"{what} has more than one script; which counts, {paths}? Move the other away")
+    else:
+        reason = Reason("NotScaffolded", f"{what} has no script; accepted: {paths}")
+    step = _bare_step(run, evaluation, (there or candidates)[0])
+    return replace(step, blocked=reason), [Problem(run.document, evaluation.line, reason.message, run.name)]
+
+
+def _bare_step(run: RunInput, evaluation: EvaluationInput, place: _Place) -> Step:
+    return Step(
+        key=f"{run.name}/eval/{place.name}",
+        run=run.name,
+        stage=Stage.EVALUATION,
+        tool=InspectAI.name,
+        script=place.script,
+        output_dir=place.script.parent / "logs",
+        root=run.directory,
+        definition="",
+        placement="",
+        task=evaluation.task,
+        epoch=evaluation.epoch,
+        need=run.preparation_key if evaluation.epoch is not None and run.kind is RunKind.FINE_TUNED else None,
+    )
+
+
+def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk: Disk) -> tuple[Step, list[Problem]]:
+    step = _bare_step(run, evaluation, place)
+    try:
+        text = disk.read(place.script) or b""
+        settings = _read_settings(place, disk)
+        script = parse_batch_script(place.script, text.decode("utf-8", "surrogateescape"))
+        problems = list(script_problems(script, run.name, disk))
+        command = _parse_command(script.commands, place.script.parent, disk)
+    except (DiskUnreadable, _SettingsInvalid) as error:
+        fault = Reason("ScaffoldingUnreadable", str(error))
+        line = error.line if isinstance(error, _SettingsInvalid) else 0
+        file = place.script.parent / "eval.yaml" if line else place.script
+        return replace(step, blocked=fault), [Problem(file, line, fault.message, run.name)]
+    wanted = _wanted(run, evaluation, place, command, settings)
+    blocked = _no_such_epoch(run, evaluation, place)
+    if blocked:
+        problems.append(Problem(run.document, evaluation.line, blocked.message, run.name, warning=True))
+    if wanted.script_path and wanted.model_path and _real(wanted.script_path) != _real(wanted.model_path):
+        message = f"it evaluates {wanted.script_path}, while the checkpoint of this evaluation is {wanted.model_path}"
+        problems.append(Problem(place.script, 0, message, run.name, warning=True))
+    generation = run.checkpoint_generation if evaluation.epoch is not None else ""
+    output_dir = command.log_dir if command else step.output_dir
+    return replace(
+        step,
+        output_dir=output_dir,
+        root=run.directory if output_dir.is_relative_to(run.directory) else output_dir.parent,
+        definition=digest(script.commands, json.dumps(settings, sort_keys=True), evaluation.task, generation),
+        placement=script.placement,
+        meaning={"task": evaluation.task, "script": script.commands, **{f"eval.yaml:{k}": v for k, v in settings.items()}},
+        spec={"wanted": wanted, "rivals": ()},
+        requeue=[d.option for d in script.directives if d.option in ("requeue", "no-requeue")][-1:] == ["requeue"],
+        blocked=blocked,
+    ), problems
+
+
+def _no_such_epoch(run: RunInput, evaluation: EvaluationInput, place: _Place) -> Reason | None:
+    if run.kind is not RunKind.FINE_TUNED:
+        return None
+    saved = ", ".join(str(epoch) for epoch in sorted(run.checkpoints)) or "none"
+    if evaluation.epoch is None and place.is_cell:
+        return Reason("EpochUnknown", f"{run.name} is fine-tuned; which epoch does {place.name} evaluate? Saved: {saved}")
+    if evaluation.epoch is None or evaluation.epoch in run.checkpoints:
+        return None
+    return Reason("NoSuchEpoch", f"{run.name} will save no epoch {evaluation.epoch} (epochs count from 0; saved: {saved})")
+
+
+class _SettingsInvalid(Exception):
+    """An ``eval.yaml`` that is no YAML mapping; ``line`` counts from 1."""
+
+    def __init__(self, message: str, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+def _read_settings(place: _Place, disk: Disk) -> dict[str, str]:
+    """The meaning of the cell's ``eval.yaml``, each top-level key with its value as JSON; empty where there is none."""
+    content = disk.read(place.script.parent / "eval.yaml") if place.is_cell else None
+    if content is None:
+        return {}
+    from ruamel.yaml import YAML  # heavy, and needed by the newer layout alone
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+    try:
+        settings = YAML(typ="safe", pure=True).load(content.decode("utf-8")) or {}
+        return {str(key): json.dumps(value, sort_keys=True, default=str) for key, value in settings.items()}
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise _SettingsInvalid(f"not valid YAML: {error.problem}", line) from error
+    except (YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise _SettingsInvalid(f"expected a YAML mapping of settings: {error}", 1) from error
+
+
+# --- what the script asks of inspect-ai --------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Command:
+    """The one ``inspect eval`` of a script, as far as its words are literal (``$NAME`` of a literal assignment counts).
+
+    ``arguments`` are the ``-T`` whose values are known; ``is_literal`` is True where every word was. Unknown is None.
+    """
+
+    directory: Path
+    log_dir: Path
+    task: str | None = None
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    is_literal: bool = False
+    model: str | None = None
+    model_path: str | None = None
+    limit: str | None = None
+
+
+def _parse_command(commands: str, directory: Path, disk: Disk) -> _Command | None:
+    """None where the script has no ``inspect eval`` that can be seen, or several."""
+    variables = {"SLURM_SUBMIT_DIR": str(directory), "PWD": str(directory)}
+    found: list[_Command] = []
+    for words in _simple_commands(commands):
+        words = [_expand(word, variables) for word in words]
+        assignments = words[1:] if words[0] == "export" else words
+        if all(_ASSIGNMENT.match(word) for word in assignments):
+            variables |= {name: value for name, _, value in (word.partition("=") for word in assignments)}
+        elif words[0] == "cd" and len(words) == 2 and _is_literal(words[1]) and _is_directory(directory / words[1], disk):
+            directory = directory / words[1]  # a cd that fails leaves a batch script where it was
+            variables["PWD"] = str(directory)
+        else:
+            at = next((i for i, word in enumerate(words[:-1]) if _INSPECT.search(word) and words[i + 1] == "eval"), None)
+            if at is not None:
+                found.append(_read_command(words[at + 2 :], directory, variables))
+    return found[0] if len(found) == 1 else None
+
+
+def _read_command(words: list[str], directory: Path, variables: Mapping[str, str]) -> _Command:
+    options = _options(words)
+    pairs = [pair.partition("=") for pair in options.get("-T", ()) if "=" in pair]
+    model_path = [pair.partition("=")[2] for pair in options.get("-M", ()) if pair.startswith("model_path=")]
+    limits = options.get("--limit") or options.get("--sample-id") or [variables.get("INSPECT_EVAL_LIMIT", "")]
+    log_dir = _last(options.get("--log-dir") or [variables.get("INSPECT_LOG_DIR", "logs")]) or "logs"
+    return _Command(
+        directory=directory,
+        log_dir=Path(os.path.normpath(directory / log_dir)),
+        task=_task_name(words),
+        arguments={key: value for key, _, value in pairs if _is_literal(value)},
+        is_literal=all(_is_literal(word) for word in words) and not {"--task-config", "--model-config"} & set(words),
+        model=_last(options.get("--model", ())),
+        model_path=_last(model_path),
+        limit=limits[-1] or None,
+    )
+
+
+def _simple_commands(commands: str) -> Iterator[list[str]]:
+    """Each simple command's words; redirections and separators end one. A line that cannot be split is passed over."""
+    for line in commands.replace("\\\n", " ").splitlines():
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split, lexer.commenters = True, ""
+        try:
+            words = list(lexer)
+        except ValueError:
+            continue
+        for is_separator, part in groupby(words, key=lambda word: bool(word) and set(word) <= set("();<>|&")):
+            if not is_separator:
+                yield list(part)
+
+
+def _is_directory(path: Path, disk: Disk) -> bool:
+    found = disk.stat(path)
+    return found is not None and found.is_dir
+
+
+def _expand(word: str, variables: Mapping[str, str]) -> str:
+    return _VARIABLE.sub(lambda match: variables.get(match[1] or match[2], match[0]), word)
+
+
+def _is_literal(word: str) -> bool:
+    return not any(sign in word for sign in "$`*?") and not word.startswith("~")
+
+
+def _last(words: Iterable[str]) -> str | None:
+    """The last of some values, the one that counts, where it is literal."""
+    value = (list(words) or [""])[-1]
+    return value if value and _is_literal(value) else None
+
+
+def _options(words: list[str]) -> dict[str, list[str]]:
+    """The values of each option, in order, for ``--name value``, ``--name=value`` and ``-Xvalue``."""
+    options: dict[str, list[str]] = {}
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if word[:2] in ("-T", "-M") and not word.startswith("--"):
+            options.setdefault(word[:2], []).append(word[2:] or following)
+        elif word.startswith("--"):
+            options.setdefault(name, []).append(value if equals else following)
+    return options
+
+
+def _task_name(words: list[str]) -> str | None:
+    """The registered name in ``file.py@name`` or ``package/name``; None where the file alone, or several, are given."""
+    first = words[0] if words and not words[0].startswith("-") else ""
+    named = {word.rpartition("@")[2] for word in words if ".py@" in word} or {first.rpartition("/")[2]}
+    name = named.pop() if len(named) == 1 else ""
+    return name if name and _is_literal(name) and not name.endswith(".py") else None
+
+
+# --- 4, verification: which logs are this step's, and what they prove -----------------------------------
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a log must say to be one evaluation's. None where the scaffolding does not tell.
+
+    ``model_path`` is the checkpoint that the run's plan means, ``script_path`` the one that the script loads, ``epochs`` all
+    checkpoints of the run. ``owns_directory``: the newer layout, where no other evaluation logs to the same directory.
+    ``limit`` is the limit asked for, with a ``$`` in it where only the shell knows.
+    """
+
+    task: str
+    epoch: int | None
+    owns_directory: bool
+    model_path: Path | None
+    script_path: Path | None = None
+    epochs: tuple[Path, ...] = ()
+    directory: Path = Path()
+    task_name: str | None = None
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    is_literal: bool = False
+    model: str | None = None
+    limit: str | None = None
+
+
+def _wanted(
+    run: RunInput, evaluation: EvaluationInput, place: _Place, command: _Command | None, settings: Mapping[str, str]
+) -> _Wanted:
+    epoch = evaluation.epoch
+    command = command or _Command(place.script.parent, place.script.parent / "logs")
+    limit = command.limit or settings.get("limit")
+    return _Wanted(
+        task=evaluation.task,
+        epoch=epoch,
+        owns_directory=place.is_cell and _real(command.log_dir) == _real(place.script.parent / "logs"),
+        model_path=run.checkpoints.get(epoch, run.checkpoint_path) if epoch is not None else run.checkpoint_path,
+        script_path=command.directory / command.model_path if command.model_path else None,
+        epochs=tuple(run.checkpoints.values()),
+        directory=command.directory,
+        task_name=command.task,
+        arguments=command.arguments,
+        is_literal=command.is_literal,
+        model=command.model,
+        limit=None if limit in (None, "null") else limit,
+    )
+
+
+def _with_rivals(steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """Each step with what the others want whose logs go to the same directory."""
+    described = [(step.key, _real(step.output_dir), step.spec["wanted"]) for step in steps if "wanted" in step.spec]
+
+    def rivals(step: Step) -> tuple[object, ...]:
+        directory = _real(step.output_dir)
+        return tuple(wanted for key, its_directory, wanted in described if key != step.key and its_directory == directory)
+
+    return tuple(replace(step, spec={**step.spec, "rivals": rivals(step)}) if step.spec else step for step in steps)
+
+
+class _Worth(IntEnum):
+    """What one log contributes, the most telling first."""
+
+    GOOD = 0
+    UNREADABLE = 1
+    SHARED = 2
+    FAILED = 3
+    DAMAGED = 4
+    OUTDATED = 5
+
+
+_STATES = {
+    _Worth.GOOD: OutputState.COMPLETE,
+    _Worth.UNREADABLE: OutputState.UNKNOWN,
+    _Worth.SHARED: OutputState.AMBIGUOUS,
+    _Worth.FAILED: OutputState.INCOMPLETE,
+    _Worth.DAMAGED: OutputState.INCOMPLETE,
+    _Worth.OUTDATED: OutputState.ABSENT,
+}
+
+
+@dataclass(frozen=True)
+class _Finding:
+    worth: _Worth
+    reason: Reason
+    file: FileId | None = None
+    created: float = 0.0
+    progress: str = ""
+
+
+def _judge(step: Step, disk: Disk, *, deep: bool) -> Outputs:
+    wanted = cast(_Wanted, step.spec["wanted"])
+    names = disk.names(step.output_dir)
+    logs = [name for name in names or () if name.endswith((".eval", ".json"))]
+    weights = _newest_weights(wanted.model_path, disk) if logs and wanted.model_path else None
+    findings: list[_Finding] = []
+    for name in reversed(logs):  # names begin with the time: the newest first, and nothing beats a good one
+        if finding := _judge_log(step, step.output_dir / name, weights, disk, deep=deep):
+            findings.append(finding)
+            if finding.worth is _Worth.GOOD:
+                break
+    best = min(findings, key=lambda finding: (finding.worth, -finding.created), default=None)
+    if best is None:
+        return Outputs(OutputState.ABSENT, Reason("NoLog", f"no log of this evaluation is in {step.output_dir}"))
+    return Outputs(
+        _STATES[best.worth],
+        best.reason,
+        marked=best.worth is _Worth.GOOD,
+        newest=best.file.mtime_ns / 1e9 if best.file else None,
+        evidence=(best.file,) if best.file and best.worth is _Worth.GOOD else (),
+        progress=best.progress,
+    )
+
+
+def _judge_log(step: Step, path: Path, weights: float | None, disk: Disk, *, deep: bool) -> _Finding | None:
+    """What one log says of a step; None where it is another's."""
+    wanted, rivals = cast(_Wanted, step.spec["wanted"]), cast("tuple[_Wanted, ...]", step.spec["rivals"])
+    try:
+        info = disk.stat(path)
+        log = read_eval_log(path, disk, deep=deep)
+    except DiskUnreadable as error:
+        return _Finding(_Worth.UNREADABLE, Reason("DiskUnreadable", str(error)))
+    except LogDamaged as error:
+        return _Finding(_Worth.DAMAGED, Reason("LogDamaged", str(error)))
+    if info is None or log is None or not _is_of(wanted, log):
+        return None
+    file = FileId(str(path), info.size, info.mtime_ns)
+    progress = f"{log.completed} of {log.total} samples" if log.total is not None else ""
+
+    def found(worth: _Worth, code: str, message: str) -> _Finding:
+        return _Finding(worth, Reason(code, message), file, log.created, progress)
+
+    if wanted.model_path and weights is None and step.need:
+        return found(
+            _Worth.OUTDATED,
+            "CheckpointAbsent",
+            f"{path.name} is there, but no weights in {wanted.model_path} tell whether it is current",
+        )
+    if weights is not None and math.floor(log.created) < math.floor(weights):
+        return found(_Worth.OUTDATED, "LogOutdated", f"an older log is there, {path.name}; it evaluated weights since replaced")
+    if fault := _fault(log, wanted.limit):
+        return found(_Worth.FAILED, fault.code, f"{fault.message} ({path.name})")
+    if any(_is_of(rival, log) for rival in rivals):
+        others = ", ".join(_title(rival) for rival in rivals if _is_of(rival, log))
+        return found(_Worth.SHARED, "LogAmbiguous", f"{path.name} may belong to {_title(wanted)} or to {others}; which is it?")
+    return found(_Worth.GOOD, "LogVerified", f"{path.name} succeeded with {progress}")
+
+
+def _title(wanted: _Wanted) -> str:
+    return f"{wanted.task} " + ("of the base model" if wanted.epoch is None else f"at epoch {wanted.epoch}")
+
+
+def _fault(log: EvalLog, limit: str | None) -> Reason | None:
+    """Why a log does not prove its evaluation done; None where it does."""
+    if not log.ended:
+        return Reason("LogUnfinished", "a run is in progress or was killed")
+    if log.status != "success":
+        first_line = next(iter(log.error.splitlines()), "")
+        return Reason(
+            "EvaluationFailed", f"inspect-ai ended with status {log.status}" + (f": {first_line}" if first_line else "")
+        )
+    if log.is_invalidated:
+        return Reason("LogInvalidated", "the log was invalidated")
+    if not log.total or log.completed != log.total:
+        return Reason("SamplesMissing", f"{log.completed or 0} of {log.total or 0} samples completed")
+    if log.limit is not None and not _is_limit_asked(log.limit, limit):
+        asked = f"--limit {limit} is asked for" if limit else "the whole dataset is asked for"
+        return Reason("LimitDiffers", f"it was limited to {log.limit} samples, while {asked}")
+    if log.samples is None:
+        return Reason("SamplesMissing", "the log does not say how many samples its dataset has")
+    expected = log.samples if log.limit is None else min(log.limit, log.samples) if isinstance(log.limit, int) else None
+    if expected is not None and log.total != expected * log.epochs:
+        return Reason("SamplesMissing", f"{log.total} samples were run of the {expected * log.epochs} expected")
+    return None
+
+
+def _is_limit_asked(found: object, asked: str | None) -> bool:
+    """A single number must be the same; a range or a list of samples is logged in other words than it is asked for."""
+    if asked is None or not _is_literal(asked) or isinstance(found, list):
+        return asked is not None
+    return str(found) == asked.strip("\"'")
+
+
+def _newest_weights(directory: Path, disk: Disk) -> float | None:
+    """When the weights of a checkpoint were last written, by weight files alone: copies of base files keep old times."""
+    names = [name for name in disk.names(directory) or () if name.endswith(_WEIGHTS)]
+    times = [info.mtime_ns / 1e9 for info in (disk.stat(directory / name) for name in names) if info is not None]
+    return max(times, default=None)
+
+
+# --- whose log is it ---------------------------------------------------------------------------------
+
+
+def _is_of(wanted: _Wanted, log: EvalLog) -> bool:
+    """True where a log can be this evaluation's. In the newer layout the directory says so already: a task may carry a label."""
+    if not _has_model(wanted, log):
+        return False
+    return wanted.owns_directory or (_has_task(wanted, log) and _has_arguments(wanted, log))
+
+
+def _has_task(wanted: _Wanted, log: EvalLog) -> bool:
+    names = {log.registry_name.rpartition("/")[2] or log.task, log.task.rpartition("/")[2]}
+    return (wanted.task_name or wanted.task) in names
+
+
+def _has_model(wanted: _Wanted, log: EvalLog) -> bool:
+    path = _model_path(log)
+    if path is None:
+        same_name = wanted.model is None or wanted.model == log.model
+        return wanted.script_path is None and same_name and _has_epoch(wanted, log)
+    real = _real(wanted.directory / path)
+    target = wanted.model_path or wanted.script_path
+    if wanted.epoch is None and wanted.model_path is None and real in {_real(epoch) for epoch in wanted.epochs}:
+        return False
+    return real == _real(target) if target else not _EPOCH_DIRECTORY.search(real)
+
+
+def _model_path(log: EvalLog) -> str | None:
+    """The path of a local model: the model argument, or what follows the provider in ``hf//path/to/model``."""
+    name = log.model.partition("/")[2]
+    return log.model_path or (name if name.startswith("/") else None)
+
+
+def _has_epoch(wanted: _Wanted, log: EvalLog) -> bool:
+    """Tells epochs apart where no path does. A task argument's default says nothing of a base model."""
+    told = log.metadata.get("epoch", (log.passed or {}).get("epoch"))
+    if told is None and wanted.epoch is not None:
+        told = log.arguments.get("epoch")
+    return told is None or str(told) == str(wanted.epoch)
+
+
+def _has_arguments(wanted: _Wanted, log: EvalLog) -> bool:
+    """True unless an argument contradicts the script's, or was passed and the script, all of it known, does not pass it."""
+    logged = {**log.arguments, **(log.passed or {})}
+    if any(key in logged and not _means(text, logged[key]) for key, text in wanted.arguments.items()):
+        return False
+    expected = {**wanted.arguments, "epoch": str(wanted.epoch)}  # an epoch that is passed along is only a label
+    return not wanted.is_literal or all(key in expected and _means(expected[key], logged[key]) for key in log.passed or {})
+
+
+def _means(text: str, value: object) -> bool:
+    """True unless the text of a ``-T key=text`` surely is another value than the one logged."""
+    if isinstance(value, bool):
+        return text.lower() in (("true", "yes", "on") if value else ("false", "no", "off"))
+    if isinstance(value, (int, float)):
+        try:
+            return float(text) == value
+        except ValueError:
+            return False
+    return text == value if isinstance(value, str) else True
+
+
+def _real(path: Path | str) -> str:
+    """The path without symbolic links, as far as it exists."""
+    return os.path.realpath(path)

@@ -1,0 +1,468 @@
+"""torchtune, the trainer: one fine-tuning step for each fine-tuned run, proved by the epochs it saved.
+
+``finetune.yaml`` is the authority on what is trained and where to; ``torchtune_config.yaml`` in the output directory is what
+was launched. Reads configurations, headers and sizes; never runs anything, never unpickles, never changes a file.
+Source of the rules: measured on torchtune 0.6.1, whose last epoch has no end marker and whose reruns overwrite silently.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from reconciler.batch_script import BatchScript, parse_batch_script
+from reconciler.errors import DiskUnreadable, Problem
+from reconciler.model import Outputs, OutputState, Reading, Reason, RunInput, RunKind, Stage, Step, digest
+from reconciler.ports import Disk
+from reconciler.script_checks import script_problems
+from reconciler.tools.formats.epoch_directory import Verdict, Wanted, judge_epoch, small_files
+from reconciler.tools.formats.omega_config import ConfigFault, OmegaConfig, read_omega_config
+from reconciler.tools.formats.torch_zip import read_integer
+
+_SCRIPT = "finetune.slurm"
+_CONFIG = "finetune.yaml"
+_LAUNCHED = "torchtune_config.yaml"
+_STATE = Path("recipe_state", "recipe_state.pt")
+_EPOCH = re.compile(r"epoch_(0|[1-9][0-9]*)")
+_OVERRIDE = re.compile(r"~?[A-Za-z_][\w.]*=\S*")
+_RESUME = "resume_from_checkpoint"  # how to launch, not what comes out: no part of what defines a result
+_MAX_CONFIG = 1 << 20
+_SHOWN = 3
+
+
+class Torchtune:
+    """The fine-tuning stage by torchtune, in the four parts of a tool."""
+
+    name = "torchtune"
+    stage = Stage.FINETUNE
+    log_file = "run-torchtune.log"
+
+    def read(self, run: RunInput, disk: Disk) -> Reading:
+        """The run's one training; where its scaffolding is at fault, blocked and with a Problem for each fault."""
+        if run.kind is not RunKind.FINE_TUNED:
+            return Reading()
+        missing = _directory_fault(run, disk)
+        script, training = missing or _read_script(run, disk), missing or _read_training(run, disk)
+        step, problems = _bare_step(run), []
+        if isinstance(script, BatchScript):
+            made = training.output_dir if isinstance(training, _Training) else None
+            problems += [*script_problems(script, run.name, disk, made=made), *_overrides(script, run)]
+            step = _with_script(step, script)
+        if isinstance(training, _Training):
+            problems += _disagreements(training, run)
+            step = _with_training(step, training, run)
+        faults = list(dict.fromkeys(found for found in (script, training) if isinstance(found, _Fault)))
+        if faults:
+            step = replace(step, blocked=Reason(faults[0].code, str(faults[0].problem)))
+        return Reading((step,), (*(fault.problem for fault in faults), *problems))
+
+    def may_submit(self, step: Step, outputs: Outputs) -> str | None:
+        """None where no training is there that counts: the trainer would silently train over anything else."""
+        return None if outputs.state in (OutputState.ABSENT, OutputState.INCOMPLETE) else outputs.reason.message
+
+    def log_label(self, step: Step) -> tuple[str, str]:
+        """``SUBMIT_JOB`` of the run."""
+        return "SUBMIT_JOB", step.run
+
+    def check(self, step: Step, disk: Disk, deep: bool = False) -> Outputs:
+        """What the output directory amounts to, epoch by epoch; ``deep`` reads the torch files in full."""
+        try:
+            return _check(cast(_Training, step.spec["training"]), disk, deep)
+        except DiskUnreadable as error:
+            return Outputs(OutputState.UNKNOWN, Reason("DiskUnreadable", str(error)))
+
+
+TOOL = Torchtune()
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """What keeps a run from being trained."""
+
+    code: str
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What ``finetune.yaml`` asks for. ``meaning`` is all of it, resolved and flattened."""
+
+    config: Path
+    lines: Mapping[str, int]
+    output_dir: Path
+    base: Path | None
+    epochs: int
+    saved: tuple[int, ...]
+    resume: bool
+    adapter_only: bool
+    adapters: bool
+    meaning: Mapping[str, str]
+
+
+# --- input: the scaffolding ------------------------------------------------------------------------
+
+
+def _directory_fault(run: RunInput, disk: Disk) -> _Fault | None:
+    try:
+        found = disk.stat(run.directory)
+    except DiskUnreadable as error:
+        return _Fault("ScaffoldingUnreadable", Problem(run.document, run.line, str(error), run.name))
+    if found is not None and found.is_dir:
+        return None
+    message = f"run `{run.name}` is not scaffolded; accepted: a directory {run.directory} with {_SCRIPT} and {_CONFIG}"
+    return _Fault("NotScaffolded", Problem(run.document, run.line, message, run.name))
+
+
+def _read_text(path: Path, run: RunInput, disk: Disk) -> str | _Fault:
+    try:
+        content = disk.read(path)
+    except DiskUnreadable as error:
+        return _Fault("ScaffoldingUnreadable", Problem(path, 0, f"cannot be read: {error}", run.name))
+    if content is None:
+        return _Fault("NotScaffolded", Problem(path, 0, f"is missing; run `{run.name}` needs it to be trained", run.name))
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return _Fault("ConfigInvalid", Problem(path, 0, "is not text; accepted: UTF-8", run.name))
+
+
+def _read_script(run: RunInput, disk: Disk) -> BatchScript | _Fault:
+    path = run.directory / _SCRIPT
+    text = _read_text(path, run, disk)
+    return parse_batch_script(path, text) if isinstance(text, str) else text
+
+
+def _read_training(run: RunInput, disk: Disk) -> _Training | _Fault:
+    path = run.directory / _CONFIG
+    text = _read_text(path, run, disk)
+    if isinstance(text, _Fault):
+        return text
+    try:
+        return _training(read_omega_config(text), path)
+    except ConfigFault as fault:
+        return _Fault("ConfigInvalid", Problem(path, fault.line, str(fault), run.name))
+
+
+def _training(config: OmegaConfig, path: Path) -> _Training:
+    """The settings that matter, each checked; ConfigFault names the line and what would be accepted."""
+    output_dir = _directory(config, "output_dir", path.parent)
+    if output_dir is None:
+        raise ConfigFault(0, "`output_dir` is missing; accepted: the directory for this run's epochs")
+    epochs = config.get("epochs")
+    if type(epochs) is not int or epochs < 1:
+        raise ConfigFault(config.line("epochs"), f"`epochs` is {epochs!r}; accepted: a whole number from 1")
+    elsewhere = _directory(config, "checkpointer.output_dir", path.parent)
+    if elsewhere is not None and not _is_same_path(elsewhere, output_dir):
+        line = config.line("checkpointer.output_dir")
+        raise ConfigFault(line, f"`checkpointer.output_dir` is {elsewhere}; accepted: the same as `output_dir`, {output_dir}")
+    return _Training(
+        config=path,
+        lines={key: config.line(key) for key in ("output_dir", "epochs")},
+        output_dir=output_dir,
+        base=_directory(config, "checkpointer.checkpoint_dir", path.parent),
+        epochs=epochs,
+        saved=_saved_epochs(config, epochs),
+        resume=_flag(config, _RESUME),
+        adapter_only=_flag(config, "save_adapter_weights_only"),
+        adapters=_trains_adapters(config),
+        meaning=config.meaning,
+    )
+
+
+def _directory(config: OmegaConfig, key: str, base: Path) -> Path | None:
+    value = config.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip() or "$" in value or value.startswith("~") or "\0" in value:
+        raise ConfigFault(config.line(key), f"`{key}` is {value!r}; accepted: a path written out (no `~`, no `$VARIABLE`)")
+    return base / value
+
+
+def _flag(config: OmegaConfig, key: str) -> bool:
+    value = config.get(key)
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    raise ConfigFault(
+        config.line(key), f"`{key}` is {value!r}, which the trainer would take as it likes; accepted: True or False"
+    )
+
+
+def _saved_epochs(config: OmegaConfig, epochs: int) -> tuple[int, ...]:
+    """The epochs that will be saved; ``save_last_epoch_only`` has the last word, as in the recipes that know these keys."""
+    if _flag(config, "save_last_epoch_only"):
+        return (epochs - 1,)
+    value = config.get("epochs_to_save")
+    if value is None or value == "all":
+        return tuple(range(epochs))
+    listed = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+    numbers = {int(str(epoch)) for epoch in listed if str(epoch).isdecimal()} if isinstance(listed, list) else set()
+    saved = tuple(sorted(numbers & set(range(epochs))))
+    if not saved or len(numbers) != len(listed):
+        message = f"`epochs_to_save` is {value!r}; accepted: all, or a list of epochs from 0 to {epochs - 1}, one at least"
+        raise ConfigFault(config.line("epochs_to_save"), message)
+    return saved
+
+
+def _trains_adapters(config: OmegaConfig) -> bool:
+    model = config.get("model")
+    if not isinstance(model, dict):
+        return False
+    component = str(model.get("_component_", ""))
+    return any(name.startswith("lora_") for name in model) or "lora" in component or "dora" in component
+
+
+def _overrides(script: BatchScript, run: RunInput) -> Iterator[Problem]:
+    """Settings on the command line: the launch then differs from ``finetune.yaml``, and so do its outputs."""
+    for line in script.commands.replace("\\\n", " ").splitlines():
+        _, tune, arguments = line.partition("tune run")
+        found = [word for word in arguments.partition("--config")[2].split() if tune and _OVERRIDE.fullmatch(word)]
+        if found:
+            message = f"`{' '.join(found)}` overrides {_CONFIG}, and the outputs will not be taken for this run's; put it there"
+            yield Problem(script.path, 0, message, run.name, warning=True)
+
+
+def _disagreements(training: _Training, run: RunInput) -> Iterator[Problem]:
+    """Where the document says otherwise; ``finetune.yaml`` counts."""
+    if run.checkpoint_dir is not None and not _is_same_path(run.checkpoint_dir, training.output_dir):
+        message = f"`output_dir` is {training.output_dir}, the document says {run.checkpoint_dir}; {_CONFIG} counts"
+        yield Problem(training.config, training.lines["output_dir"], message, run.name, warning=True)
+    if run.epochs is not None and run.epochs != training.epochs:
+        message = f"`epochs` is {training.epochs}, the document says {run.epochs}; {_CONFIG} counts"
+        yield Problem(training.config, training.lines["epochs"], message, run.name, warning=True)
+
+
+def _is_same_path(one: Path | str, other: Path | str) -> bool:
+    return os.path.normpath(one) == os.path.normpath(other) or os.path.realpath(one) == os.path.realpath(other)
+
+
+# --- input: the step -------------------------------------------------------------------------------
+
+
+def _bare_step(run: RunInput) -> Step:
+    """The step as far as the document alone defines it."""
+    expected = run.checkpoint_dir or run.directory
+    return Step(
+        key=f"{run.name}/finetune",
+        run=run.name,
+        stage=Torchtune.stage,
+        tool=Torchtune.name,
+        script=run.directory / _SCRIPT,
+        output_dir=expected,
+        root=expected.parent,
+        definition="",
+        placement="",
+    )
+
+
+def _with_script(step: Step, script: BatchScript) -> Step:
+    requeue = [directive.option for directive in script.directives if directive.option in ("requeue", "no-requeue")]
+    return replace(
+        step,
+        definition=digest(script.commands),
+        placement=digest(script.placement),
+        meaning={_SCRIPT: f"commands {digest(script.commands)[:8]}"},
+        requeue=requeue[-1:] == ["requeue"],
+        spec={"job_name": script.job_name},
+    )
+
+
+def _with_training(step: Step, training: _Training, run: RunInput) -> Step:
+    meaning = {key: value for key, value in sorted(training.meaning.items()) if key != _RESUME}
+    is_inside = training.output_dir.is_relative_to(run.directory)
+    return replace(
+        step,
+        output_dir=training.output_dir,
+        root=run.directory if is_inside else training.output_dir.parent,
+        checkpoints={epoch: training.output_dir / f"epoch_{epoch}" for epoch in training.saved},
+        definition=digest(step.definition, *(f"{key}={value}" for key, value in meaning.items())),
+        meaning={**meaning, **step.meaning},
+        spec={**step.spec, "training": training},
+    )
+
+
+# --- verification ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Traces:
+    """What a trainer has left in an output directory. ``since`` (ns) is the last launch that started from nothing."""
+
+    directory: Path
+    epochs: Mapping[int, Path]
+    has_state: bool
+    has_launched: bool
+    launched: OmegaConfig | str
+    since: int | None
+    newest: float | None
+
+    @property
+    def is_trained(self) -> bool:
+        return bool(self.epochs) or self.has_state
+
+
+def _check(training: _Training, disk: Disk, deep: bool) -> Outputs:
+    directory = training.output_dir
+    found = disk.stat(directory)
+    if found is not None and not found.is_dir:
+        return Outputs(OutputState.UNKNOWN, Reason("NotADirectory", f"{directory} is not a directory"))
+    traces = _look(directory, disk)
+    if traces is None:
+        return Outputs(OutputState.ABSENT, Reason("NoOutputs", f"{directory} holds no training"))
+    differences = _differences(traces.launched, training.meaning)
+    if traces.is_trained and differences:
+        message = f"{directory} was trained from another configuration: {differences}"
+        return Outputs(OutputState.MISMATCH, Reason("Drifted", message), newest=traces.newest)
+    return _judge(training, traces, disk, deep)
+
+
+def _look(directory: Path, disk: Disk) -> _Traces | None:
+    """The traces of a trainer; None where there is none (the scheduler's log files are not the trainer's)."""
+    names = disk.names(directory) or ()
+    epochs = {int(match[1]): directory / name for name in names if (match := _EPOCH.fullmatch(name))}
+    has_state = _STATE.parts[0] in names
+    logs = disk.names(directory / "logs") if "logs" in names else ()
+    if not (epochs or has_state or logs or _LAUNCHED in names):
+        return None
+    launched = _read_launched(directory / _LAUNCHED, disk)
+    began = disk.stat(directory / _LAUNCHED)
+    is_resumed = isinstance(launched, OmegaConfig) and launched.get(_RESUME) is True
+    return _Traces(
+        directory=directory,
+        epochs=epochs,
+        has_state=has_state,
+        has_launched=_LAUNCHED in names,
+        launched=launched,
+        since=began.mtime_ns if began and not is_resumed else None,
+        newest=_newest([directory / _LAUNCHED], [*epochs.values(), directory / _STATE.parts[0], directory / "logs"], disk),
+    )
+
+
+def _read_launched(path: Path, disk: Disk) -> OmegaConfig | str:
+    """The configuration of the last launch, or what is wrong with it."""
+    found = disk.stat(path)
+    if found is None:
+        return f"{_LAUNCHED} is missing, so nothing shows what was trained"
+    try:
+        return read_omega_config((disk.read(path, 0, _MAX_CONFIG) or b"").decode())
+    except (ConfigFault, UnicodeDecodeError):
+        return f"{_LAUNCHED} is cut short or no configuration ({found.size} bytes)"
+
+
+def _newest(files: list[Path], directories: list[Path], disk: Disk) -> float | None:
+    """When anything was last written (epoch s)."""
+    inside = [directory / name for directory in directories for name in disk.names(directory) or ()]
+    found = [disk.stat(path) for path in (*files, *directories, *inside)]
+    return max((info.mtime_ns / 1e9 for info in found if info), default=None)
+
+
+def _differences(launched: OmegaConfig | str, wanted: Mapping[str, str]) -> str:
+    """Where what was launched does not mean the same as what is wanted, in words; empty where it does."""
+    if isinstance(launched, str):
+        return ""
+    there = launched.meaning
+    pairs = {key: (there.get(key, "null"), wanted.get(key, "null")) for key in sorted({*there, *wanted} - {_RESUME})}
+    changed = [f"{key} {was} → {now}" for key, (was, now) in pairs.items() if not _means_same(was, now)]
+    more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
+    return ", ".join(changed[:_SHOWN] + more)
+
+
+def _means_same(one: str, other: str) -> bool:
+    return one == other or (one.startswith("/") and other.startswith("/") and _is_same_path(one, other))
+
+
+def _judge(training: _Training, traces: _Traces, disk: Disk, deep: bool) -> Outputs:
+    """The wanted epochs, one by one: broken outweighs unknown, unknown outweighs whole."""
+    wanted = Wanted(
+        merged=not (training.adapter_only and training.adapters),
+        adapters=training.adapters,
+        copies=small_files(training.base, disk) if training.base else {},
+        since=traces.since,
+        deep=deep,
+    )
+    saved = training.saved if traces.epochs else ()
+    verdicts = {epoch: _judge_epoch(epoch, training, traces, wanted, disk) for epoch in saved}
+    faults = [f"epoch_{epoch}: {fault}" for epoch, verdict in verdicts.items() for fault in verdict.faults]
+    doubts = [f"epoch_{epoch}: {doubt}" for epoch, verdict in verdicts.items() for doubt in verdict.doubts]
+    if not traces.epochs:
+        faults = ["a launch left no epoch"]
+    elif isinstance(traces.launched, str):
+        faults.insert(0, traces.launched)
+    whole = sum(not verdict.faults and not verdict.doubts for verdict in verdicts.values())
+    progress = f"epoch {whole}/{len(training.saved)}"
+    if faults:
+        torn = _torn(training, traces, verdicts, disk)
+        return Outputs(
+            OutputState.INCOMPLETE, Reason("Incomplete", _some(faults)), newest=traces.newest, torn=torn, progress=progress
+        )
+    if doubts:
+        return Outputs(OutputState.UNKNOWN, Reason("DiskUnreadable", _some(doubts)), newest=traces.newest, progress=progress)
+    evidence = tuple(file for verdict in verdicts.values() for file in verdict.files)
+    names = ", ".join(f"epoch_{epoch}" for epoch in training.saved)
+    return Outputs(
+        OutputState.COMPLETE,
+        Reason("Verified", f"{names} verified in {traces.directory}"),
+        marked=training.saved[-1] != training.epochs - 1,
+        newest=traces.newest,
+        evidence=evidence,
+        progress=progress,
+    )
+
+
+def _judge_epoch(epoch: int, training: _Training, traces: _Traces, wanted: Wanted, disk: Disk) -> Verdict:
+    """What is in the epoch's directory, and whether the trainer got past it (the last epoch has no such mark)."""
+    if epoch not in traces.epochs:
+        return Verdict(("is missing",), (), ())
+    verdict = judge_epoch(traces.epochs[epoch], wanted, disk)
+    if epoch == training.epochs - 1:
+        return verdict
+    try:
+        went_on = _went_past(epoch, traces, disk)
+    except DiskUnreadable as error:
+        return replace(verdict, doubts=(*verdict.doubts, str(error)))
+    fault = "neither recipe_state nor a later epoch shows that its save ended"
+    return verdict if went_on else replace(verdict, faults=(*verdict.faults, fault))
+
+
+def _went_past(epoch: int, traces: _Traces, disk: Disk) -> bool:
+    """True where this launch has begun a later epoch's save or recorded the end of this one's."""
+    if any(number > epoch and _is_of_launch(path, traces, disk) for number, path in traces.epochs.items()):
+        return True
+    state = traces.directory / _STATE
+    return _is_of_launch(state, traces, disk) and (read_integer(state, "epochs_run", disk) or 0) > epoch
+
+
+def _is_of_launch(path: Path, traces: _Traces, disk: Disk) -> bool:
+    found = disk.stat(path)
+    return found is not None and (traces.since is None or found.mtime_ns >= traces.since)
+
+
+def _torn(training: _Training, traces: _Traces, verdicts: Mapping[int, Verdict], disk: Disk) -> tuple[Path, ...]:
+    """What another launch would train over. One that resumes keeps the epochs that it goes on from."""
+    if not traces.epochs:
+        return ()
+    first = _resumes_from(traces, verdicts, disk) if training.resume else 0
+    epochs = tuple(path for epoch, path in sorted(traces.epochs.items()) if epoch >= first)
+    if first:
+        return epochs
+    rest = ((_STATE.parts[0], traces.has_state), (_LAUNCHED, traces.has_launched))
+    return (*epochs, *(traces.directory / name for name, is_there in rest if is_there))
+
+
+def _resumes_from(traces: _Traces, verdicts: Mapping[int, Verdict], disk: Disk) -> int:
+    """The epoch that a resumed launch would begin with; 0 where there is nothing sound to resume."""
+    try:
+        done = read_integer(traces.directory / _STATE, "epochs_run", disk) or 0
+    except DiskUnreadable:
+        return 0
+    last = verdicts.get(done - 1)
+    return done if last is not None and not last.faults else 0
+
+
+def _some(findings: list[str]) -> str:
+    """The first few findings in one sentence."""
+    more = [f"and {len(findings) - _SHOWN} more"] if len(findings) > _SHOWN else []
+    return "; ".join(findings[:_SHOWN] + more)

@@ -1,0 +1,97 @@
+"""The command line, as a person or a script meets it: exit codes, JSON, errors; on the local backend."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from reconciler.schemas import schema
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def reconcile(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "reconciler", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}, check=False)
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """The example experiment on a disk of its own, with a local cluster of its own."""
+    monkeypatch.setenv("RECONCILE_LOCAL_DIR", str(tmp_path / "local"))
+    monkeypatch.setenv("RECONCILE_BACKEND", "local")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("STANDIN_SECONDS", "0")
+    subprocess.run([sys.executable, REPOSITORY / "examples/new_experiment.py", tmp_path / "lab"], check=True, capture_output=True)
+    return tmp_path / "lab" / "cap_4L_lora_lr"
+
+
+def test_diff_of_a_new_experiment_is_pending_valid_json_and_changes_nothing(example):
+    before = sorted(example.rglob("*"))
+    shown = reconcile("diff", example, "--output", "json")
+    assert shown.returncode == 1, shown.stderr
+    answer = json.loads(shown.stdout)
+    jsonschema.validate(answer, schema("actions"))
+    assert len(answer["actions"]) == 9
+    assert sorted(example.rglob("*")) == before
+
+
+def test_apply_wait_brings_the_example_to_its_end(example):
+    settings = "backend: local\nstagger: 0s\npoll: 1s\nsettle: 2s\nmax_in_flight: 2\n"
+    (example / "reconcile.yaml").write_text(settings)
+    applied = reconcile("apply", example, "--wait")
+    assert applied.returncode == 0, applied.stdout + applied.stderr
+    after = reconcile("diff", example)
+    assert after.returncode == 0, after.stdout
+    assert "nothing to do" in after.stdout
+    status = reconcile("status", example, "--output", "json")
+    answer = json.loads(status.stdout)
+    jsonschema.validate(answer, schema("status"))
+    assert answer["converged"]
+    assert {step["attempts"] for step in answer["steps"]} == {1}
+    assert (example / "experiment_summary.md").read_text().count("COMPLETED") == 9
+    explained = reconcile("explain", example, "r8_lr1e-5/finetune")
+    assert "evidence" in explained.stdout
+
+
+def test_an_invalid_document_is_exit_2_with_its_line_and_no_traceback(example):
+    document = example / "experiment_summary.md"
+    document.write_text(document.read_text().replace("| Fine-tuned |", "| Finetuned-ish |", 1))
+    shown = reconcile("diff", example)
+    assert shown.returncode in (1, 2)
+    assert "Finetuned-ish" in shown.stderr
+    assert "Traceback" not in shown.stderr
+    assert reconcile("validate", example).returncode == 2
+
+
+def test_an_empty_directory_and_an_unknown_option_are_exit_2(tmp_path):
+    assert reconcile("diff", tmp_path).returncode == 2
+    assert reconcile("diff", "--nonsense").returncode == 2
+
+
+def test_auto_without_slurm_stops_with_exit_3_and_names_local(example):
+    bare = {"PATH": str(Path(sys.executable).parent), "RECONCILE_BACKEND": "auto"}
+    (example / "reconcile.yaml").unlink(missing_ok=True)
+    shown = reconcile("diff", example, **bare)
+    assert shown.returncode == 3
+    assert "local" in shown.stderr
+
+
+def test_bad_settings_name_file_line_and_what_is_accepted(example):
+    (example / "reconcile.yaml").write_text("backend: local\nstager: 5s\n")
+    shown = reconcile("diff", example)
+    assert shown.returncode == 2
+    assert "reconcile.yaml:2" in shown.stderr
+    assert "stagger" in shown.stderr
+
+
+def test_help_names_every_command():
+    shown = reconcile("--help").stdout
+    for command in ("diff", "apply", "status", "explain", "validate", "hold", "release", "cancel", "rerun", "accept"):
+        assert command in shown
