@@ -33,6 +33,7 @@ class _Standing:
     name: str
     stage: Stage
     log_file: str = "run.log"
+    is_default: bool = True
     seen: dict[str, RunInput] = field(default_factory=dict)
 
     def may_submit(self, step: Step, outputs: Outputs) -> str | None:
@@ -408,7 +409,7 @@ def test_without_a_matrix_nothing_is_planned_and_the_scripts_decide(world: World
 
 
 def test_a_document_that_names_no_tools_means_the_usual_ones_however_many_there_are(world: World) -> None:
-    another = Trainer("another", Stage.FINETUNE)
+    another = Trainer("another", Stage.FINETUNE, is_default=False)
     tools = {tool.name: tool for tool in (another, world.trainer, world.evaluator)}
     desired = load(world.write(GOOD).directory, tools, RealDisk())
     assert {step.tool for step in desired.steps} == {"torchtune", "inspect-ai"}
@@ -418,6 +419,20 @@ def test_a_run_left_out_of_the_matrix_is_not_evaluated(world: World) -> None:
     desired = world.write(GOOD.replace("| base | ✓ |\n", "")).load()
     assert keys(desired) == ["r8/finetune", "r8/eval/cap_epoch0", "r8/eval/cap_epoch1"]
     assert world.evaluator.seen["base"].planned
+
+
+def test_a_task_is_called_as_its_table_calls_it_and_other_columns_of_a_matrix_are_no_tasks(world: World) -> None:
+    tasks = "### Evaluation Tasks\n| Task Name | Script |\n|---|---|\n| **cap** | x |\n\n## Evaluation Plan"
+    text = GOOD.replace("## Evaluation Plan", tasks).replace("| cap |\n|-", "| CAP | Why |\n|---|-")
+    text = text.replace("| ✓ epoch 0,1 |", "| ✓ epoch 0,1 | size |").replace("| ✓ |", "| ✓ | reference |")
+    assert keys(world.write(text).load())[1:] == ["r8/eval/cap_epoch0", "r8/eval/cap_epoch1", "base/eval/cap_base"]
+
+
+@pytest.mark.parametrize("name", ["Output of ranks", "All Runs study", "Evaluation Plan"])
+def test_an_experiment_may_be_called_like_a_section(world: World, name: str) -> None:
+    overview = f"# {name}\n\n## Overview\n- **Epochs:** many\n\n| Run Name | Mood |\n|---|---|\n| r8 | ✓ good |\n"
+    desired = world.write(GOOD.replace("# small\n", overview, 1)).load()
+    assert (desired.name, len(desired.steps)) == (name, 4)
 
 
 def test_columns_that_say_something_else_are_no_tasks(world: World) -> None:
@@ -567,6 +582,13 @@ def test_a_yaml_document_builds_no_objects(world: World) -> None:
     world.write(YAML + f"notes: !!python/object/apply:os.mkdir ['{marker}']\n", "experiment_summary.yaml")
     world.load()
     assert not marker.exists()
+
+
+def test_aliases_that_unfold_without_bound_are_refused(world: World) -> None:
+    laughs = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 12))
+    text = "a0: &a0 [x]\n" + laughs + YAML.replace("[cap]", "*a11", 1)
+    (fault,) = world.write(text, "experiment_summary.yaml").faults()
+    assert "aliases (`*name`) unfold into too many values" in fault
 
 
 def test_older_yaml_documents_name_their_output_directory(world: World) -> None:

@@ -194,7 +194,7 @@ def test_what_a_script_leaves_behind_ends_with_it_even_in_a_session_of_its_own(b
 
 # --- turns -------------------------------------------------------------------------------------------
 
-NOTE_TIMES = "begin=$(date +%s.%N); sleep 0.2; echo $SLURM_JOB_ID $begin $(date +%s.%N) >> times"
+NOTE_TIMES = "begin=$(date +%s.%N); sleep 0.1; echo $SLURM_JOB_ID $begin $(date +%s.%N) >> times"
 
 
 def spans(bench: Bench) -> list[tuple[str, float, float]]:
@@ -208,7 +208,9 @@ def most_at_once(bench: Bench) -> int:
 
 
 def test_jobs_run_one_at_a_time_in_the_order_of_submission(bench: Bench) -> None:
-    ids = [bench.submit(NOTE_TIMES) for _ in range(3)]
+    first = bench.submit("until [ -e go ]; do sleep 0.02; done; " + NOTE_TIMES)
+    ids = [first, *(bench.submit(NOTE_TIMES) for _ in range(4))]
+    (bench.work / "go").touch()
     for job_id in ids:
         assert bench.ended(job_id).state == "COMPLETED"
     assert most_at_once(bench) == 1

@@ -73,6 +73,7 @@ class StandInTool:
         self.stage = stage
         self.name = "trainer" if stage is Stage.FINETUNE else "evaluator"
         self.log_file = f"run-{self.name}.log"
+        self.is_default = False
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         if self.stage is Stage.FINETUNE:
@@ -106,7 +107,7 @@ class StandInTool:
         found = disk.stat(file)
         assert found is not None
         if content != b"whole":
-            return Outputs(OutputState.INCOMPLETE, Reason("Torn", "the result is torn"), torn=(file,), newest=0.0)
+            return Outputs(OutputState.INCOMPLETE, Reason("Torn", "the result is torn"), torn=(file,), has_work=True, newest=0.0)
         evidence = (FileId(str(file), found.size, found.mtime_ns),)
         return Outputs(OutputState.COMPLETE, Reason("Whole", "the result is whole"), True, found.mtime_ns / 1e9, evidence)
 

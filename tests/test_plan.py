@@ -201,7 +201,7 @@ def test_a_reused_job_id_under_another_name_is_not_ours():
 
 
 def test_a_job_submitted_by_hand_from_the_steps_directory_is_taken_over():
-    step = replace(STEP, spec={"job_name": "train-a"})
+    step = replace(STEP, job_name="train-a")
     by_hand = replace(job(step), name="train-a", workdir=str(step.directory))
     action = decide(step, queue=(by_hand,))
     assert (action.verb, action.job) == (Verb.ADOPT, by_hand.id)

@@ -299,6 +299,14 @@ def test_stashed_adapters_are_found_also_half_stashed(complete: Sample, moved: i
     assert complete.check().state is BROKEN
 
 
+def test_an_adapter_in_its_place_counts_before_a_stashed_one(complete: Sample) -> None:
+    epoch = complete.output / "epoch_1"
+    (epoch / "adapter_weights").mkdir()
+    shutil.copy2(epoch / "adapter_model.pt", epoch / "adapter_weights")
+    truncate(epoch / "adapter_model.pt", 100)
+    assert complete.check().state is BROKEN
+
+
 def test_a_leftover_temporary_file_alone_means_nothing(complete: Sample) -> None:
     (complete.output / "epoch_1" / ".tmpabcdef").write_bytes(bytes(100))
     assert complete.check().state is OutputState.COMPLETE

@@ -49,7 +49,7 @@ def experiment(*steps: Step) -> Desired:
 
 
 def outputs(state: OutputState, *, marked: bool = True, torn: tuple[Path, ...] = (), newest: float | None = None) -> Outputs:
-    return Outputs(state, Reason("Seen", f"outputs are {state.value}"), marked=marked, torn=torn, newest=newest)
+    return Outputs(state, Reason("Seen", f"outputs are {state.value}"), marked, newest, torn=torn, has_work=bool(torn))
 
 
 ABSENT = outputs(OutputState.ABSENT)

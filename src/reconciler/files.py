@@ -1,6 +1,6 @@
 """Write files so that a crash, a full disk or a second writer costs nothing: all of the new content, or all of the old.
 
-The only edge that writes what people read. It never reads a meaning into content, and leaves no temporary file where it can help it.
+The only edge that writes what people read. It never reads a meaning into content; only a kill makes it leave a temporary file.
 """
 
 from __future__ import annotations

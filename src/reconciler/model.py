@@ -84,7 +84,8 @@ class Step:
     the directory that must be there before their absence means anything. ``checkpoints`` maps each epoch that a
     preparation step will save to its directory. ``need`` is the key of the step that must be done before.
     ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
-    ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``spec`` is the tool's own.
+    ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` is the name under which
+    a person's own submission of the script would show. ``spec`` is the tool's own.
     """
 
     key: str
@@ -103,6 +104,7 @@ class Step:
     meaning: Mapping[str, str] = field(default_factory=dict)
     spec: Mapping[str, object] = field(default_factory=dict)
     requeue: bool = False
+    job_name: str = ""
     blocked: Reason | None = None
 
     @property
@@ -251,7 +253,8 @@ class Outputs:
     ``marked`` is True where the outputs themselves prove that nothing more will be written to them; where False, completeness
     must be confirmed by the job's end or by quiet. ``newest`` is the latest modification time among them (epoch s).
     ``evidence`` identifies the files that were verified; ``torn`` names what must be moved aside before another attempt
-    (empty for a tool whose attempts overwrite nothing). ``progress`` is a few words for status.
+    (empty for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh attempt would overwrite or build on
+    what is there. ``progress`` is a few words for status.
     """
 
     state: OutputState
@@ -260,6 +263,7 @@ class Outputs:
     newest: float | None = None
     evidence: tuple[FileId, ...] = ()
     torn: tuple[Path, ...] = ()
+    has_work: bool = False
     progress: str = ""
 
 
@@ -274,12 +278,14 @@ class Unknown:
 class Observed:
     """The world at one moment. ``queue`` and ``accounting`` are jobs of this user, or Unknown.
 
-    ``accounting`` is None where it was not asked because nothing was in doubt. ``outputs`` has one entry per step examined.
+    ``accounting`` is None where it was not asked because nothing was in doubt. ``outputs`` has one entry per step examined;
+    ``objections`` are the tools' own sentences against a fresh attempt over them.
     """
 
     queue: tuple[Job, ...] | Unknown
     accounting: tuple[Job, ...] | Unknown | None
     outputs: Mapping[str, Outputs]
+    objections: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- decided -------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ It asks only what the steps that are not done need, and never changes anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +44,13 @@ def observe(
             roots[step.root] = _missing_root(step.root, memory, disk)
         is_suspect = deep or _ended_abnormally(memory.of(step.key))
         outputs[step.key] = roots[step.root] or tools[step.tool].check(step, disk, deep=is_suspect)
-    return Observed(queue, accounting, {key: _since_rerun(found, memory.of(key)) for key, found in outputs.items()})
+    outputs = {key: _since_rerun(found, memory.of(key)) for key, found in outputs.items()}
+    return Observed(queue, accounting, outputs, _objections(open_steps, outputs, tools))
+
+
+def _objections(steps: Sequence[Step], outputs: Mapping[str, Outputs], tools: Tools) -> dict[str, str]:
+    said = {step.key: tools[step.tool].may_submit(step, outputs[step.key]) for step in steps if step.key in outputs}
+    return {key: objection for key, objection in said.items() if objection is not None}
 
 
 def roots_seen(desired: Desired, memory: Memory, disk: Disk) -> tuple[str, ...]:

@@ -151,7 +151,7 @@ def _jobs_by_step(desired: Desired, observed: Observed, memory: Memory) -> dict[
     experiment = digest(str(desired.directory))[:8]
     keys = {digest(step.key)[:10]: step.key for step in desired.steps}
     recorded = {(a.job, a.name): key for key, m in memory.steps.items() for a in m.attempts if a.job is not None}
-    by_hand = {(str(step.directory), step.spec.get("job_name")): step.key for step in desired.steps}
+    by_hand = {(str(step.directory), step.job_name): step.key for step in desired.steps}
     for job in all_jobs(observed):
         token = Token.parse(job.name)
         key = recorded.get((job.id, job.name))
@@ -387,7 +387,7 @@ def _are_outputs_not_ours(s: _Situation) -> Action | None:
     if outputs.state is OutputState.AMBIGUOUS:
         return s.decide(Verb.HOLD, Condition.HELD, "AmbiguousOutputs", outputs.reason.message)
     made_by_us = last is not None and any(a.job is not None for a in s.memory.attempts)
-    if outputs.state is OutputState.INCOMPLETE and outputs.torn and not made_by_us:
+    if outputs.state is OutputState.INCOMPLETE and outputs.has_work and not made_by_us:
         message = f"there are outputs that no job of ours made and that do not verify: {outputs.reason.message}"
         return s.decide(Verb.HOLD, Condition.HELD, "OutputsNotOurs", message)
     return None
@@ -462,6 +462,12 @@ def _are_needs_unmet(s: _Situation) -> Action | None:
     return s.decide(Verb.WAIT, Condition.WAITING, "NeedUnmet", f"waits for {s.step.need}")
 
 
+def _does_the_tool_object(s: _Situation) -> Action | None:
+    """Last before a submission: the tool knows best over which outputs it can start afresh."""
+    objection = s.observed.objections.get(s.step.key)
+    return s.decide(Verb.HOLD, Condition.HELD, "ToolObjects", objection) if objection else None
+
+
 def _submit(s: _Situation) -> Action:
     assert s.outputs is not None
     last = s.memory.last
@@ -504,6 +510,7 @@ _RULES: tuple[Rule, ...] = (
     _are_retries_spent,
     _is_backing_off,
     _are_needs_unmet,
+    _does_the_tool_object,
     _submit,
 )
 

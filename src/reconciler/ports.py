@@ -33,11 +33,15 @@ class Disk(Protocol):
 
 
 class Tool(Protocol):
-    """One tool in four parts, one file each; no other module knows its name."""
+    """One tool in four parts, one file each; no other module knows its name.
+
+    ``is_default`` is True for the tool that a document means by naming none of its stage.
+    """
 
     name: str
     stage: Stage
     log_file: str
+    is_default: bool
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """1, input: the steps of a run, from the document's row and the scaffolding; every fault found is a Problem."""

@@ -19,7 +19,8 @@ from reconciler.experiment.names import same_name
 from reconciler.model import Stage
 
 STATUS_WORDS = frozenset(
-    "PENDING RUNNING COMPLETED FAILED CANCELLED TIMEOUT OUT_OF_MEMORY WAITING UNVERIFIED HELD DRIFTED".split()  # noqa: SIM905  read as words
+    {"PENDING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY"}  # known to readers of these documents
+    | {"WAITING", "UNVERIFIED", "HELD", "DRIFTED"}  # ours
 )
 Written = Mapping[str, Sequence[str]]
 
@@ -289,8 +290,7 @@ def _update_cell(draft: _Draft, cell: Cell, line: int, row: StatusRow, column: s
     ours = draft.written_before.get(address, ())
     verdict = _judge(column, cell.text, want, ours, has_job=bool(one_line(row.job_id)))
     if verdict is _Verdict.WRITE:
-        is_bare = cell.start == 0 or draft.text[cell.start - 1] != "|"
-        draft.changes.append((cell.start, cell.end, _dressed(cell.raw, _escape(want or "-"), is_bare)))
+        draft.changes.append((cell.start, cell.end, _dressed(draft.text, cell, _escape(want or "-"))))
     if verdict is _Verdict.WRITE or (verdict is _Verdict.SAME and want):
         draft.written[address] = want or "-"
     if verdict is _Verdict.EDITED:
@@ -305,10 +305,13 @@ def _subject(row: StatusRow) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _dressed(raw: str, new: str, is_bare: bool) -> str:
+def _dressed(document: str, cell: Cell, new: str) -> str:
     """``new`` in the padding of the cell that it replaces, as wide as that one was, so that a table stays aligned."""
-    if is_bare and new[0] in _BEGINS_BLOCK:
+    raw, is_first, is_last = cell.raw, document[cell.start - 1 : cell.start] != "|", not document.startswith("|", cell.end)
+    if is_first and new[0] in _BEGINS_BLOCK:  # without an outer pipe
         new = f"\\{new}"
+    if is_last:
+        return raw[: len(raw) - len(raw.lstrip())] + new
     if not raw.strip():
         return f" {new} ".ljust(len(raw))
     lead, trail = raw[: len(raw) - len(raw.lstrip())], raw[len(raw.rstrip()) :]

@@ -5,15 +5,17 @@ Appends only; never reads a log's meaning and never rewrites what is there.
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
+from reconciler.errors import TemporaryError
 from reconciler.files import append_line
 from reconciler.status_tables import one_line
 
 
 def block(at: float, operation: str, subject: str, details: str, job_id: str | None, result: str) -> str:
-    """One block, its blank line included; ``at`` is epoch seconds and shown as local time. Without a job there is no Job ID line."""
+    """One block with its blank line; ``at`` is epoch seconds, shown as local time. Without a job there is no Job ID line."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
     job = [f"Job ID: {one_line(job_id)}"] if job_id is not None else []
     lines = [f"[{stamp}] {one_line(operation)}: {one_line(subject)}", f"Details: {one_line(details)}", *job]
@@ -23,4 +25,18 @@ def block(at: float, operation: str, subject: str, details: str, job_id: str | N
 def append_block(path: Path, at: float, operation: str, subject: str, details: str, job_id: str | None, result: str) -> None:
     """Add one block to a log, made with its directory where there is none. Raises TemporaryError where that cannot be done."""
     text = block(at, operation, subject, details, job_id, result)
-    append_line(path, text.encode("utf-8"))
+    try:
+        path.parent.mkdir(exist_ok=True)
+        gap = "\n" if _is_unfinished(path) else ""
+    except OSError as error:
+        raise TemporaryError(f"{path}: cannot be written: {error.strerror}") from error
+    append_line(path, (gap + text).encode("utf-8"))
+
+
+def _is_unfinished(path: Path) -> bool:
+    """True where the last line has no newline, so that a block would run on in it."""
+    try:
+        with path.open("rb") as file:
+            return file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+    except FileNotFoundError:
+        return False

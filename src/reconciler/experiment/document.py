@@ -18,9 +18,6 @@ from reconciler.model import RunKind
 DEFAULT_PATTERN = "ck-out-{run_name}/epoch_{N}"
 TYPES = "`Fine-tuned`, `Control` or `eval-only`"
 
-# What a document without `## Tools` means: the format was there before there was a choice.
-UNNAMED_TOOLS = {"preparation": "torchtune", "evaluation": "inspect-ai"}
-
 
 @dataclass(frozen=True)
 class Named:

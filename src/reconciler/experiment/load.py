@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reconciler.errors import DiskUnreadable, InvalidExperiment, Problem
-from reconciler.experiment.document import UNNAMED_TOOLS, Document, Named, PlannedTask, RunRow, decode
+from reconciler.experiment.document import Document, Named, PlannedTask, RunRow, decode
 from reconciler.experiment.names import closest, same_name
 from reconciler.model import Desired, EvaluationInput, Reading, Reason, RunInput, RunKind, Stage, Step
 from reconciler.ports import Disk, Tool, by_stage
@@ -100,7 +100,7 @@ def _choose_tools(document: Document, tools: Mapping[str, Tool]) -> tuple[dict[s
     problems: list[Problem] = []
     for part, stage in _STAGES.items():
         known = {tool.name.casefold(): tool for tool in by_stage(tools.values(), stage)}
-        named = document.tools.get(part) or Named(_unnamed(part, known), 0)
+        named = document.tools.get(part) or Named(_unnamed(known), 0)
         tool = known.get(named.text.casefold())
         if tool:
             chosen[part] = tool
@@ -111,10 +111,9 @@ def _choose_tools(document: Document, tools: Mapping[str, Tool]) -> tuple[dict[s
     return chosen, problems
 
 
-def _unnamed(part: str, known: Mapping[str, Tool]) -> str:
-    """The tool that a document means by naming none: the usual one, or the only one there is."""
-    usual = UNNAMED_TOOLS[part]
-    return usual if usual in known or len(known) != 1 else next(iter(known))
+def _unnamed(known: Mapping[str, Tool]) -> str:
+    """The tool that a document means by naming none: the default of its stage, or the only one there is."""
+    return next((tool.name for tool in known.values() if tool.is_default or len(known) == 1), "")
 
 
 # --- one run -------------------------------------------------------------------------------------

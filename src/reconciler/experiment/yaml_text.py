@@ -13,6 +13,7 @@ from typing import Any
 
 from reconciler.errors import InvalidExperiment, Problem
 
+_MOST_VALUES = 1_000_000
 Place = Sequence["str | int"]
 
 
@@ -24,7 +25,7 @@ def parse_yaml(text: str, file: Path) -> Any:
     from ruamel.yaml.reader import ReaderError
 
     try:
-        return YAML(typ="rt", pure=True).load(text)
+        root = YAML(typ="rt", pure=True).load(text)
     except DuplicateKeyError as error:
         key = re.search(r'duplicate key "([^"]*)"', str(error.problem))
         raise _invalid(file, error, f"the key `{key[1] if key else '?'}` stands twice; leave one") from error
@@ -36,6 +37,9 @@ def parse_yaml(text: str, file: Path) -> Any:
         raise InvalidExperiment(Problem(file, line, wrong)) from error
     except (YAMLError, ValueError, RecursionError) as error:
         raise InvalidExperiment(Problem(file, 0, f"is not YAML: {error}")) from error
+    if _unfolded(root, {}) > _MOST_VALUES:
+        raise InvalidExperiment(Problem(file, 0, "its aliases (`*name`) unfold into too many values; write them out"))
+    return root
 
 
 def line_of(root: Any, place: Place) -> int:
@@ -57,6 +61,17 @@ def schema_faults(root: Any, schema: Mapping[str, Any], file: Path) -> tuple[Pro
     errors = validator(schema).iter_errors(root)
     found = (Problem(file, line, message) for error in errors for line, message in _told(root, error))
     return tuple(sorted(set(found), key=lambda problem: problem.line))
+
+
+def _unfolded(node: Any, known: dict[int, float]) -> float:
+    """How many values a node holds once its aliases are followed; without end where it holds itself."""
+    if not isinstance(node, (Mapping, list)):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = math.inf  # holds while its own children are counted
+        children = node.values() if isinstance(node, Mapping) else node
+        known[id(node)] = 1 + sum(_unfolded(child, known) for child in children)
+    return known[id(node)]
 
 
 def _is_finite(value: object) -> bool:

@@ -51,6 +51,7 @@ class InspectAI:
     name = "inspect-ai"
     stage = Stage.EVALUATION
     log_file = "run-inspect.log"
+    is_default = True
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """The evaluations of a run, each with the script found for it; a missing or doubtful script is a Problem."""
@@ -205,8 +206,13 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         root=run.directory if output_dir.is_relative_to(run.directory) else output_dir.parent,
         definition=digest(script.commands, json.dumps(settings, sort_keys=True), evaluation.task, generation),
         placement=script.placement,
-        meaning={"task": evaluation.task, "script": script.commands, **{f"eval.yaml:{k}": v for k, v in settings.items()}},
+        meaning={
+            "task": evaluation.task,
+            "script": f"commands {digest(script.commands)[:8]}",
+            **{f"eval.yaml:{k}": v for k, v in settings.items()},
+        },
         spec={"wanted": wanted, "rivals": ()},
+        job_name=script.job_name,
         requeue=[d.option for d in script.directives if d.option in ("requeue", "no-requeue")][-1:] == ["requeue"],
         blocked=blocked,
     ), problems

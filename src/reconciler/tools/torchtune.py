@@ -40,6 +40,7 @@ class Torchtune:
     name = "torchtune"
     stage = Stage.FINETUNE
     log_file = "run-torchtune.log"
+    is_default = True
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """The run's one training; where its scaffolding is at fault, blocked and with a Problem for each fault."""
@@ -266,7 +267,7 @@ def _with_script(step: Step, script: BatchScript) -> Step:
         placement=digest(script.placement),
         meaning={_SCRIPT: f"commands {digest(script.commands)[:8]}"},
         requeue=requeue[-1:] == ["requeue"],
-        spec={"job_name": script.job_name},
+        job_name=script.job_name,
     )
 
 
@@ -396,7 +397,12 @@ def _judge(training: _Training, traces: _Traces, disk: Disk, deep: bool) -> Outp
     if faults:
         torn = _torn(training, traces, verdicts, disk)
         return Outputs(
-            OutputState.INCOMPLETE, Reason("Incomplete", _some(faults)), newest=traces.newest, torn=torn, progress=progress
+            OutputState.INCOMPLETE,
+            Reason("Incomplete", _some(faults)),
+            newest=traces.newest,
+            torn=torn,
+            has_work=traces.is_trained,
+            progress=progress,
         )
     if doubts:
         return Outputs(OutputState.UNKNOWN, Reason("DiskUnreadable", _some(doubts)), newest=traces.newest, progress=progress)

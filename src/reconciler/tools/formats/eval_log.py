@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from reconciler.errors import DiskUnreadable
 from reconciler.ports import Disk
@@ -138,7 +138,9 @@ def _open_zstandard(window: _Window, entry: zipfile.ZipInfo) -> _Readable:
         raise LogDamaged(f"{entry.filename} in {window.name} is not where the log's directory says")
     start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     return _Zstandard(
-        zstandard.ZstdDecompressor().stream_reader(window.part(start, entry.compress_size), read_across_frames=True)
+        zstandard.ZstdDecompressor().stream_reader(
+            cast("IO[bytes]", window.part(start, entry.compress_size)), read_across_frames=True
+        )
     )
 
 

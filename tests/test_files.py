@@ -1,0 +1,211 @@
+"""Writing: all of the new content or all of the old, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from reconciler.errors import TemporaryError
+from reconciler.files import StaleRead, append_line, replace_file
+
+
+@contextmanager
+def nearly_full(limit: int) -> Iterator[None]:
+    """No file may grow beyond ``limit`` bytes: the kernel takes what fits and then refuses, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@contextmanager
+def umask(mask: int) -> Iterator[None]:
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(entry.name for entry in directory.iterdir())
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "document.md"
+    path.write_bytes(b"old")
+    replace_file(path, b"new", expected=b"old")
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == ["document.md"]
+
+
+def test_a_file_that_changed_meanwhile_keeps_the_change(tmp_path: Path) -> None:
+    path = tmp_path / "document.md"
+    path.write_bytes(b"edited by a person")
+    with pytest.raises(StaleRead, match=r"document\.md"):
+        replace_file(path, b"new", expected=b"old")
+    assert path.read_bytes() == b"edited by a person"
+    assert names(tmp_path) == ["document.md"]
+
+
+def test_a_file_that_is_gone_is_not_made_again(tmp_path: Path) -> None:
+    with pytest.raises(StaleRead):
+        replace_file(tmp_path / "document.md", b"new", expected=b"old")
+    assert names(tmp_path) == []
+
+
+def test_a_new_file_is_not_written_over_one_that_appeared(tmp_path: Path) -> None:
+    path = tmp_path / "STATUS.md"
+    path.write_bytes(b"")
+    with pytest.raises(StaleRead):
+        replace_file(path, b"new", expected=None)
+    assert path.read_bytes() == b""
+
+
+def test_a_new_file_follows_the_umask(tmp_path: Path) -> None:
+    with umask(0o027):
+        replace_file(tmp_path / "STATUS.md", b"new", expected=None)
+    assert stat.S_IMODE((tmp_path / "STATUS.md").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o755])
+def test_a_replaced_file_keeps_its_mode_whatever_the_umask(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "document.md"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    with umask(0o077):
+        replace_file(path, b"new", expected=b"old")
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_replaced_file_keeps_its_owner_and_a_group_that_may_be_given(tmp_path: Path) -> None:
+    path = tmp_path / "document.md"
+    path.write_bytes(b"old")
+    group = next((gid for gid in os.getgroups() if gid != os.getegid()), 4242 if os.geteuid() == 0 else os.getegid())
+    os.chown(path, -1, group)
+    before = path.stat()
+    replace_file(path, b"new", expected=b"old")
+    assert (path.stat().st_uid, path.stat().st_gid) == (before.st_uid, group)
+
+
+def test_a_write_protected_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "document.md"
+    path.write_bytes(b"old")
+    path.chmod(0o444)
+    with pytest.raises(TemporaryError, match="write-protected"):
+        replace_file(path, b"new", expected=b"old")
+    assert path.read_bytes() == b"old"
+
+
+def test_a_symlink_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "shared"
+    elsewhere.mkdir()
+    (elsewhere / "real.md").write_bytes(b"old")
+    link = tmp_path / "document.md"
+    link.symlink_to("shared/real.md")
+    replace_file(link, b"new", expected=b"old")
+    assert link.is_symlink()
+    assert (elsewhere / "real.md").read_bytes() == b"new"
+    assert names(elsewhere) == ["real.md"]
+
+
+def test_another_hard_link_keeps_the_old_content(tmp_path: Path) -> None:
+    path, backup = tmp_path / "document.md", tmp_path / "backup.md"
+    path.write_bytes(b"old")
+    backup.hardlink_to(path)
+    replace_file(path, b"new", expected=b"old")
+    assert (path.read_bytes(), backup.read_bytes()) == (b"new", b"old")
+
+
+def test_a_full_disk_leaves_the_original_and_no_temporary_file(tmp_path: Path) -> None:
+    path = tmp_path / "document.md"
+    path.write_bytes(b"old" * 100)
+    with nearly_full(4096), pytest.raises(TemporaryError, match=os.strerror(errno.EFBIG)):
+        replace_file(path, b"x" * 10_000, expected=b"old" * 100)
+    assert path.read_bytes() == b"old" * 100
+    assert names(tmp_path) == ["document.md"]
+
+
+def test_a_directory_that_is_not_there_is_an_error_for_later(tmp_path: Path) -> None:
+    with pytest.raises(TemporaryError, match="cannot be written"):
+        replace_file(tmp_path / "gone" / "document.md", b"new", expected=None)
+
+
+def test_a_directory_in_the_place_of_the_file_is_an_error_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "document.md").mkdir()
+    with pytest.raises(TemporaryError):
+        replace_file(tmp_path / "document.md", b"new", expected=None)
+    assert names(tmp_path) == ["document.md"]
+
+
+def test_readers_never_see_a_part_and_a_kill_never_leaves_one(tmp_path: Path) -> None:
+    path = tmp_path / "document.md"
+    first, second = b"a" * 500_000, b"b" * 500_000
+    path.write_bytes(first)
+    program = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from reconciler.files import replace_file
+        path, one, two = Path(sys.argv[1]), b"a" * 500_000, b"b" * 500_000
+        print("begun", flush=True)
+        while True:
+            replace_file(path, two, expected=one)
+            replace_file(path, one, expected=two)
+        """
+    )
+    with subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        seen = {path.read_bytes() for _ in range(200)}
+        writer.kill()
+    assert seen <= {first, second}
+    assert path.read_bytes() in (first, second)
+
+
+def test_a_line_is_added_at_the_end_of_a_file_made_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    append_line(path, b"one\n")
+    append_line(path, b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_line_that_does_not_fit_is_not_there_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    append_line(path, b"one\n")
+    with nearly_full(1000), pytest.raises(TemporaryError, match=r"ledger\.jsonl"):
+        append_line(path, b"x" * 5000 + b"\n")
+    assert path.read_bytes() == b"one\n"
+    append_line(path, b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"
+
+
+def test_a_write_that_takes_a_part_is_completed(tmp_path: Path) -> None:
+    fifo = tmp_path / "slow"
+    os.mkfifo(fifo)
+    line = b"y" * 300_000 + b"\n"  # several times what a pipe holds
+    program = "import sys; sys.stdout.buffer.write(open(sys.argv[1], 'rb').read())"
+    with subprocess.Popen([sys.executable, "-c", program, str(fifo)], stdout=subprocess.PIPE) as reader:
+        with pytest.raises(TemporaryError, match=os.strerror(errno.EINVAL)):  # a pipe has no disk to be synced to
+            append_line(fifo, line)
+        assert reader.communicate()[0] == line
+
+
+def test_a_line_goes_nowhere_without_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(TemporaryError):
+        append_line(tmp_path / "gone" / "ledger.jsonl", b"one\n")
