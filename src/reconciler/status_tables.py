@@ -59,9 +59,8 @@ def update_document(text: str, rows: Sequence[StatusRow], written: Written) -> U
     """
     draft = _draft(text, rows, written)
     new = draft.result()
-    if new != text:
-        _check_reads_back(new, draft)
-    return Update(new, draft.written, tuple(draft.conflicts))
+    seen = draft if new == text else _read_back(new, draft)  # lines and columns are those that a person will find
+    return Update(new, draft.written, tuple(seen.conflicts))
 
 
 def standalone_tables(name: str, rows: Sequence[StatusRow]) -> str:
@@ -252,8 +251,8 @@ def _draft(text: str, rows: Sequence[StatusRow], written: Written) -> _Draft:
     return draft
 
 
-def _check_reads_back(new: str, draft: _Draft) -> None:
-    """A table that landed in a code fence, or a text that reads as another one, must never reach the disk."""
+def _read_back(new: str, draft: _Draft) -> _Draft:
+    """The new text seen afresh: a table that landed in a code fence, or a cell that reads otherwise, must never reach the disk."""
     again = _draft(new, draft.rows, {**draft.written_before, **{key: (text,) for key, text in draft.written.items()}})
     if again.sections:
         raise PermanentError(
@@ -263,6 +262,7 @@ def _check_reads_back(new: str, draft: _Draft) -> None:
     if again.changes:
         line = draft.text.count("\n", 0, draft.changes[0][0]) + 1
         raise PermanentError(f"the status tables cannot be written so that they read back as meant (line {line})")
+    return again
 
 
 # --- rows that are there -------------------------------------------------------------------------
