@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reconciler.experiment.markdown_tables import Table, find_headings, find_lines, find_tables
@@ -165,6 +165,7 @@ _RULES = ("|---|---|", "--|:-:", "> |--|--|", "  |---|---|")
 _LINES = st.sampled_from((*_ROWS, *_RULES, "```", "", "  ", "# H", "<!--", "-->", "text"))
 
 
+@settings(deadline=None)
 @given(st.lists(_LINES, max_size=14), st.sampled_from(["\n", "\r\n", "\r"]), st.sampled_from(["", "\ufeff"]))
 def test_every_cell_is_the_part_of_the_document_that_it_says(lines: list[str], newline: str, bom: str) -> None:
     text = bom + newline.join(lines)
@@ -179,6 +180,7 @@ def test_every_cell_is_the_part_of_the_document_that_it_says(lines: list[str], n
                 assert cell.start == line.start + cell.column - 1 + (len(bom) if row.line == 1 else 0)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="|-: \\`ab\n>*_&;<[]()!#\t\r", max_size=120))
 def test_no_text_breaks_the_reader(text: str) -> None:
     assert all(table.line < table.end_line for table in find_tables(text))

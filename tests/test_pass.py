@@ -423,6 +423,26 @@ def test_a_root_that_was_seen_and_is_gone_makes_its_steps_wait(lab):
     assert str(root) in Ledger(seen.desired.directory, lambda: 0.0).memory().roots
 
 
+def test_the_yaml_form_gets_a_status_file_beside_it_and_stays_as_it_is(lab):
+    lab.document.unlink()
+    text = """experiment: {name: "two", dir: "/nowhere", date: "2026-01-01"}
+tools: {preparation: trainer, evaluation: evaluator}
+models: {base: [{name: "m", path: "/m"}]}
+runs:
+  - {name: a, type: fine-tuned, model: m, parameters: {}}
+evaluation:
+  tasks: [{name: cap, script: "/t.py"}]
+  matrix:
+    - {run: a, tasks: [cap], epochs: [0]}
+"""
+    document = lab.directory / "experiment_summary.yaml"
+    document.write_text(text)
+    lab.run()
+    assert document.read_text() == text
+    assert "| a | PENDING |" in (lab.directory / "STATUS.md").read_text()
+    assert "SUBMIT_JOB: a/finetune" in (lab.directory / "logs" / "run-trainer.log").read_text()
+
+
 # --- a person's word ------------------------------------------------------------------------------------
 
 

@@ -79,7 +79,8 @@ def test_a_document_that_says_it_all_already_is_the_identical_text() -> None:
 
 
 def test_an_empty_table_is_filled_and_an_unlisted_step_gets_a_row_in_the_columns_of_the_table() -> None:
-    text = f"## Status of trainings\n\n| Notes | # | **Status** | `Run Name` | GPU | Job ID |\n|---|--:|---|---|---|---|\n\n{EVALUATION}\nend"
+    table = "| Notes | # | **Status** | `Run Name` | GPU | Job ID |\n|---|--:|---|---|---|---|\n"
+    text = f"## Status of trainings\n\n{table}\n{EVALUATION}\nend"
     update = update_document(text, [training(status="HELD", job="7", notes="why"), evaluation(epoch=None)], {})
     assert "| why |  | HELD | r8 |  | 7 |\n" in update.text
     assert "| r8 | cap | - | PENDING | - | - | - |\n\nend" in update.text

@@ -74,7 +74,6 @@ def run_pass(scene: Scene) -> Pass:
     """One pass. Raises AnotherPass when another one is under way, InvalidExperiment before anything was touched."""
     desired = load(scene.experiment, scene.tools, scene.disk)
     with pass_lock(desired.directory) as lock:
-        desired = load(scene.experiment, scene.tools, scene.disk)
         ledger = Ledger(desired.directory, scene.clock)
         seen = _look_and_plan(scene, desired, ledger.memory())
         if seen.memory.identity is None:

@@ -252,7 +252,7 @@ def _draft(text: str, rows: Sequence[StatusRow], written: Written) -> _Draft:
 
 
 def _read_back(new: str, draft: _Draft) -> _Draft:
-    """The new text seen afresh: a table that landed in a code fence, or a cell that reads otherwise, must never reach the disk."""
+    """The new text seen afresh: a table that landed in a code fence, or a cell that reads otherwise, must not reach the disk."""
     again = _draft(new, draft.rows, {**draft.written_before, **{key: (text,) for key, text in draft.written.items()}})
     if again.sections:
         raise PermanentError(

@@ -245,7 +245,7 @@ def read_submission(code: int, output: str, errors: str) -> str:
 def parse_squeue(text: str) -> tuple[Job, ...]:
     """Jobs from squeue's answer in ``_SQUEUE_FORMAT``. Raises ClusterUnreachable for an answer that is not whole."""
     records = text.split(_RECORD + "\n")
-    if records[-1].strip():
+    if records[-1]:
         raise ClusterUnreachable("squeue's answer is cut off")
     return tuple(_queue_job([field.strip() for field in record.split(_FIELD)]) for record in records[:-1])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import traceback
 
 import click
 
@@ -31,6 +33,8 @@ _EXIT_CODES: tuple[tuple[type[ReconcileError], int], ...] = (
 
 def main() -> None:
     """Run the command line and end the interpreter with the contract's exit code."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -53,6 +57,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except Exception:  # noqa: BLE001 - whatever was not foreseen is a bug, and must not look like "something is pending" (1)
+        traceback.print_exc()
+        print("reconcile: this is a bug in reconcile; the ledger tells how far the pass came", file=sys.stderr)
+        return 70
     return int(code or 0)
 
 

@@ -210,10 +210,13 @@ def apply(
         )
     seen = run_pass(scene)
     _warn(seen)
-    _report(seen, form, quiet)
+    if form == "text":
+        _report(seen, quiet)
     while wait and not _is_over(seen):
         time.sleep(scene.policy.poll)
         seen = _next_pass(scene, seen, form)
+    if form == "json":
+        _print_json(render.actions_json(seen))
     return apply_exit_code(seen)
 
 
@@ -228,22 +231,19 @@ def _next_pass(scene: Scene, before: Pass, form: str) -> Pass:
     except (TemporaryError, AnotherPass, InvalidExperiment) as error:
         print(f"reconcile: {render.plain(str(error))}", file=sys.stderr)
         return before
-    _report(seen, form, quiet=True, before=before)
+    if form == "text":
+        _report(seen, quiet=True, before=before)
     return seen
 
 
-def _report(seen: Pass, form: str, quiet: bool, before: Pass | None = None) -> None:
+def _report(seen: Pass, quiet: bool, before: Pass | None = None) -> None:
     for note in seen.notes:
         print(f"reconcile: {render.plain(note)}", file=sys.stderr)
     known = {action.step: action.condition for action in before.actions} if before else {}
     has_changed = any(o.action.changes_something for o in seen.outcomes) or (
         before is not None and any(known.get(a.step) is not a.condition for a in seen.actions)
     )
-    if quiet and not has_changed:
-        return
-    if form == "json":
-        _print_json(render.actions_json(seen))
-    else:
+    if has_changed or not quiet:
         print(render.applied_text(seen, _paint()), flush=True)
 
 
