@@ -74,6 +74,7 @@ class StandInTool:
         self.name = "trainer" if stage is Stage.FINETUNE else "evaluator"
         self.log_file = f"run-{self.name}.log"
         self.is_default = False
+        self.root: Path | None = None
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         if self.stage is Stage.FINETUNE:
@@ -90,7 +91,16 @@ class StandInTool:
         out = run.directory / "out" / script.stem
         definition = digest(script.read_text())
         return Step(
-            key, run.name, self.stage, self.name, script, out, run.directory, definition, "p", checkpoints={0: out / "epoch_0"}
+            key,
+            run.name,
+            self.stage,
+            self.name,
+            script,
+            out,
+            self.root or run.directory,
+            definition,
+            "p",
+            checkpoints={0: out / "epoch_0"},
         )
 
     def may_submit(self, step: Step, outputs: Outputs) -> str | None:
@@ -395,14 +405,15 @@ def test_a_site_that_rewrites_names_gets_one_job_and_no_more(lab):
     assert len(lab.cluster.submissions) == 1
 
 
-def test_a_persons_edit_of_a_cell_is_kept_and_reported(lab):
+@pytest.mark.parametrize("edit", ["ask Ana", "CANCELLED"])
+def test_a_persons_edit_of_a_cell_is_kept_and_reported(lab, edit):
     lab.run()
-    text = lab.document.read_text().replace("| a | PENDING |", "| a | ask Ana |")
+    text = lab.document.read_text().replace("| a | PENDING |", f"| a | {edit} |")
     lab.document.write_text(text)
     lab.finish("a/finetune")
     seen = lab.run()
-    assert "| a | ask Ana |" in lab.document.read_text()
-    assert any("ask Ana" in note for note in seen.notes)
+    assert f"| a | {edit} |" in lab.document.read_text()
+    assert any(edit in note for note in seen.notes)
 
 
 def test_cells_are_still_ours_after_a_pass_was_killed_between_ledger_and_document(lab):
@@ -416,11 +427,46 @@ def test_cells_are_still_ours_after_a_pass_was_killed_between_ledger_and_documen
     assert "| a | COMPLETED |" in lab.document.read_text()
 
 
-def test_a_root_that_was_seen_and_is_gone_makes_its_steps_wait(lab):
+def test_a_root_that_was_seen_and_is_gone_makes_its_steps_wait_and_nothing_is_lost(lab):
     lab.run()
-    seen = preview(lab.scene)
-    root = seen.desired.step("a/finetune").root
-    assert str(root) in Ledger(seen.desired.directory, lambda: 0.0).memory().roots
+    lab.finish("a/finetune", None)
+    scene = lab.scene
+    gone = lab.directory / "a"
+    tool = scene.tools["trainer"]
+    observed = preview(scene)
+    assert str(gone.resolve()) in observed.memory.roots
+    shutil.rmtree(gone / "out", ignore_errors=True)
+    tool.root = gone / "not-mounted"
+    Ledger(lab.directory.resolve(), lambda: lab.now).append("root", path=str(tool.root))
+    for _ in range(3):
+        lab.now += 1000
+        seen = run_pass(scene)
+        assert seen.plan.of("a/finetune").reason.code == "RootGone"
+        assert seen.plan.of("a/finetune").condition is Condition.UNKNOWN
+    assert len(lab.cluster.submissions) == 3
+
+
+def test_no_second_pass_begins_while_one_submits(lab):
+    class Overlapping(MemoryCluster):
+        def submit(self, job):
+            with pytest.raises(AnotherPass):
+                run_pass(lab.scene)
+            return super().submit(job)
+
+    lab.cluster = Overlapping()
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+
+
+def test_the_job_id_of_a_later_attempt_replaces_ours_without_a_complaint(lab):
+    lab.run()
+    job = preview(lab.scene).plan.of("a/finetune").job
+    lab.finish("a/finetune", None, "NODE_FAIL")
+    notes = [note for _ in range(4) for note in lab.run(200).notes]
+    later = preview(lab.scene).plan.of("a/finetune").job
+    assert later != job
+    assert re.search(rf"^\| a \| PENDING +\| {later} ", lab.document.read_text(), re.MULTILINE)
+    assert notes == []
 
 
 def test_the_yaml_form_gets_a_status_file_beside_it_and_stays_as_it_is(lab):

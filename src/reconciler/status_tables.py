@@ -380,7 +380,7 @@ def _append_sections(draft: _Draft) -> None:
 
 def _remember(draft: _Draft, rows: Sequence[StatusRow], columns: Iterable[str]) -> None:
     ours = [column for column in columns if column in (_STATUS, *_FACTS, _NOTES)]
-    draft.written |= {_address(row, column): text for row in rows for column in ours if (text := _values(row)[column])}
+    draft.written |= {_address(row, column): _values(row)[column] or "-" for row in rows for column in ours}
 
 
 def _new_table(kind: _Kind, rows: Sequence[StatusRow]) -> list[str]:
