@@ -200,6 +200,13 @@ def test_a_preview_writes_nothing_at_all(lab):
     assert not (lab.directory / ".reconcile").exists()
 
 
+def test_steps_that_are_not_selected_are_left_alone(lab):
+    run_pass(replace(lab.scene, select="a/*"))
+    assert [job.script.parent.name for job in lab.cluster.submissions] == ["a"]
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+
+
 def test_a_preview_tells_what_the_pass_then_does(lab):
     shown = {a.step: a.verb for a in preview(lab.scene).actions}
     assert {a.step: a.verb for a in lab.run().plan.actions} == shown

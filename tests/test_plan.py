@@ -207,6 +207,13 @@ def test_a_job_submitted_by_hand_from_the_steps_directory_is_taken_over():
     assert (action.verb, action.job) == (Verb.ADOPT, by_hand.id)
 
 
+def test_a_queued_job_whose_script_asks_for_other_resources_is_shown_and_left():
+    queued = job(STEP, Phase.QUEUED)
+    action = decide(replace(STEP, placement="gpus=2"), queue=(queued,), events=submitted(STEP, placement="gpus=1"))
+    assert action.condition is Condition.QUEUED
+    assert "other resources" in action.reason.message
+
+
 def test_an_evaluation_waits_for_its_own_checkpoint_and_for_no_other():
     steps = [finetune("a"), evaluation("a"), finetune("b"), evaluation("b")]
     plan = plan_for(*steps, events=[done(steps[0])])

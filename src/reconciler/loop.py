@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from reconciler.act import Outcome, World, act
@@ -16,7 +17,7 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.memory import Identity, Memory
-from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason
+from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Verb
 from reconciler.observe import observe, roots_seen
 from reconciler.plan import Gate, Plan, make_plan
 from reconciler.ports import Backend, Clock, Disk, Environment, Tools
@@ -25,7 +26,10 @@ from reconciler.record import record
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything around one experiment that a pass touches; tests build one from stand-ins in a few lines."""
+    """Everything around one experiment that a pass touches; tests build one from stand-ins in a few lines.
+
+    ``select`` is a glob on step keys: steps that it does not match are looked at and left alone.
+    """
 
     experiment: Path
     policy: Policy
@@ -36,6 +40,7 @@ class Scene:
     user: str
     environment: Environment
     deep: bool = False
+    select: str = "*"
     say: Callable[[str], None] = field(default=lambda line: None)
     tick: Callable[[str], None] = field(default=lambda step: None)
 
@@ -92,7 +97,21 @@ def _look_and_plan(scene: Scene, desired: Desired, memory: Memory) -> Pass:
     observed = observe(desired, memory, scene.backend, scene.disk, scene.tools, deep=scene.deep, tick=scene.tick)
     now = scene.clock()
     plan = make_plan(desired, observed, memory, scene.policy, now, _environment_gate(memory, scene.environment))
-    return Pass(desired, observed, memory, plan, now)
+    return Pass(desired, observed, memory, _leave_alone(plan, scene.select), now)
+
+
+def _leave_alone(plan: Plan, select: str) -> Plan:
+    """The plan with every act on an unselected step turned into a wait."""
+    reason = Reason("NotSelected", f"--select {select} leaves this step alone")
+    return replace(
+        plan,
+        actions=tuple(
+            replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, release=False, move_aside=(), changes=())
+            if action.changes_something and not fnmatchcase(action.step, select)
+            else action
+            for action in plan.actions
+        ),
+    )
 
 
 # --- whose experiment this is, and from where -----------------------------------------------------

@@ -339,6 +339,8 @@ def _watch(s: _Situation, job: Job, attempt: Attempt) -> Action:
         message = f"job {job.id} waits for a dependency that can never be satisfied; cancel it"
         return s.decide(Verb.HOLD, Condition.HELD, "DependencyNeverSatisfied", message, job=job.id, attempt=number)
     why = f" ({job.pending_reason})" if job.pending_reason and job.pending_reason != "None" else ""
+    if attempt.placement and attempt.placement != s.step.placement:
+        why += "; its script asks for other resources by now (rerun replaces the job)"
     return s.decide(Verb.WAIT, Condition.QUEUED, "JobQueued", f"job {job.id} is in the queue{why}", job=job.id, attempt=number)
 
 

@@ -86,7 +86,9 @@ def _row(step: Step, action: Action, memory: StepMemory, jobs: Mapping[str, Job]
 
 
 def status_word(action: Action) -> str | None:
-    """The word for the Status column; None while unknown."""
+    """The word for the Status column; None while unknown, and for a step that this pass was told to leave alone."""
+    if action.reason.code == "NotSelected":
+        return None
     if action.condition is Condition.FAILED:
         return _FAILURES.get(action.reason.code, "FAILED")
     if action.condition is Condition.WAITING and action.reason.code in _ORDINARY_WAITS:

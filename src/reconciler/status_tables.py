@@ -379,8 +379,11 @@ def _append_sections(draft: _Draft) -> None:
 
 
 def _remember(draft: _Draft, rows: Sequence[StatusRow], columns: Iterable[str]) -> None:
+    """What new rows hold, dashes too: whatever a person puts in their place is an edit."""
     ours = [column for column in columns if column in (_STATUS, *_FACTS, _NOTES)]
-    draft.written |= {_address(row, column): _values(row)[column] or "-" for row in rows for column in ours}
+    for row in rows:
+        values = _values(row)
+        draft.written |= {_address(row, column): values[column] or "-" for column in ours}
 
 
 def _new_table(kind: _Kind, rows: Sequence[StatusRow]) -> list[str]:
@@ -423,7 +426,9 @@ def _escape(text: str) -> str:
 
 def one_line(text: str) -> str:
     """The text without control, bidirectional or lone surrogate characters, each a space instead."""
-    return "".join(" " if unicodedata.category(char) in _INVISIBLE else char for char in text).strip()
+    if not text.isprintable():
+        text = "".join(" " if unicodedata.category(char) in _INVISIBLE else char for char in text)
+    return text.strip()
 
 
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})

@@ -34,7 +34,7 @@ _BACKEND = click.option(
     type=click.Choice(["auto", "pyslurm", "cli", "local"]),
     help="How to reach the cluster; local runs the scripts on this machine.",
 )
-_SELECT = click.option("--select", metavar="GLOB", help="Show only the steps whose key matches.")
+_SELECT = click.option("--select", metavar="GLOB", help="Only the steps whose key matches.")
 _VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show finished steps too.")
 _DEEP = click.option("--deep", is_flag=True, help="Verify outputs in full, not only by structure.")
 
@@ -196,19 +196,27 @@ def validate(experiment: Path, form: str) -> int:
 @_BACKEND
 @_OUTPUT
 @_DEEP
+@_SELECT
 @click.option("--wait", is_flag=True, help="Go on, a pass every `poll`, until nothing is left to do.")
 @click.option("--quiet", is_flag=True, help="Say something only when something changed.")
 @click.option("--max-in-flight", type=click.IntRange(min=1), help="Jobs in the queue at most, your other jobs counted.")
 def apply(
-    experiment: Path, backend: str | None, form: str, deep: bool, wait: bool, quiet: bool, max_in_flight: int | None
+    experiment: Path,
+    backend: str | None,
+    form: str,
+    deep: bool,
+    select: str | None,
+    wait: bool,
+    quiet: bool,
+    max_in_flight: int | None,
 ) -> int:
     """Do one pass: submit, take over, mark done, and write the status tables."""
-    scene = _scene(experiment, backend, deep=deep)
+    scene = _scene(experiment, backend, deep=deep, select=select or "*")
     if max_in_flight is not None:
         scene = replace(
             scene, policy=replace(scene.policy, max_in_flight=max_in_flight), backend=choose(scene.backend.name, max_in_flight)
         )
-    seen = run_pass(scene)
+    seen = _selected(run_pass(scene), select)
     _warn(seen)
     if form == "text":
         _report(seen, quiet)
@@ -227,7 +235,7 @@ def _is_over(seen: Pass) -> bool:
 def _next_pass(scene: Scene, before: Pass, form: str) -> Pass:
     """A further pass of ``--wait``; what mends itself, a half-saved document included, is said and waited out."""
     try:
-        seen = run_pass(scene)
+        seen = _selected(run_pass(scene), None if scene.select == "*" else scene.select)
     except (TemporaryError, AnotherPass, InvalidExperiment) as error:
         print(f"reconcile: {render.plain(str(error))}", file=sys.stderr)
         return before

@@ -79,9 +79,10 @@ def find_tables(text: str) -> tuple[Table, ...]:
 
 def find_headings(text: str) -> tuple[Heading, ...]:
     """Every heading that stands by itself, in no quotation and no list, in the document's order."""
-    tokens = _Document(text).tokens
+    document = _Document(text)
+    tokens = document.tokens
     opened = ((token, tokens[i + 1]) for i, token in enumerate(tokens) if token.type == "heading_open" and token.level == 0)
-    return tuple(Heading(_read(words.children or ()), token.map[0] + 1, token.map[1]) for token, words in opened if token.map)
+    return tuple(Heading(document.read(words.content), token.map[0] + 1, token.map[1]) for token, words in opened if token.map)
 
 
 def find_lines(text: str) -> tuple[Line, ...]:
@@ -105,7 +106,7 @@ class _Document:
         self.bom = len(text) - len(text.removeprefix(_BOM))
         self.lines = find_lines(text)
         self.env: MutableMapping[str, Any] = {}  # the link references, which cells may use
-        self.parser = MarkdownIt("commonmark").enable("table")
+        self.parser = MarkdownIt("commonmark").enable("table").disable("inline")  # only what is asked for is read
         self.parser.block.ruler.at("table", _table_with_places, {"alt": ["paragraph", "reference"]})
         self.tokens = self.parser.parse(text[self.bom :], self.env)
 
@@ -115,7 +116,7 @@ class _Document:
             if token.type == "heading_open":
                 level = int(token.tag[1])
                 above = {other: head for other, head in above.items() if other < level}
-                above[level] = _read(self.tokens[index + 1].children or ())
+                above[level] = self.read(self.tokens[index + 1].content)
             elif token.type == "table_open" and token.map:
                 first, after = token.map
                 starts = token.meta["starts"]
@@ -136,10 +137,14 @@ class _Document:
 
     def cell(self, start: int, end: int, line: Line) -> Cell:
         raw = self.text[start:end]
-        words: list[Token] = []
-        self.parser.inline.parse(raw.strip().replace("\\|", "|"), self.parser, self.env, words)
         bom = self.bom if line.start == 0 else 0
-        return Cell(_read(words), raw, start, end, start - line.start - bom + 1)
+        return Cell(self.read(raw.replace("\\|", "|")), raw, start, end, start - line.start - bom + 1)
+
+    def read(self, raw: str) -> str:
+        """What a person reads of inline markdown."""
+        words: list[Token] = []
+        self.parser.inline.parse(raw.strip(), self.parser, self.env, words)
+        return _read(words)
 
 
 def _table_with_places(state: StateBlock, first: int, end: int, silent: bool) -> bool:
@@ -162,7 +167,7 @@ def _table_with_places(state: StateBlock, first: int, end: int, silent: bool) ->
 
 
 def _read(tokens: Sequence[Token]) -> str:
-    """What a person reads of inline markdown: emphasis, code, links and entities without their signs."""
+    """The words of inline markdown: emphasis, code, links and entities without their signs."""
     return "".join(_words(token) for token in tokens).strip()
 
 
