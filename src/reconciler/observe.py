@@ -5,7 +5,6 @@ It asks only what the steps that are not done need, and never changes anything.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from reconciler.memory import Memory, StepMemory
 from reconciler.model import Desired, Job, Observed, Outputs, OutputState, Reason, Step, Unknown
 from reconciler.ports import Backend, Disk, Tools
 
+_CLOCK_SKEW = 300.0  # s, between this host and the cluster
 _ABNORMAL_ENDS = {"NodeFailure", "BootFailure", "Vanished"}
 
 
@@ -29,11 +29,11 @@ def observe(
     tick: Callable[[str], None] = lambda step: None,
 ) -> Observed:
     """The facts that a plan needs. ``tick`` hears of each step whose outputs are about to be examined."""
-    open_steps = [step for step in desired.steps if not _is_settled(step, memory.of(step.key))]
+    open_steps = [step for step in desired.steps if memory.of(step.key).done is None]
     if not open_steps and not any(m.last is not None and m.last.is_open for m in memory.steps.values()):
         return Observed((), None, {})
     queue = _ask_queue(backend)
-    accounting = None if isinstance(queue, Unknown) else _ask_accounting(desired, memory, queue, backend)
+    accounting = None if isinstance(queue, Unknown) else _ask_accounting(memory, queue, backend)
     roots: dict[Path, Outputs | None] = {}
     outputs: dict[str, Outputs] = {}
     for step in open_steps:
@@ -59,10 +59,6 @@ def roots_seen(desired: Desired, memory: Memory, disk: Disk) -> tuple[str, ...]:
     return tuple(sorted(root for root in unwritten if _is_directory(Path(root), disk)))
 
 
-def _is_settled(step: Step, memory: StepMemory) -> bool:
-    return memory.done is not None
-
-
 def _ask_queue(backend: Backend) -> tuple[Job, ...] | Unknown:
     try:
         return backend.queue()
@@ -70,32 +66,27 @@ def _ask_queue(backend: Backend) -> tuple[Job, ...] | Unknown:
         return Unknown(str(error))
 
 
-def _ask_accounting(
-    desired: Desired, memory: Memory, queue: tuple[Job, ...], backend: Backend
-) -> tuple[Job, ...] | Unknown | None:
-    """Jobs from the accounting, asked only about attempts that are open and whose job the queue does not show."""
+def _ask_accounting(memory: Memory, queue: tuple[Job, ...], backend: Backend) -> tuple[Job, ...] | Unknown | None:
+    """Jobs from the accounting; None where nothing needs it.
+
+    It is asked about open attempts whose job the queue does not show, and, before a held replacement may start, about the
+    submission that it replaces.
+    """
     shown = {job.id for job in queue} | {job.name for job in queue}
-    doubtful = [
-        attempt
-        for m in memory.steps.values()
-        for attempt in m.attempts
-        if (attempt.is_open or attempt.lost) and attempt.job not in shown and attempt.name not in shown
-    ]
-    if not any(attempt.is_open for attempt in doubtful) and not _held_by_us(memory, queue):
+    attempts = [attempt for m in memory.steps.values() for attempt in m.attempts]
+    unseen = [attempt for attempt in attempts if attempt.job not in shown and attempt.name not in shown]
+    doubtful = [attempt for attempt in unseen if attempt.is_open]
+    if any(attempt.held and attempt.name in shown for attempt in attempts):
+        doubtful += [attempt for attempt in unseen if attempt.lost]
+    if not doubtful:
         return None
     ids = tuple(attempt.job for attempt in doubtful if attempt.job is not None)
     try:
-        return backend.accounting(min((a.at for a in doubtful), default=time.time()) - 300.0, ids)
+        return backend.accounting(min(attempt.at for attempt in doubtful) - _CLOCK_SKEW, ids)
     except AccountingDisabled:
         return ()
     except ClusterUnreachable as error:
         return Unknown(str(error))
-
-
-def _held_by_us(memory: Memory, queue: tuple[Job, ...]) -> bool:
-    """True while a held replacement waits: before it may start, the accounting is asked for what it replaces."""
-    held = {attempt.name for m in memory.steps.values() for attempt in m.attempts if attempt.held}
-    return any(job.is_live and job.name in held for job in queue)
 
 
 def _missing_root(root: Path, memory: Memory, disk: Disk) -> Outputs | None:
