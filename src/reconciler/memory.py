@@ -148,6 +148,8 @@ def _apply(memory: Memory, event: Event) -> Memory:
         return replace(memory, names_kept=bool(event["kept"]))
     if kind == "writing":
         return replace(memory, written=_both(memory.written, event["cells"]))
+    if kind == "unwritten":
+        return replace(memory, written={k: v[1:] if k in event["cells"] else v for k, v in memory.written.items()})
     if kind == "stands":
         return replace(memory, states={**memory.states, **event["states"]})
     if kind == "release" and "step" not in event:

@@ -49,11 +49,13 @@ def record(
     jobs = {job.id: job for job in all_jobs(observed)}
     steps = [(step, outcome) for step, outcome in zip(desired.steps, outcomes, strict=True)]
     rows = {step.key: row for step, outcome in steps if (row := _row(step, outcome.action, memory.of(step.key), jobs))}
-    _write_logs(desired, steps, memory, rows, tools, now)
-    if policy.document == "none" or not rows:
-        _remember_states(ledger, memory, rows)
-        return ()
-    notes = _write_tables(desired, tuple(rows.values()), ledger, memory)
+    notes: tuple[str, ...] = ()
+    try:
+        _write_logs(desired, steps, memory, rows, tools, now)
+    except TemporaryError as error:
+        notes = (f"the tools' logs were not written: {error}",)
+    if policy.document != "none" and rows:
+        notes += _write_tables(desired, tuple(rows.values()), ledger, memory)
     _remember_states(ledger, memory, rows)
     return notes
 
@@ -131,7 +133,11 @@ def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, m
         # Written down first: after a crash in between, a cell that still holds the older text is ours all the same.
         cells = {key: text for key, text in update.written.items() if memory.written.get(key, ("",))[0] != text}
         ledger.append("writing", cells=cells)
-        replace_file(target, update.text.encode("utf-8"), expected=before)
+        try:
+            replace_file(target, update.text.encode("utf-8"), expected=before)
+        except TemporaryError:
+            ledger.append("unwritten", cells=sorted(cells))
+            raise
     except (TemporaryError, PermanentError, UnicodeDecodeError) as error:
         return (f"{target}: the status tables were not written: {error}",)
     except OSError as error:
