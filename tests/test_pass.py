@@ -362,6 +362,20 @@ def test_any_other_damage_of_the_ledger_stops_and_changes_nothing(lab):
     assert lab.tree() == before
 
 
+def test_submissions_are_staggered_by_start_times_across_passes_and_never_by_sleeping(lab):
+    lab.policy = replace(lab.policy, stagger=30, max_in_flight=2)
+    lab.run()
+    assert [job.begin_in for job in lab.cluster.submissions] == [0, 30]
+    lab.policy = replace(lab.policy, max_in_flight=None)
+    lab.run(10)
+    assert [job.begin_in for job in lab.cluster.submissions] == [0, 30, 50]
+
+
+def test_the_directory_of_a_scripts_output_is_made_before_its_job(lab):
+    lab.run()
+    assert (lab.directory / "a" / "logs").is_dir()
+
+
 def test_every_intent_is_on_disk_before_its_submission(lab):
     class Watching(MemoryCluster):
         def submit(self, job):
