@@ -47,6 +47,11 @@ def plain(text: str) -> str:
     return "".join(f"\\u{ord(c):04x}" if bad else c for c, bad in zip(text, is_unsafe, strict=True))
 
 
+def why(seen: Pass, action: Action) -> str:
+    """An action's reason for a person who knows where the experiment is: its own files are named from there."""
+    return plain(action.reason.message.replace(f"{seen.desired.directory}/", ""))
+
+
 def group_of(action: Action) -> str:
     """Under which heading an action is shown."""
     by_verb = {Verb.CANCEL: "Cancel", Verb.SUBMIT: "Submit", Verb.ADOPT: "Take over", Verb.MARK_DONE: "Mark done"}
@@ -71,7 +76,7 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
             continue
         lines += ["", f"{paint(name, 'bold')} ({len(members)})"]
         for action in members:
-            lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(plain(action.reason.message), 'dim')}")
+            lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(why(seen, action), 'dim')}")
             lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if action.verb is Verb.SUBMIT]
     return "\n".join([*lines, "", summary(seen.actions)])
 
@@ -98,15 +103,13 @@ def summary(actions: Sequence[Action]) -> str:
 
 def applied_text(seen: Pass, paint: Paint) -> str:
     """What a pass did, what needs a person, and how things stand."""
-    lines = [
-        f"{paint('!', 'yellow')} {plain(a.step)}  {plain(a.reason.message)}" for a in seen.actions if a.condition.needs_person
-    ]
+    lines = [f"{paint('!', 'yellow')} {plain(a.step)}  {why(seen, a)}" for a in seen.actions if a.condition.needs_person]
     lines += [
-        f"{paint(mark(outcome.action), 'green')} {plain(outcome.action.step)}  {plain(outcome.action.reason.message)}"
+        f"{paint(mark(outcome.action), 'green')} {plain(outcome.action.step)}  {why(seen, outcome.action)}"
         for outcome in seen.outcomes
         if outcome.action.changes_something
     ]
-    lines += [f"{paint('?', 'yellow')} {plain(o.action.step)}  {plain(o.action.reason.message)}" for o in failed(seen)]
+    lines += [f"{paint('?', 'yellow')} {plain(o.action.step)}  {why(seen, o.action)}" for o in failed(seen)]
     return "\n".join([*lines, stand(seen.actions)])
 
 
@@ -131,7 +134,7 @@ def mark(action: Action) -> str:
 
 def status_text(seen: Pass, paint: Paint) -> str:
     """Each step's condition, its job, and why."""
-    rows = [(plain(a.step), a.condition.value, a.job or "-", plain(a.reason.message)) for a in seen.actions]
+    rows = [(plain(a.step), a.condition.value, a.job or "-", why(seen, a)) for a in seen.actions]
     header = ("STEP", "CONDITION", "JOB", "REASON")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
     lines = [paint("  ".join([*(h.ljust(w) for h, w in zip(header, widths, strict=False)), header[3]]), "bold")]
