@@ -7,8 +7,9 @@ from itertools import permutations
 
 import pytest
 
+from reconciler.ladder import backoff
 from reconciler.model import Condition, OutputState, Phase, Policy, Reason, Token, Unknown, Verb
-from reconciler.plan import Gate, backoff
+from reconciler.plan import Gate
 from worlds import (
     ABSENT,
     COMPLETE,

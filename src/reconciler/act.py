@@ -22,8 +22,9 @@ from reconciler.errors import (
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory
 from reconciler.model import Action, Condition, Desired, Observed, Reason, Stage, Step, Token, Verb
-from reconciler.plan import Plan, all_jobs
+from reconciler.plan import Plan
 from reconciler.ports import Backend, Disk, Submission
+from reconciler.situation import all_jobs
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from reconciler.files import replace_file
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Step, Verb
-from reconciler.plan import all_jobs
 from reconciler.ports import Tools
+from reconciler.situation import all_jobs
 from reconciler.status_tables import StatusRow, standalone_tables, update_document
 from reconciler.tool_log import append_block
 

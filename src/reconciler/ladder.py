@@ -1,0 +1,359 @@
+"""The rules by which one step's next action is decided, in the order in which they are tried; pure.
+
+Each rule is a short function from a Situation to an action, or None where it has nothing to say. ``climb`` tries them from the
+first; the comment of a rule says why it stands where it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from reconciler.failures import sentence
+from reconciler.memory import Attempt, StepMemory
+from reconciler.model import Action, Condition, Job, OutputState, Phase, Policy, Reason, Token, Unknown, Verb, digest
+from reconciler.situation import Situation, attempt_of
+
+_MAX_REFUSALS = 3
+_MAX_BACKOFF = 3600.0
+
+Rule = Callable[[Situation], Action | None]
+
+
+def climb(situation: Situation) -> Action:
+    """The action of the first rule that has one; the last rule always has."""
+    return next(
+        replace(action, rule=rule.__name__.lstrip("_").replace("_", "-"))
+        for rule in _RULES
+        if (action := rule(situation)) is not None
+    )
+
+
+def _is_done(s: Situation) -> Action | None:
+    """First, so that a finished step costs nothing and survives the loss of everything else."""
+    done = s.memory.done
+    if done is None or done.definition != s.step.definition or s.live:
+        return None
+    how = "accepted by a person" if done.by_person else "its outputs were verified"
+    return s.decide(Verb.KEEP, Condition.DONE, "Done", how)
+
+
+def _is_blocked(s: Situation) -> Action | None:
+    """A fault of the run's own input; after done, because a finished step does not need its scaffolding any more."""
+    if s.step.blocked is None or s.live:
+        return None
+    if s.memory.done is not None:
+        return s.decide(Verb.KEEP, Condition.DONE, "Done", f"done before; now {s.step.blocked.message}")
+    return s.decide(Verb.WAIT, Condition.BLOCKED, s.step.blocked.code, s.step.blocked.message)
+
+
+def _is_drifted(s: Situation) -> Action | None:
+    """A result of another definition is never silently replaced, nor silently kept as if it were this one."""
+    done = s.memory.done
+    if done is None or s.live:
+        return None
+    changes = drift(done.meaning, s.step.meaning)
+    what = "; ".join(changes[:3]) or "its definition changed"
+    return s.decide(
+        Verb.HOLD, Condition.DRIFTED, "Drifted", f"done under another definition: {what}; accept or rerun it", changes=changes
+    )
+
+
+def _is_world_unknown(s: Situation) -> Action | None:
+    """Before everything that would act: what cannot be asked is not absent."""
+    if isinstance(s.observed.queue, Unknown):
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "QueueUnknown", f"the queue cannot be asked: {s.observed.queue.why}")
+    return None
+
+
+def _has_live_job(s: Situation) -> Action | None:
+    """Before verified: a running job may have written its checkpoint and not be finished with it."""
+    if not s.live:
+        return None
+    others = [job for job in s.live if (a := attempt_of(s, job)) is None or not a.held]
+    held_by_us = [job for job in s.live if job not in others]
+    if held_by_us:
+        return _held_resubmission(s, held_by_us[-1], others)
+    job = s.live[-1]
+    attempt = attempt_of(s, job)
+    if len(s.live) > 1:
+        ids = ", ".join(j.id for j in s.live)
+        return s.decide(
+            Verb.HOLD, Condition.HELD, "SeveralJobs", f"jobs {ids} all belong to this step; cancel all but one", job=job.id
+        )
+    if attempt is None or attempt.job != job.id:
+        return _adoption(s, job, attempt)
+    return _watch(s, job, attempt)
+
+
+def _held_resubmission(s: Situation, job: Job, others: Sequence[Job]) -> Action:
+    """A job that we submitted held, in place of one never seen: let it start only if nothing else has surfaced."""
+    attempt = attempt_of(s, job)
+    number = attempt.number if attempt else None
+    if others:
+        message = f"job {others[-1].id}, thought lost, is there after all; its held replacement {job.id} is cancelled"
+        return s.decide(Verb.CANCEL, Condition.QUEUED, "ReplacementNotNeeded", message, job=job.id, attempt=number)
+    if not isinstance(s.observed.accounting, tuple):
+        message = f"job {job.id} stays held until the accounting tells that the job it replaces never was"
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message, job=job.id, attempt=number)
+    surfaced = [a for a in s.memory.attempts if a.lost and a.end is not None]
+    if surfaced:
+        message = f"job {surfaced[-1].job}, thought lost, has run after all; its held replacement {job.id} is cancelled"
+        return s.decide(Verb.CANCEL, Condition.VERIFYING, "ReplacementNotNeeded", message, job=job.id, attempt=number)
+    if s.outputs is not None and s.outputs.state is OutputState.COMPLETE:
+        message = f"the outputs verify after all; the held replacement {job.id} is cancelled"
+        return s.decide(Verb.CANCEL, Condition.VERIFYING, "ReplacementNotNeeded", message, job=job.id, attempt=number)
+    message = f"nothing else has surfaced; job {job.id} may start"
+    return s.decide(Verb.WAIT, Condition.QUEUED, "Confirmed", message, job=job.id, attempt=number, release=True)
+
+
+def _adoption(s: Situation, job: Job, attempt: Attempt | None) -> Action:
+    token = Token.parse(job.name)
+    number = attempt.number if attempt else token.attempt if token else _next_number(s)
+    origin = "submitted by an earlier pass" if token else "submitted by hand from the step's directory"
+    condition = Condition.RUNNING if job.phase is Phase.RUNNING else Condition.QUEUED
+    return s.decide(
+        Verb.ADOPT, condition, "LiveJobFound", f"live job {job.id} is this step's, {origin}", job=job.id, attempt=number
+    )
+
+
+def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
+    number = attempt.number
+    if job.phase is Phase.RUNNING:
+        progress = f", {s.outputs.progress}" if s.outputs and s.outputs.progress else ""
+        return s.decide(
+            Verb.WAIT, Condition.RUNNING, "JobRunning", f"job {job.id} is running{progress}", job=job.id, attempt=number
+        )
+    if job.phase is Phase.UNKNOWN:
+        message = f"job {job.id} is in state {job.state}, which may be live"
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobStateUnknown", message, job=job.id, attempt=number)
+    if job.held:
+        message = f"job {job.id} is held in the queue ({job.pending_reason or 'by a person'}); release it when it should run"
+        return s.decide(Verb.HOLD, Condition.HELD, "JobHeld", message, job=job.id, attempt=number)
+    if job.pending_reason == "DependencyNeverSatisfied":
+        message = f"job {job.id} waits for a dependency that can never be satisfied; cancel it"
+        return s.decide(Verb.HOLD, Condition.HELD, "DependencyNeverSatisfied", message, job=job.id, attempt=number)
+    why = f" ({job.pending_reason})" if job.pending_reason and job.pending_reason != "None" else ""
+    if attempt.placement and attempt.placement != s.step.placement:
+        why += "; its script asks for other resources by now (rerun replaces the job)"
+    return s.decide(Verb.WAIT, Condition.QUEUED, "JobQueued", f"job {job.id} is in the queue{why}", job=job.id, attempt=number)
+
+
+def _is_unconfirmed(s: Situation) -> Action | None:
+    """A submission whose outcome nobody knows may be live somewhere; nothing else may be submitted meanwhile."""
+    last = s.memory.last
+    if last is None or not last.is_open:
+        return None
+    if isinstance(s.observed.accounting, Unknown):
+        what = f"job {last.job} left the queue" if last.job else "a submission is unconfirmed"
+        message = f"{what} and the accounting cannot be asked: {s.observed.accounting.why}"
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message)
+    if last.job is not None:
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobNotSeen", f"job {last.job} is in neither queue nor accounting yet")
+    return s.decide(Verb.WAIT, Condition.UNKNOWN, "Unconfirmed", "a submission was begun and its job has not been seen yet")
+
+
+def _is_disk_unknown(s: Situation) -> Action | None:
+    if s.outputs is None or s.outputs.state is OutputState.UNKNOWN:
+        reason = s.outputs.reason if s.outputs else Reason("DiskUnknown", "the outputs were not examined")
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, reason.code, reason.message)
+    return None
+
+
+def _is_verified(s: Situation) -> Action | None:
+    """Evidence decides, whatever Slurm says of the job."""
+    assert s.outputs is not None
+    if s.outputs.state is not OutputState.COMPLETE:
+        return None
+    last = s.memory.last
+    ended = last is not None and last.end is not None and last.end.failure == "CompletedWithoutEvidence"
+    if not s.outputs.marked and not ended:
+        quiet = s.now - (s.outputs.newest or 0.0)
+        if quiet < s.policy.settle:
+            message = f"the outputs verify, and must stay quiet for {s.policy.settle:.0f} s before they count"
+            return s.decide(Verb.WAIT, Condition.VERIFYING, "Settling", message)
+    return s.decide(Verb.MARK_DONE, Condition.DONE, "Verified", s.outputs.reason.message)
+
+
+def _are_outputs_not_ours(s: Situation) -> Action | None:
+    """Before any submission: nothing that we did not make, or do not understand, is trained over."""
+    assert s.outputs is not None
+    outputs, last = s.outputs, s.memory.last
+    if outputs.state is OutputState.MISMATCH:
+        return s.decide(Verb.HOLD, Condition.DRIFTED, "Drifted", outputs.reason.message)
+    if outputs.state is OutputState.AMBIGUOUS:
+        return s.decide(Verb.HOLD, Condition.HELD, "AmbiguousOutputs", outputs.reason.message)
+    made_by_us = last is not None and any(a.job is not None for a in s.memory.attempts)
+    if outputs.state is OutputState.INCOMPLETE and outputs.has_work and not made_by_us:
+        message = f"there are outputs that no job of ours made and that do not verify: {outputs.reason.message}"
+        return s.decide(Verb.HOLD, Condition.HELD, "OutputsNotOurs", message)
+    return None
+
+
+def _is_settling(s: Situation) -> Action | None:
+    """An ended job's outputs are looked for twice, ``settle`` apart: a file server may show them late."""
+    last = s.memory.last
+    if last is None or last.end is None or last.at <= s.memory.released_at:
+        return None
+    if last.missing_at is None:
+        s.learn("missing", attempt=last.number)
+    newest = s.outputs.newest if s.outputs and s.outputs.newest and s.outputs.newest <= s.now else 0.0
+    since = max(last.missing_at if last.missing_at is not None else s.now, newest)
+    if last.missing_at is not None and s.now - since >= s.policy.settle:
+        return None
+    message = (
+        f"job {last.job} ended ({last.end.state}); its outputs do not verify yet, looking again after {s.policy.settle:.0f} s"
+    )
+    return s.decide(Verb.WAIT, Condition.VERIFYING, "OutputsMissing", message)
+
+
+def _is_held(s: Situation) -> Action | None:
+    """A person's word, before any retry."""
+    word = s.memory.word
+    if word is None:
+        return None
+    why = f": {word.why}" if word.why else ""
+    who = f" by {word.user}" if word.user else ""
+    verb = "held" if word.verb == "hold" else "cancelled"
+    return s.decide(Verb.HOLD, Condition.HELD, "HeldByPerson", f"{verb}{who}{why}; release it to go on")
+
+
+def _are_retries_spent(s: Situation) -> Action | None:
+    attempts = _since_release(s.memory)
+    last = attempts[-1] if attempts else None
+    if last is None:
+        return None
+    if last.refused is not None and len(_trailing_refusals(attempts)) >= _MAX_REFUSALS:
+        message = f"refused {_MAX_REFUSALS} times, last with: {last.refused}"
+        return s.decide(Verb.HOLD, Condition.HELD, "SubmissionRefused", message)
+    if last.end is None:
+        return None
+    failure = last.end.failure
+    if _count(attempts, failure) > s.policy.retry.get(failure, 0):
+        return s.decide(Verb.HOLD, Condition.FAILED, failure, f"job {last.job}: {_why_failed(s, last)}")
+    return None
+
+
+def _is_backing_off(s: Situation) -> Action | None:
+    attempts = _since_release(s.memory)
+    last = attempts[-1] if attempts else None
+    if last is None or (last.refused is None and last.end is None):
+        return None
+    if last.refused is not None:
+        tries, since, why = len(_trailing_refusals(attempts)), last.at, f"refused: {last.refused}"
+    else:
+        assert last.end is not None
+        tries, since, why = _count(attempts, last.end.failure), last.end.at, _why_failed(s, last)
+    delay = backoff(s.policy, s.step.key, tries)
+    if s.now >= since + delay:
+        return None
+    return s.decide(Verb.WAIT, Condition.WAITING, "BackingOff", f"{why}; tried again {delay:.0f} s after that")
+
+
+def _are_needs_unmet(s: Situation) -> Action | None:
+    if s.step.need is None or (s.need is not None and s.need.condition is Condition.DONE):
+        return None
+    if s.need is not None and s.need.condition.needs_person:
+        message = f"{s.step.need} needs a person first ({s.need.reason.code})"
+        return s.decide(Verb.WAIT, Condition.WAITING, "NeedBlocked", message)
+    return s.decide(Verb.WAIT, Condition.WAITING, "NeedUnmet", f"waits for {s.step.need}")
+
+
+def _does_the_tool_object(s: Situation) -> Action | None:
+    """Last before a submission: the tool knows best over which outputs it can start afresh."""
+    objection = s.observed.objections.get(s.step.key)
+    return s.decide(Verb.HOLD, Condition.HELD, "ToolObjects", objection) if objection else None
+
+
+def _submit(s: Situation) -> Action:
+    assert s.outputs is not None
+    last = s.memory.last
+    replaces_lost = last is not None and last.lost and last.job is None
+    again = last is not None and not last.limited
+    code, message = ("NotStarted", "nothing is there yet")
+    if replaces_lost:
+        code, message = "SubmissionLost", "the last submission was never seen; submitted held, released when nothing surfaces"
+    elif again and last is not None:
+        code, message = "Retry", f"attempt {last.number} did not succeed; once more"
+    elif s.outputs.state is not OutputState.ABSENT:
+        message = s.outputs.reason.message
+    aside = s.outputs.torn if s.outputs.state is OutputState.INCOMPLETE else ()
+    changes = tuple(f"moves {path} aside" for path in aside)
+    return s.decide(
+        Verb.SUBMIT,
+        Condition.WAITING,
+        code,
+        message,
+        job=None,
+        attempt=_next_number(s),
+        held=replaces_lost,
+        move_aside=aside,
+        changes=changes,
+    )
+
+
+_RULES: tuple[Rule, ...] = (
+    _is_done,
+    _is_blocked,
+    _is_drifted,
+    _is_world_unknown,
+    _has_live_job,
+    _is_unconfirmed,
+    _is_disk_unknown,
+    _is_verified,
+    _are_outputs_not_ours,
+    _is_settling,
+    _is_held,
+    _are_retries_spent,
+    _is_backing_off,
+    _are_needs_unmet,
+    _does_the_tool_object,
+    _submit,
+)
+
+
+# --- what the rules count --------------------------------------------------------------------------
+
+
+def backoff(policy: Policy, key: str, tries: int) -> float:
+    """Seconds before try ``tries`` + 1: doubled each time, at most an hour, plus up to a tenth by the step's own jitter."""
+    delay = min(policy.backoff * 2.0 ** (max(tries, 1) - 1), _MAX_BACKOFF)
+    return delay * (1 + int(digest(key, str(tries))[:4], 16) / 0xFFFF / 10)
+
+
+def drift(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
+    """What changed between two meanings, item by item, in words: ``lr 1e-5 → 5e-5``."""
+    if not before:
+        return ()
+    keys = sorted(before.keys() | after.keys())
+    return tuple(f"{k} {before.get(k, '(none)')} → {after.get(k, '(none)')}" for k in keys if before.get(k) != after.get(k))
+
+
+def _why_failed(s: Situation, attempt: Attempt) -> str:
+    assert attempt.end is not None
+    found = f"; {s.outputs.reason.message}" if s.outputs and s.outputs.state is OutputState.INCOMPLETE else ""
+    return sentence(attempt.end.failure, attempt.end.exit_code) + found
+
+
+def _since_release(memory: StepMemory) -> tuple[Attempt, ...]:
+    return tuple(
+        a for a in memory.attempts if a.at > memory.released_at and not (a.limited or a.withdrawn or (a.lost and a.end is None))
+    )
+
+
+def _trailing_refusals(attempts: Sequence[Attempt]) -> list[Attempt]:
+    refusals: list[Attempt] = []
+    for attempt in reversed(attempts):
+        if attempt.refused is None:
+            break
+        refusals.append(attempt)
+    return refusals
+
+
+def _count(attempts: Sequence[Attempt], failure: str) -> int:
+    return sum(1 for a in attempts if a.end is not None and a.end.failure == failure)
+
+
+def _next_number(s: Situation) -> int:
+    tokens = [token.attempt for job in s.jobs if (token := Token.parse(job.name))]
+    return max([0, *tokens, *(a.number for a in s.memory.attempts)]) + 1

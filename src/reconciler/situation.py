@@ -1,0 +1,157 @@
+"""What one pass knows of one step: its memory, its jobs, its outputs, and what comparing them newly teaches; pure.
+
+Whose job is whose is decided here: by recorded id and name, by the token in the name, or by directory and name for a live job
+that a person submitted. Nothing here decides what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from reconciler.failures import classify
+from reconciler.memory import Attempt, End, Memory, StepMemory
+from reconciler.model import (
+    Action,
+    Condition,
+    Desired,
+    Job,
+    Observed,
+    Outputs,
+    Policy,
+    Reason,
+    Step,
+    Token,
+    Unknown,
+    Verb,
+    digest,
+)
+
+_CLOCK_SKEW = 300.0  # s, between the host that submits and the controller; older jobs of the same name are not this attempt's
+
+
+@dataclass
+class Situation:
+    """What one pass knows of one step when the ladder is tried on it."""
+
+    step: Step
+    memory: StepMemory
+    jobs: tuple[Job, ...]
+    outputs: Outputs | None
+    observed: Observed
+    policy: Policy
+    now: float
+    need: Action | None
+    learned: list[Mapping[str, Any]] = field(default_factory=list)
+
+    @property
+    def live(self) -> tuple[Job, ...]:
+        """The step's jobs that have not ended."""
+        return tuple(job for job in self.jobs if job.is_live)
+
+    def decide(self, verb: Verb, condition: Condition, code: str, message: str, **more: Any) -> Action:
+        """An action of this step; job and attempt are those of the last attempt unless said otherwise."""
+        last = self.memory.last
+        more.setdefault("job", last.job if last else None)
+        more.setdefault("attempt", last.number if last else None)
+        return Action(self.step.key, verb, Reason(code, message), condition, **more)
+
+    def learn(self, event: str, **facts: Any) -> None:
+        """Note an event that the ledger should hold, whatever becomes of the actions."""
+        self.learned.append({"event": event, "step": self.step.key, **facts})
+
+
+def all_jobs(observed: Observed) -> tuple[Job, ...]:
+    """Every job seen, once: where queue and accounting both show one, the queue is believed (facts: a job that ignored
+    TERM was CANCELLED in sacct while squeue still said COMPLETING)."""
+    queue = () if isinstance(observed.queue, Unknown) else observed.queue
+    accounting = observed.accounting if isinstance(observed.accounting, tuple) else ()
+    seen = {job.id: job for job in accounting} | {job.id: job for job in queue}
+    return tuple(sorted(seen.values(), key=lambda job: (job.submitted or 0.0, job.id)))
+
+
+def jobs_by_step(desired: Desired, observed: Observed, memory: Memory) -> dict[str, tuple[Job, ...]]:
+    """The jobs of each step, by its key; jobs of no step of this experiment are left out."""
+    by_step: dict[str, list[Job]] = {}
+    experiment = digest(str(desired.directory))[:8]
+    keys = {digest(step.key)[:10]: step.key for step in desired.steps}
+    recorded = {(a.job, a.name): key for key, m in memory.steps.items() for a in m.attempts if a.job is not None}
+    by_hand = {(str(step.directory), step.job_name): step.key for step in desired.steps}
+    for job in all_jobs(observed):
+        token = Token.parse(job.name)
+        key = recorded.get((job.id, job.name))
+        if key is None and token is not None and token.experiment == experiment:
+            key = keys.get(token.step)
+        if key is None and token is None and job.is_live:
+            key = by_hand.get((job.workdir, job.name))
+        if key is not None:
+            by_step.setdefault(key, []).append(job)
+    return {key: tuple(jobs) for key, jobs in by_step.items()}
+
+
+def attempt_of(situation: Situation, job: Job) -> Attempt | None:
+    """The attempt that a job belongs to: by its recorded id, else by the number in its name if it is not from before."""
+    for attempt in situation.memory.attempts:
+        if attempt.job == job.id and attempt.name == job.name:
+            return attempt
+    for attempt in situation.memory.attempts:
+        is_new = job.submitted is None or job.submitted >= attempt.at - _CLOCK_SKEW
+        if attempt.name == job.name and attempt.job is None and is_new:
+            return attempt
+    return None
+
+
+def remember_ends(situation: Situation) -> StepMemory:
+    """Memory with what the world newly tells of open attempts: their jobs' ends, and submissions given up for lost."""
+    memory = situation.memory
+    attempts = []
+    for attempt in memory.attempts:
+        jobs = [job for job in situation.jobs if attempt_of(situation, job) is attempt]
+        attempts.append(_updated(situation, attempt, jobs))
+    return replace(memory, attempts=tuple(attempts))
+
+
+def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:
+    if isinstance(situation.observed.queue, Unknown):
+        return attempt
+    if any(job.is_live for job in jobs):
+        if attempt.unseen_at is not None:
+            situation.learn("seen", attempt=attempt.number)
+        return replace(attempt, unseen_at=None)
+    if jobs and attempt.end is None:
+        job = jobs[-1]
+        end = End(job.state, classify(job), job.ended or situation.now, job.started, job.exit_code)
+        return _ended(situation, attempt, job.id, end)
+    if not attempt.is_open or not isinstance(situation.observed.accounting, tuple):
+        return attempt
+    return _unseen(situation, attempt)
+
+
+def _unseen(situation: Situation, attempt: Attempt) -> Attempt:
+    """An open attempt that neither a good queue nor a good accounting shows: given up only after ``grace``."""
+    if attempt.job is None:
+        if situation.now - attempt.at < situation.policy.grace:
+            return attempt
+        situation.learn("lost", attempt=attempt.number)
+        return replace(attempt, lost=True)
+    if attempt.unseen_at is None:
+        situation.learn("unseen", attempt=attempt.number)
+        return replace(attempt, unseen_at=situation.now)
+    if situation.now - attempt.unseen_at < situation.policy.grace:
+        return attempt
+    return _ended(situation, attempt, attempt.job, End("UNKNOWN", "Vanished", situation.now))
+
+
+def _ended(situation: Situation, attempt: Attempt, job_id: str, end: End) -> Attempt:
+    situation.learn(
+        "ended",
+        attempt=attempt.number,
+        job=job_id,
+        state=end.state,
+        failure=end.failure,
+        ended=end.at,
+        started=end.started,
+        exit_code=end.exit_code,
+    )
+    return replace(attempt, job=job_id, end=end)
