@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import shutil
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ from reconciler.model import (
     FileId,
     Outputs,
     OutputState,
+    Phase,
     Policy,
     Reading,
     Reason,
@@ -560,15 +562,105 @@ def test_accept_makes_a_failed_result_stand(lab):
     assert lab.conditions()["a/finetune"] is Condition.DONE
 
 
+def start(lab, key):
+    """The step's queued job begins to run."""
+    action = preview(lab.scene).plan.of(key)
+    lab.cluster.jobs[action.job] = replace(lab.cluster.jobs[action.job], state="RUNNING", phase=Phase.RUNNING)
+    return action.job
+
+
+def moved_aside(lab, run="a"):
+    return [p.read_text() for p in (lab.directory / run / "out").glob("moved-aside-*/finetune/result")]
+
+
 def test_rerun_moves_a_finished_fine_tune_aside_and_submits_it_again(lab):
     lab.run()
     lab.finish("a/finetune")
     lab.run()
     order(lab, "rerun", "a/finetune")
+    assert preview(lab.scene).plan.of("a/finetune").changes == (f"moves {lab.directory}/a/out/finetune aside",)
     lab.run()
-    parent = lab.directory / "a" / "out"
-    assert [p.read_text() for p in parent.glob("moved-aside-*/finetune/result")] == ["whole"]
+    assert moved_aside(lab) == ["whole"]
     assert lab.conditions()["a/finetune"] is Condition.QUEUED
+    lab.finish("a/finetune")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.DONE
+    assert moved_aside(lab) == ["whole"]
+
+
+def test_rerun_of_a_running_job_does_not_count_what_it_wrote_while_it_was_dying(lab):
+    lab.run()
+    job = start(lab, "a/finetune")
+    lab.now += 10
+    order(lab, "rerun", "a/finetune", now=True)
+    result = lab.directory / "a" / "out" / "finetune" / "result"
+    result.parent.mkdir(parents=True)
+    result.write_text("whole")
+    os.utime(result, (lab.now + 2, lab.now + 2))
+    lab.cluster.finish(job, "CANCELLED", lab.now + 3)
+    lab.run()
+    assert moved_aside(lab) == ["whole"]
+    assert [job.state for job in lab.cluster.jobs.values()].count("PENDING") == 3
+
+
+def test_rerun_puts_outputs_that_nobody_understood_aside(lab):
+    result = lab.directory / "a" / "out" / "finetune" / "result"
+    result.parent.mkdir(parents=True)
+    result.write_text("by somebody else")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.HELD
+    order(lab, "rerun", "a/finetune")
+    lab.run()
+    assert moved_aside(lab) == ["by somebody else"]
+    assert lab.conditions()["a/finetune"] is Condition.QUEUED
+
+
+def test_what_a_person_restored_after_a_rerun_counts(lab):
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    order(lab, "rerun", "a/finetune")
+    result = lab.directory / "a" / "out" / "finetune" / "result"
+    os.utime(result, (lab.now + 5, lab.now + 5))
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.DONE
+    assert moved_aside(lab) == []
+
+
+def test_an_evaluation_is_rerun_beside_its_old_log(lab):
+    lab.run()
+    lab.finish("base/eval/cap_base")
+    lab.run()
+    order(lab, "rerun", "base/eval/cap_base")
+    lab.run()
+    assert lab.conditions()["base/eval/cap_base"] is Condition.QUEUED
+    assert (lab.directory / "base" / "out" / "cap_base" / "result").read_text() == "whole"
+
+
+def test_nothing_follows_a_step_that_was_held_while_it_ran(lab):
+    lab.run()
+    start(lab, "a/finetune")
+    order(lab, "hold", "a/finetune", why="the data are wrong")
+    lab.finish("a/finetune")
+    lab.run()
+    lab.run()
+    stands = {action.step: action for action in preview(lab.scene).actions}
+    assert stands["a/finetune"].condition is Condition.DONE
+    assert stands["a/eval/cap_epoch0"].reason.code == "NeedHeld"
+    assert "the data are wrong" in stands["a/eval/cap_epoch0"].reason.message
+    assert not any("cap_epoch0" in str(job.script) and "/a/" in str(job.script) for job in lab.cluster.submissions)
+    order(lab, "release", "a/finetune")
+    lab.run()
+    assert lab.conditions()["a/eval/cap_epoch0"] is Condition.QUEUED
+
+
+def test_a_finished_step_can_be_neither_held_nor_cancelled(lab):
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    for verb in ("hold", "cancel"):
+        with pytest.raises(UsageError, match="nothing to"):
+            order(lab, verb, "a/finetune")
 
 
 def test_rerun_refuses_a_running_job_without_now(lab):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from reconciler.failures import sentence
-from reconciler.memory import Attempt, StepMemory
+from reconciler.memory import Attempt, StepMemory, Word
 from reconciler.model import Action, Condition, Job, OutputState, Phase, Policy, Reason, Token, Unknown, Verb, digest
 from reconciler.situation import Situation, attempt_of
 
@@ -212,10 +212,7 @@ def _is_held(s: Situation) -> Action | None:
     word = s.memory.word
     if word is None:
         return None
-    why = f": {word.why}" if word.why else ""
-    who = f" by {word.user}" if word.user else ""
-    verb = "held" if word.verb == "hold" else "cancelled"
-    return s.decide(Verb.HOLD, Condition.HELD, "HeldByPerson", f"{verb}{who}{why}; release it to go on")
+    return s.decide(Verb.HOLD, Condition.HELD, "HeldByPerson", f"{_by_whom(word)}; release it to go on")
 
 
 def _are_retries_spent(s: Situation) -> Action | None:
@@ -251,17 +248,26 @@ def _is_backing_off(s: Situation) -> Action | None:
 
 
 def _are_needs_unmet(s: Situation) -> Action | None:
-    if s.step.need is None or (s.need is not None and s.need.condition is Condition.DONE):
+    if s.step.need is None:
         return None
+    if s.need is not None and s.need.condition is Condition.DONE:
+        return _what_follows_a_hold(s)
     if s.need is not None and s.need.condition.needs_person:
         message = f"{s.step.need} needs a person first ({s.need.reason.code})"
         return s.decide(Verb.WAIT, Condition.WAITING, "NeedBlocked", message)
     return s.decide(Verb.WAIT, Condition.WAITING, "NeedUnmet", f"waits for {s.step.need}")
 
 
+def _what_follows_a_hold(s: Situation) -> Action | None:
+    """A person held the need while it ran: it ran on, and nothing follows it."""
+    if s.need_word is None:
+        return None
+    return s.decide(Verb.HOLD, Condition.HELD, "NeedHeld", f"{s.step.need} was {_by_whom(s.need_word)}; release it to go on")
+
+
 def _does_the_tool_object(s: Situation) -> Action | None:
     """Last before a submission: the tool knows best over which outputs it can start afresh."""
-    objection = s.observed.objections.get(s.step.key)
+    objection = None if s.is_superseded else s.observed.objections.get(s.step.key)
     return s.decide(Verb.HOLD, Condition.HELD, "ToolObjects", objection) if objection else None
 
 
@@ -269,11 +275,13 @@ def _submit(s: Situation) -> Action:
     assert s.outputs is not None
     last = s.memory.last
     replaces_lost = last is not None and last.lost and last.job is None
-    again = last is not None and not last.limited
+    is_asked_for = last is not None and s.memory.rerun_at is not None and last.at <= s.memory.rerun_at
     code, message = ("NotStarted", "nothing is there yet")
     if replaces_lost:
         code, message = "SubmissionLost", "the last submission was never seen; submitted held, released when nothing surfaces"
-    elif again and last is not None:
+    elif is_asked_for:
+        code, message = "Rerun", "asked for again by a person"
+    elif last is not None and not last.limited:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
         message = s.outputs.reason.message
@@ -327,6 +335,11 @@ def drift(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...
         return ()
     keys = sorted(before.keys() | after.keys())
     return tuple(f"{k} {before.get(k, '(none)')} → {after.get(k, '(none)')}" for k in keys if before.get(k) != after.get(k))
+
+
+def _by_whom(word: Word) -> str:
+    verb = "held" if word.verb == "hold" else "cancelled"
+    return verb + (f" by {word.user}" if word.user else "") + (f": {word.why}" if word.why else "")
 
 
 def _why_failed(s: Situation, attempt: Attempt) -> str:

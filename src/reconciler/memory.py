@@ -174,7 +174,9 @@ def _apply_to_step(step: StepMemory, kind: str, at: float, event: Event) -> Step
     if kind == "done":
         evidence = tuple(event.get("evidence", ()))
         done = Done(event["definition"], at, bool(event.get("by_person")), evidence, event.get("meaning", {}))
-        return replace(step, done=done, word=None)
+        # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
+        word = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
+        return replace(step, done=done, word=word)
     if kind in ("hold", "cancel"):
         return replace(step, word=Word(kind, at, event.get("user", ""), event.get("why", "")))
     if kind == "release":

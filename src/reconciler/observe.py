@@ -6,7 +6,6 @@ It asks only what the steps that are not done need, and never changes anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnreadable
@@ -44,7 +43,6 @@ def observe(
             roots[step.root] = _missing_root(step.root, memory, disk)
         is_suspect = deep or _ended_abnormally(memory.of(step.key))
         outputs[step.key] = roots[step.root] or tools[step.tool].check(step, disk, deep=is_suspect)
-    outputs = {key: _since_rerun(found, memory.of(key)) for key, found in outputs.items()}
     return Observed(queue, accounting, outputs, _objections(open_steps, outputs, tools))
 
 
@@ -119,11 +117,3 @@ def _is_directory(path: Path, disk: Disk) -> bool:
 def _ended_abnormally(memory: StepMemory) -> bool:
     """After a node failure sizes may be right and contents lost: such outputs are verified in full."""
     return any(a.end is not None and a.end.failure in _ABNORMAL_ENDS for a in memory.attempts)
-
-
-def _since_rerun(outputs: Outputs, memory: StepMemory) -> Outputs:
-    """Evidence older than a person's ``rerun`` counts no more."""
-    is_older = memory.rerun_at is not None and outputs.newest is not None and outputs.newest < memory.rerun_at
-    if not is_older or outputs.state is not OutputState.COMPLETE:
-        return outputs
-    return replace(outputs, state=OutputState.ABSENT, reason=Reason("Superseded", "only outputs from before the rerun are there"))

@@ -14,7 +14,7 @@ from typing import Any
 from reconciler.ladder import climb
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Stage, Step, Unknown, Verb
-from reconciler.situation import Situation, jobs_by_step, remember_ends
+from reconciler.situation import Situation, jobs_by_step, remember_ends, supersede
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,10 @@ def make_plan(desired: Desired, observed: Observed, memory: Memory, policy: Poli
             policy,
             now,
             decided.get(step.need) if step.need else None,
+            memory.of(step.need).word if step.need else None,
         )
         situation.memory = known[step.key] = remember_ends(situation)
+        supersede(situation)
         decided[step.key] = climb(situation)
         learned += situation.learned
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)

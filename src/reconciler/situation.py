@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.failures import classify
-from reconciler.memory import Attempt, End, Memory, StepMemory
+from reconciler.memory import Attempt, End, Memory, StepMemory, Word
 from reconciler.model import (
     Action,
     Condition,
@@ -19,8 +19,10 @@ from reconciler.model import (
     Job,
     Observed,
     Outputs,
+    OutputState,
     Policy,
     Reason,
+    Stage,
     Step,
     Token,
     Unknown,
@@ -33,7 +35,11 @@ _CLOCK_SKEW = 300.0  # s, between the host that submits and the controller; olde
 
 @dataclass
 class Situation:
-    """What one pass knows of one step when the ladder is tried on it."""
+    """What one pass knows of one step when the ladder is tried on it.
+
+    ``need`` and ``need_word`` are what was decided for the step that must be done before it, and a person's standing word on that
+    one. ``is_superseded``: the outputs there are from before a person's ``rerun``.
+    """
 
     step: Step
     memory: StepMemory
@@ -43,6 +49,8 @@ class Situation:
     policy: Policy
     now: float
     need: Action | None
+    need_word: Word | None = None
+    is_superseded: bool = False
     learned: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
@@ -110,6 +118,30 @@ def remember_ends(situation: Situation) -> StepMemory:
         jobs = [job for job in situation.jobs if attempt_of(situation, job) is attempt]
         attempts.append(_updated(situation, attempt, jobs))
     return replace(memory, attempts=tuple(attempts))
+
+
+def supersede(situation: Situation) -> None:
+    """After a person's ``rerun``, outputs from before it count no more: a fine-tune's are moved aside by the next submission,
+    an evaluation's stay, because another one adds to them.
+
+    Once a fine-tune was submitted again, what is there is new, whatever a file server's clock says.
+    """
+    rerun_at, outputs = situation.memory.rerun_at, situation.outputs
+    if rerun_at is None or outputs is None or outputs.newest is None or outputs.state is OutputState.ABSENT:
+        return
+    attempts = situation.memory.attempts
+    is_finetune = situation.step.stage is Stage.FINETUNE
+    if is_finetune and any(attempt.at > rerun_at for attempt in attempts):
+        return
+    # A job that the rerun replaced may have gone on writing until it was dead.
+    ends = [attempt.end.at for attempt in attempts if attempt.at <= rerun_at and attempt.end is not None]
+    if outputs.newest > max([rerun_at, *ends]):
+        return
+    situation.is_superseded = True
+    state = OutputState.INCOMPLETE if is_finetune else OutputState.ABSENT
+    torn = (situation.step.output_dir,) if is_finetune else ()
+    reason = Reason("Superseded", "what is there is from before the rerun")
+    situation.outputs = replace(outputs, state=state, reason=reason, evidence=(), torn=torn, has_work=False)
 
 
 def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:

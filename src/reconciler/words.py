@@ -122,12 +122,16 @@ def _prospect(order: Order, step: Step, action: Action, desired: Desired, chosen
         raise UsageError(f"{step.key}: job {action.job} is running; say --now to cancel it and start again")
     if order.verb == "rerun" and action.condition is Condition.UNKNOWN:
         raise UsageError(f"{step.key}: {action.reason.message}; nothing may be replaced before that is known")
+    if order.verb in ("hold", "cancel") and action.condition in (Condition.DONE, Condition.DRIFTED):
+        raise UsageError(f"{step.key}: is done; there is nothing to {order.verb}")
     if order.verb == "accept" and action.condition in (Condition.RUNNING, Condition.WAITING, Condition.UNKNOWN):
         raise UsageError(f"{step.key}: there is no result to accept ({action.reason.message})")
     text = f"{order.verb} {step.key} ({action.condition.value}: {action.reason.message})"
     if order.verb == "rerun":
-        if step.stage is Stage.FINETUNE and action.condition not in _IN_QUEUE:
-            text += f"; {step.output_dir} is moved aside"
+        if step.stage is Stage.FINETUNE:
+            if step.script.is_relative_to(step.output_dir):
+                raise UsageError(f"{step.key}: {step.output_dir} holds more than its outputs; move those away by hand")
+            text += f"; what is in {step.output_dir} is moved aside"
         others = [d.key for d in desired.steps if d.need == step.key and d not in chosen]
         if others:
             text += f"; {', '.join(others)} depend on it and stay as they are without --with-dependents"
@@ -155,8 +159,6 @@ def _hold(court: _Court, step: Step, action: Action) -> None:
 
 def _cancel(court: _Court, step: Step, action: Action) -> None:
     """The word is written first: a job that was cancelled without it would look like a failure."""
-    if action.condition in (Condition.DONE, Condition.DRIFTED):
-        raise UsageError(f"{step.key}: is done; there is nothing to cancel")
     court.write("cancel", step.key)
     is_live = action.condition in _IN_QUEUE or action.reason.code in ("JobHeld", "DependencyNeverSatisfied", "SeveralJobs")
     if is_live and action.job is not None:
@@ -184,19 +186,13 @@ def _accept(court: _Court, step: Step, action: Action) -> None:
 
 
 def _rerun(court: _Court, step: Step, action: Action) -> None:
+    """The word first; the job that it replaces is cancelled now, and outputs are moved aside by the submission that follows."""
+    court.write("rerun", step.key)
+    cancelled = ""
     if action.condition in _IN_QUEUE and action.job is not None:
         court.scene.backend.cancel(action.job)
-        court.write("withdrawn", step.key, attempt=action.attempt)
-        court.write("rerun", step.key)
-        court.said.append(f"{step.key}: job {action.job} cancelled; the next pass submits it again")
-        return
-    moved = ""
-    if step.stage is Stage.FINETUNE and court.scene.disk.stat(step.output_dir) is not None:
-        destination = move_aside(step.output_dir, court.scene.clock())
-        court.write("moved", step.key, path=str(step.output_dir), to=str(destination))
-        moved = f"outputs moved to {destination}; "
-    court.write("rerun", step.key)
-    court.said.append(f"{step.key}: {moved}the next pass submits it again")
+        cancelled = f"job {action.job} cancelled; "
+    court.said.append(f"{step.key}: {cancelled}the next pass submits it again")
 
 
 _VERBS: dict[str, Callable[[_Court, Step, Action], None]] = {
