@@ -122,7 +122,7 @@ def truncate(path: Path, size: int) -> None:
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("samples")
     with tarfile.open(SAMPLES) as archive:
-        archive.extractall(root)
+        archive.extractall(root, filter="data")
     return root / "torchtune"
 
 
