@@ -148,6 +148,19 @@ def test_a_failed_squeue_is_never_an_empty_queue(tmp_path, body):
         commands(tmp_path, squeue=body).queue()
 
 
+@pytest.mark.parametrize(
+    "message",
+    ["scancel: error: Kill job error on job id 7: Invalid job id specified", "Job has already finished for job 7"],
+)
+def test_a_job_that_is_over_can_be_told_nothing_and_that_is_no_error(tmp_path, message):
+    cluster = commands(tmp_path, scancel=f"echo '{message}' >&2; exit 1", scontrol=f"echo '{message}' >&2; exit 1")
+    cluster.cancel("7")
+    cluster.hold("7")
+    cluster.release("7")
+    with pytest.raises(ClusterUnreachable):
+        commands(tmp_path, scontrol="echo 'Access/permission denied' >&2; exit 1").hold("7")
+
+
 def test_a_site_without_accounting_says_so(tmp_path):
     cluster = commands(tmp_path, sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")
     with pytest.raises(AccountingDisabled):
