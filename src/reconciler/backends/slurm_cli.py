@@ -126,8 +126,8 @@ class SlurmCli:
     def _tell(self, command: list[str]) -> None:
         done = self._run(command)
         errors = _text(done.stderr).strip()
-        # Seen on 22.05 for a job that has ended: "Invalid job id specified", "Job/step already completing or completed" (scancel),
-        # "Job has already finished" (scontrol hold, release).
+        # Seen on 22.05 for a job that has ended: "Invalid job id specified", "Job/step already completing or completed" (scancel)
+        # and "Job has already finished" (scontrol hold, release).
         is_over = any(sign in errors for sign in ("Invalid job id", "already complet", "already finished"))
         if done.returncode != 0 and not is_over:
             raise ClusterUnreachable(f"{' '.join(command)}: {errors.splitlines()[-1] if errors else done.returncode}")
