@@ -83,9 +83,10 @@ def requests(cluster, person, command: Callable[[], object]) -> int:
 def test_a_pass_with_nothing_to_do_asks_the_controller_almost_nothing(person, cluster):
     experiment = person.new_experiment("idle")
     configure(experiment)
-    person.reconcile("apply", experiment, STANDIN_SECONDS="8")
+    person.reconcile("apply", experiment, STANDIN_SECONDS="15")
+    until(lambda: sum(started(experiment).values()) == 5)
     in_flight = requests(cluster, person, lambda: person.reconcile("apply", experiment))
-    assert sum(started(experiment).values()) == 5
+    assert set(conditions(person, experiment).values()) == {"Running", "Waiting"}
     converge(person, experiment)
     done = requests(cluster, person, lambda: person.reconcile("apply", experiment))
     print(f"requests of a pass: {in_flight} with five jobs in flight, {done} with everything done")
