@@ -26,22 +26,12 @@ from reconciler.ledger import Ledger
 from reconciler.loop import Scene, preview, run_pass
 from reconciler.model import (
     Condition,
-    FileId,
-    Outputs,
-    OutputState,
     Phase,
     Policy,
-    Reading,
-    Reason,
-    RunInput,
-    RunKind,
     Stage,
-    Step,
-    digest,
 )
-from reconciler.ports import Disk
 from reconciler.words import Order, accept_identity, carry_out, release_experiment
-from worlds import MemoryCluster
+from worlds import MemoryCluster, StandInTool
 
 DOCUMENT = """# two runs
 
@@ -66,62 +56,6 @@ DOCUMENT = """# two runs
 | b | ✓ epoch 0 |
 | base | ✓ |
 """
-
-
-class StandInTool:
-    """A tool whose result is one file that says so: ``whole`` verifies, anything else does not."""
-
-    def __init__(self, stage: Stage) -> None:
-        self.stage = stage
-        self.name = "trainer" if stage is Stage.FINETUNE else "evaluator"
-        self.log_file = f"run-{self.name}.log"
-        self.is_default = False
-        self.root: Path | None = None
-
-    def read(self, run: RunInput, disk: Disk) -> Reading:
-        if self.stage is Stage.FINETUNE:
-            return Reading((self._step(run, f"{run.name}/finetune", run.directory / "finetune.slurm"),))
-        steps = []
-        for wanted in run.evaluations:
-            cell = f"{wanted.task}_base" if wanted.epoch is None else f"{wanted.task}_epoch{wanted.epoch}"
-            step = self._step(run, f"{run.name}/eval/{cell}", run.directory / "eval" / f"{cell}.slurm")
-            need = run.preparation_key if run.kind is RunKind.FINE_TUNED else None
-            steps.append(replace(step, task=wanted.task, epoch=wanted.epoch, need=need))
-        return Reading(tuple(steps))
-
-    def _step(self, run: RunInput, key: str, script: Path) -> Step:
-        out = run.directory / "out" / script.stem
-        definition = digest(script.read_text())
-        return Step(
-            key,
-            run.name,
-            self.stage,
-            self.name,
-            script,
-            out,
-            self.root or run.directory,
-            definition,
-            "p",
-            checkpoints={0: out / "epoch_0"},
-        )
-
-    def may_submit(self, step: Step, outputs: Outputs) -> str | None:
-        return None
-
-    def log_label(self, step: Step) -> tuple[str, str]:
-        return ("SUBMIT_JOB" if self.stage is Stage.FINETUNE else "SUBMIT_EVAL", step.key)
-
-    def check(self, step: Step, disk: Disk, deep: bool = False) -> Outputs:
-        content = disk.read(step.output_dir / "result")
-        if content is None:
-            return Outputs(OutputState.ABSENT, Reason("NoOutputs", "nothing is there"))
-        file = step.output_dir / "result"
-        found = disk.stat(file)
-        assert found is not None
-        if content != b"whole":
-            return Outputs(OutputState.INCOMPLETE, Reason("Torn", "the result is torn"), torn=(file,), has_work=True, newest=0.0)
-        evidence = (FileId(str(file), found.size, found.mtime_ns),)
-        return Outputs(OutputState.COMPLETE, Reason("Whole", "the result is whole"), True, found.mtime_ns / 1e9, evidence)
 
 
 @dataclass
@@ -157,6 +91,7 @@ class Lab:
         if content is not None:
             step.output_dir.mkdir(parents=True, exist_ok=True)
             (step.output_dir / "result").write_text(content)
+            os.utime(step.output_dir / "result", (self.now, self.now))
         self.cluster.finish(preview(self.scene).plan.of(key).job, state, self.now)
 
     def tree(self) -> dict[str, bytes]:

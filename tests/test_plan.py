@@ -13,6 +13,7 @@ from reconciler.plan import Gate
 from worlds import (
     ABSENT,
     COMPLETE,
+    HERE,
     NOW,
     TORN,
     decide,
@@ -180,6 +181,116 @@ def test_a_lost_submission_is_made_again_held_and_freed_only_when_nothing_surfac
     assert (surfaced.verb, surfaced.job) == (Verb.CANCEL, "102")
     ran = decide(STEP, events=replacement, queue=(held,), accounting=(job(STEP, Phase.ENDED),))
     assert (ran.verb, ran.job) == (Verb.CANCEL, "102")
+
+
+REPLACED = [*submitted(STEP)[:1], event("lost", STEP, NOW - 300, attempt=1), *submitted(STEP, 2, NOW - 200, held=True)]
+HELD = job(STEP, Phase.QUEUED, attempt=2, held=True)
+
+
+def test_a_held_replacement_obeys_a_persons_word():
+    held = decide(STEP, events=[*REPLACED, event("hold", STEP, NOW - 1)], queue=(HELD,), accounting=())
+    assert (held.verb, held.condition, held.release) == (Verb.HOLD, Condition.HELD, False)
+    cancelled = decide(STEP, events=[*REPLACED, event("cancel", STEP, NOW - 1)], queue=(HELD,), accounting=())
+    assert (cancelled.verb, cancelled.job) == (Verb.CANCEL, "102")
+
+
+def test_a_replacement_that_runs_is_no_longer_held_and_is_left_to_run():
+    """A pass died between freeing the job and saying so."""
+    plan = plan_for(STEP, events=REPLACED, queue=(job(STEP, attempt=2),), accounting=(), seen={STEP.key: COMPLETE})
+    assert plan.of(STEP.key).reason.code == "JobRunning"
+    assert [e["event"] for e in plan.learned] == ["unheld"]
+
+
+def test_a_lost_submission_that_the_queue_shows_as_ended_needs_no_accounting_to_cancel_its_replacement():
+    action = decide(STEP, events=REPLACED, queue=(HELD, job(STEP, Phase.ENDED)))
+    assert (action.verb, action.job) == (Verb.CANCEL, "102")
+
+
+def test_a_lost_submission_that_only_the_accounting_calls_live_keeps_its_replacement_from_starting():
+    told = replace(job(STEP), source="sacct")
+    action = decide(STEP, events=REPLACED, queue=(HELD,), accounting=(told,))
+    assert (action.verb, action.job) == (Verb.CANCEL, "102")
+
+
+def test_a_job_cancelled_by_a_person_while_the_queue_was_silent_is_cancelled_when_it_is_seen():
+    word = event("cancel", STEP, NOW - 1, user="ana")
+    action = decide(STEP, events=[*submitted(STEP), word], queue=(job(STEP),))
+    assert (action.verb, action.job, action.reason.code) == (Verb.CANCEL, "101", "CancelledByPerson")
+    later = decide(STEP, events=[word, *submitted(STEP)], queue=(job(STEP),))
+    assert later.verb is Verb.WAIT
+
+
+def test_what_came_first_is_told_by_the_ledger_and_not_by_clocks():
+    """The host that gave the word was ten minutes ahead of the one that passes now."""
+    release = event("release", STEP, NOW + 600)
+    failures = [e for n in range(1, 6) for e in ended(STEP, "Failed", n, at=NOW - 500 + n)]
+    assert decide(STEP, events=[release, *failures]).condition is Condition.FAILED
+    rerun = event("rerun", STEP, NOW + 600)
+    again = [done(STEP), rerun, *submitted(STEP, 2, NOW - 400)]
+    fresh = outputs(OutputState.COMPLETE, newest=NOW - 60)
+    assert decide(STEP, events=again, seen={STEP.key: fresh}, queue=(job(STEP, Phase.ENDED, attempt=2),)).verb is Verb.MARK_DONE
+
+
+def test_a_release_while_the_job_is_queued_does_not_excuse_how_it_ends():
+    events = [*submitted(STEP), event("release", STEP, NOW - 950), *ended(STEP, "Cancelled")[2:]]
+    assert decide(STEP, events=events).condition is Condition.FAILED
+
+
+def test_a_rerun_evaluation_counts_a_log_that_is_newer_than_the_one_it_replaces_whatever_the_clocks_say():
+    step = replace(evaluation(), need=None)
+    again = [done(step), event("rerun", step, NOW - 10, newest=NOW - 5000), *submitted(step, 2, NOW - 9)]
+    over = job(step, Phase.ENDED, attempt=2)
+    old, new = (outputs(OutputState.COMPLETE, newest=at) for at in (NOW - 5000, NOW - 4000))
+    assert decide(step, events=again, seen={step.key: new}, queue=(over,)).verb is Verb.MARK_DONE
+    assert decide(step, events=again, seen={step.key: old}, queue=(over,)).reason.code == "OutputsMissing"
+
+
+def test_a_requeued_job_is_the_same_attempt_and_its_own_end_counts():
+    preempted = [*ended(STEP, "Preempted")]
+    running = plan_for(STEP, events=preempted, queue=(job(STEP),))
+    assert running.of(STEP.key).reason.code == "JobRunning"
+    assert [e["event"] for e in running.learned] == ["reopened"]
+    failed = job(STEP, Phase.ENDED, state="FAILED", exit_code="1:0")
+    over = plan_for(STEP, events=[*preempted, event("reopened", STEP, NOW - 50, attempt=1)], queue=(failed,))
+    assert [e["failure"] for e in over.learned if e["event"] == "ended"] == ["Failed"]
+    assert over.of(STEP.key).verb is not Verb.SUBMIT
+
+
+def test_a_job_that_only_the_accounting_calls_running_is_given_up_after_grace():
+    """sacctmgr calls them runaway: their end was lost, and they are shown running for ever."""
+    runaway = replace(job(STEP), source="sacct")
+    first = plan_for(STEP, events=submitted(STEP), accounting=(runaway,))
+    assert first.of(STEP.key).reason.code == "JobNotSeen"
+    long_ago = [*submitted(STEP), event("unseen", STEP, NOW - 700, attempt=1)]
+    given_up = plan_for(STEP, events=long_ago, accounting=(runaway,))
+    assert [e["failure"] for e in given_up.learned if e["event"] == "ended"] == ["Vanished"]
+    assert given_up.of(STEP.key).verb is not Verb.SUBMIT
+
+
+def test_a_submission_from_before_the_experiment_was_moved_is_recognised_by_its_name_in_writing():
+    name = Token.of(HERE.parent / "elsewhere", STEP.key, 1).job_name("job")
+    intent = event("intent", STEP, NOW - 1000, attempt=1, name=name)
+    action = decide(STEP, events=[intent], queue=(job(STEP, name=name),), accounting=())
+    assert (action.verb, action.job) == (Verb.ADOPT, "101")
+
+
+def test_outputs_are_not_ours_where_our_job_never_ran_or_ran_after_they_were_written():
+    never_ran = [*ended(STEP, "Cancelled"), event("release", STEP, NOW - 1)]
+    assert decide(STEP, events=never_ran, seen={STEP.key: TORN}).reason.code == "OutputsNotOurs"
+    before = replace(TORN, newest=NOW - 90_000)
+    assert decide(STEP, events=ended(STEP, "NodeFailure"), seen={STEP.key: before}).reason.code == "OutputsNotOurs"
+
+
+def test_a_file_time_from_another_day_does_not_keep_outputs_from_settling():
+    for ahead, verb in ((60, Verb.WAIT), (86_400, Verb.MARK_DONE)):
+        found = outputs(OutputState.COMPLETE, marked=False, newest=NOW + ahead)
+        assert decide(STEP, seen={STEP.key: found}).verb is verb
+
+
+def test_what_stands_behind_a_step_stopped_for_a_person_is_not_pending():
+    plan = plan_for(STEP, evaluation(), gate=Gate(Reason("ManyFailures", "three in a row")))
+    assert [a.reason.code for a in plan.actions] == ["ManyFailures", "NeedBlocked"]
+    assert not any(a.is_pending for a in plan.actions)
 
 
 def test_a_cancelled_job_whose_id_was_never_known_is_not_submitted_again():

@@ -11,20 +11,25 @@ from reconciler.memory import Event, fold
 from reconciler.model import (
     Action,
     Desired,
+    FileId,
     Job,
     Observed,
     Outputs,
     OutputState,
     Phase,
     Policy,
+    Reading,
     Reason,
+    RunInput,
+    RunKind,
     Stage,
     Step,
     Token,
     Unknown,
+    digest,
 )
 from reconciler.plan import Gate, Plan, make_plan
-from reconciler.ports import Submission
+from reconciler.ports import Disk, Submission
 
 HERE = Path("/exp")
 NOW = 1_000_000.0
@@ -33,7 +38,9 @@ NOW = 1_000_000.0
 def finetune(run: str = "a", **more: Any) -> Step:
     script = HERE / run / "finetune.slurm"
     out = Path("/scratch") / run
-    step = Step(f"{run}/finetune", run, Stage.FINETUNE, "trainer", script, out, out.parent, "def", "place")
+    step = Step(
+        f"{run}/finetune", run, Stage.FINETUNE, "trainer", script, out, out.parent, "def", "place", workdir=str(script.parent)
+    )
     return replace(step, checkpoints={0: out / "epoch_0"}, **more)
 
 
@@ -147,3 +154,63 @@ class MemoryCluster:
 
     def release(self, job_id: str) -> None:
         self.jobs[job_id] = replace(self.jobs[job_id], held=False)
+
+
+class StandInTool:
+    """A tool whose result is one file that says so: ``whole`` verifies, anything else does not."""
+
+    def __init__(self, stage: Stage, *, marked: bool = True) -> None:
+        self.stage = stage
+        self.marked = marked
+        self.name = "trainer" if stage is Stage.FINETUNE else "evaluator"
+        self.log_file = f"run-{self.name}.log"
+        self.is_default = False
+        self.root: Path | None = None
+
+    def read(self, run: RunInput, disk: Disk) -> Reading:
+        if self.stage is Stage.FINETUNE:
+            return Reading((self._step(run, f"{run.name}/finetune", run.directory / "finetune.slurm"),))
+        steps = []
+        for wanted in run.evaluations:
+            cell = f"{wanted.task}_base" if wanted.epoch is None else f"{wanted.task}_epoch{wanted.epoch}"
+            step = self._step(run, f"{run.name}/eval/{cell}", run.directory / "eval" / f"{cell}.slurm")
+            need = run.preparation_key if run.kind is RunKind.FINE_TUNED else None
+            steps.append(replace(step, task=wanted.task, epoch=wanted.epoch, need=need))
+        return Reading(tuple(steps))
+
+    def _step(self, run: RunInput, key: str, script: Path) -> Step:
+        out = run.directory / "out" / script.stem
+        definition = digest(script.read_text())
+        return Step(
+            key,
+            run.name,
+            self.stage,
+            self.name,
+            script,
+            out,
+            self.root or run.directory,
+            definition,
+            "p",
+            checkpoints={0: out / "epoch_0"},
+        )
+
+    def may_submit(self, step: Step, outputs: Outputs) -> str | None:
+        return None
+
+    def log_label(self, step: Step) -> tuple[str, str]:
+        return ("SUBMIT_JOB" if self.stage is Stage.FINETUNE else "SUBMIT_EVAL", step.key)
+
+    def check(self, step: Step, disk: Disk, deep: bool = False) -> Outputs:
+        content = disk.read(step.output_dir / "result")
+        if content is None:
+            return Outputs(OutputState.ABSENT, Reason("NoOutputs", "nothing is there"))
+        file = step.output_dir / "result"
+        found = disk.stat(file)
+        assert found is not None
+        newest = found.mtime_ns / 1e9
+        if content != b"whole":
+            return Outputs(
+                OutputState.INCOMPLETE, Reason("Torn", "the result is torn"), torn=(file,), has_work=True, newest=newest
+            )
+        evidence = (FileId(str(file), found.size, found.mtime_ns),)
+        return Outputs(OutputState.COMPLETE, Reason("Whole", "the result is whole"), self.marked, newest, evidence)

@@ -88,8 +88,7 @@ class _Pass:
             elif action.verb is Verb.MARK_DONE:
                 self._mark_done(action, step)
             elif action.verb is Verb.CANCEL and action.job is not None:
-                self._world.backend.cancel(action.job)
-                self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
+                self._cancel(action, step)
             elif action.release and action.job is not None:
                 self._world.backend.release(action.job)
                 self._world.ledger.append("unheld", step=step.key, attempt=action.attempt)
@@ -110,7 +109,7 @@ class _Pass:
         job = Submission(
             step.script,
             name,
-            begin_in=max(0, round(self._eligible_at - self._world.clock())),
+            begin_in=0 if action.held else max(0, round(self._eligible_at - self._world.clock())),
             held=action.held,
             requeue=step.requeue or self._world.requeue,
             keep_open=(self._world.lock,),
@@ -184,6 +183,13 @@ class _Pass:
                 (step.directory / pattern).parent.mkdir(parents=True, exist_ok=True)
 
     # --- the past
+
+    def _cancel(self, action: Action, step: Step) -> None:
+        """A job that is cancelled before it could start is no attempt that failed."""
+        assert action.job is not None
+        self._world.backend.cancel(action.job)
+        if any(job.id == action.job and job.held for job in all_jobs(self._observed)):
+            self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
 
     def _adopt(self, action: Action, step: Step) -> None:
         job = next(job for job in all_jobs(self._observed) if job.id == action.job)

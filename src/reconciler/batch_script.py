@@ -6,6 +6,7 @@ the block), options abbreviated as GNU getopt does only in their short forms her
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,11 @@ class BatchScript:
     def job_name(self) -> str:
         """The name under which a person's sbatch would show this script."""
         return self.value("job-name") or self.path.name
+
+    @property
+    def workdir(self) -> str:
+        """Where the job of a person's sbatch from the script's own directory runs, as the queue shows it: a real path."""
+        return os.path.realpath(self.path.parent / (self.value("chdir") or ""))
 
     @property
     def placement(self) -> str:

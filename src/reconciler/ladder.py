@@ -11,11 +11,25 @@ from dataclasses import replace
 
 from reconciler.failures import sentence
 from reconciler.memory import Attempt, StepMemory, Word
-from reconciler.model import Action, Condition, Job, OutputState, Phase, Policy, Reason, Token, Unknown, Verb, digest
-from reconciler.situation import Situation, attempt_of
+from reconciler.model import (
+    Action,
+    Condition,
+    Job,
+    Outputs,
+    OutputState,
+    Phase,
+    Policy,
+    Reason,
+    Token,
+    Unknown,
+    Verb,
+    digest,
+)
+from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
 
 _MAX_REFUSALS = 3
 _MAX_BACKOFF = 3600.0
+_MAX_CLOCK_AHEAD = 3600.0  # s, of a file server before this host
 
 Rule = Callable[[Situation], Action | None]
 
@@ -70,7 +84,10 @@ def _has_live_job(s: Situation) -> Action | None:
     """Before verified: a running job may have written its checkpoint and not be finished with it."""
     if not s.live:
         return None
-    others = [job for job in s.live if (a := attempt_of(s, job)) is None or not a.held]
+    cancelled = _cancelled_by_person(s)
+    if cancelled is not None:
+        return cancelled
+    others = [job for job in s.live if (a := attempt_of(s, job)) is None or not (a.held and job.held)]
     held_by_us = [job for job in s.live if job not in others]
     if held_by_us:
         return _held_resubmission(s, held_by_us[-1], others)
@@ -86,23 +103,42 @@ def _has_live_job(s: Situation) -> Action | None:
     return _watch(s, job, attempt)
 
 
+def _cancelled_by_person(s: Situation) -> Action | None:
+    """The word is written before the job is cancelled; where that was not to be done at once, it is done now. A job that a person
+    submitted by hand, or after that word, is not meant."""
+    word = s.memory.word
+    if word is None or word.verb != "cancel":
+        return None
+    for job in s.live:
+        attempt = attempt_of(s, job)
+        if attempt is not None and not attempt.by_hand and attempt.order < word.order:
+            condition = Condition.RUNNING if job.phase is Phase.RUNNING else Condition.QUEUED
+            message = f"{_by_whom(word)}, and job {job.id} is still there"
+            return s.decide(Verb.CANCEL, condition, "CancelledByPerson", message, job=job.id, attempt=attempt.number)
+    return None
+
+
 def _held_resubmission(s: Situation, job: Job, others: Sequence[Job]) -> Action:
     """A job that we submitted held, in place of one never seen: let it start only if nothing else has surfaced."""
     attempt = attempt_of(s, job)
     number = attempt.number if attempt else None
+    word = s.memory.word
+    if word is not None and word.verb == "hold":
+        message = f"{_by_whom(word)}; job {job.id} stays held until it is released"
+        return s.decide(Verb.HOLD, Condition.HELD, "HeldByPerson", message, job=job.id, attempt=number)
     if others:
         message = f"job {others[-1].id}, thought lost, is there after all; its held replacement {job.id} is cancelled"
         return s.decide(Verb.CANCEL, Condition.QUEUED, "ReplacementNotNeeded", message, job=job.id, attempt=number)
-    if not isinstance(s.observed.accounting, tuple):
-        message = f"job {job.id} stays held until the accounting tells that the job it replaces never was"
-        return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message, job=job.id, attempt=number)
-    surfaced = [a for a in s.memory.attempts if a.lost and a.end is not None]
+    surfaced = [a for a in s.memory.attempts if a.lost and a.job is not None]
     if surfaced:
-        message = f"job {surfaced[-1].job}, thought lost, has run after all; its held replacement {job.id} is cancelled"
+        message = f"job {surfaced[-1].job}, thought lost, has surfaced after all; its held replacement {job.id} is cancelled"
         return s.decide(Verb.CANCEL, Condition.VERIFYING, "ReplacementNotNeeded", message, job=job.id, attempt=number)
     if s.outputs is not None and s.outputs.state is OutputState.COMPLETE:
         message = f"the outputs verify after all; the held replacement {job.id} is cancelled"
         return s.decide(Verb.CANCEL, Condition.VERIFYING, "ReplacementNotNeeded", message, job=job.id, attempt=number)
+    if not isinstance(s.observed.accounting, tuple):
+        message = f"job {job.id} stays held until the accounting tells that the job it replaces never was"
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message, job=job.id, attempt=number)
     message = f"nothing else has surfaced; job {job.id} may start"
     return s.decide(Verb.WAIT, Condition.QUEUED, "Confirmed", message, job=job.id, attempt=number, release=True)
 
@@ -149,7 +185,9 @@ def _is_unconfirmed(s: Situation) -> Action | None:
         message = f"{what} and the accounting cannot be asked: {s.observed.accounting.why}"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message)
     if last.job is not None:
-        return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobNotSeen", f"job {last.job} is in neither queue nor accounting yet")
+        told = next((job.state for job in s.jobs if job.id == last.job and job.phase is Phase.UNLISTED), None)
+        message = f"the accounting has job {last.job} as {told}" if told else f"the accounting does not know job {last.job} yet"
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobNotSeen", f"{message}, and the queue does not show it")
     return s.decide(Verb.WAIT, Condition.UNKNOWN, "Unconfirmed", "a submission was begun and its job has not been seen yet")
 
 
@@ -167,24 +205,25 @@ def _is_verified(s: Situation) -> Action | None:
         return None
     last = s.memory.last
     ended = last is not None and last.end is not None and last.end.failure == "CompletedWithoutEvidence"
-    if not s.outputs.marked and not ended:
-        quiet = s.now - (s.outputs.newest or 0.0)
-        if quiet < s.policy.settle:
-            message = f"the outputs verify, and must stay quiet for {s.policy.settle:.0f} s before they count"
-            return s.decide(Verb.WAIT, Condition.VERIFYING, "Settling", message)
+    if not s.outputs.marked and not ended and s.now - _last_written(s) < s.policy.settle:
+        message = f"the outputs verify, and must stay quiet for {s.policy.settle:.0f} s before they count"
+        return s.decide(Verb.WAIT, Condition.VERIFYING, "Settling", message)
     return s.decide(Verb.MARK_DONE, Condition.DONE, "Verified", s.outputs.reason.message)
 
 
 def _are_outputs_not_ours(s: Situation) -> Action | None:
     """Before any submission: nothing that we did not make, or do not understand, is trained over."""
     assert s.outputs is not None
-    outputs, last = s.outputs, s.memory.last
+    outputs = s.outputs
     if outputs.state is OutputState.MISMATCH:
         return s.decide(Verb.HOLD, Condition.DRIFTED, "Drifted", outputs.reason.message)
     if outputs.state is OutputState.AMBIGUOUS:
         return s.decide(Verb.HOLD, Condition.HELD, "AmbiguousOutputs", outputs.reason.message)
-    made_by_us = last is not None and any(a.job is not None for a in s.memory.attempts)
-    if outputs.state is OutputState.INCOMPLETE and outputs.has_work and not made_by_us:
+    if (
+        outputs.state is OutputState.INCOMPLETE
+        and outputs.has_work
+        and not any(_may_have_made(a, outputs) for a in s.memory.attempts)
+    ):
         message = f"there are outputs that no job of ours made and that do not verify: {outputs.reason.message}"
         return s.decide(Verb.HOLD, Condition.HELD, "OutputsNotOurs", message)
     return None
@@ -193,12 +232,11 @@ def _are_outputs_not_ours(s: Situation) -> Action | None:
 def _is_settling(s: Situation) -> Action | None:
     """An ended job's outputs are looked for twice, ``settle`` apart: a file server may show them late."""
     last = s.memory.last
-    if last is None or last.end is None or last.at <= s.memory.released_at:
+    if last is None or last.end is None or not _counts(last, s.memory):
         return None
     if last.missing_at is None:
         s.learn("missing", attempt=last.number)
-    newest = s.outputs.newest if s.outputs and s.outputs.newest and s.outputs.newest <= s.now else 0.0
-    since = max(last.missing_at if last.missing_at is not None else s.now, newest)
+    since = max(last.missing_at if last.missing_at is not None else s.now, _last_written(s))
     if last.missing_at is not None and s.now - since >= s.policy.settle:
         return None
     message = (
@@ -253,8 +291,8 @@ def _are_needs_unmet(s: Situation) -> Action | None:
     if s.need is not None and s.need.condition is Condition.DONE:
         return _what_follows_a_hold(s)
     if s.need is not None and s.need.condition.needs_person:
-        message = f"{s.step.need} needs a person first ({s.need.reason.code})"
-        return s.decide(Verb.WAIT, Condition.WAITING, "NeedBlocked", message)
+        reason = need_blocked(s.need)
+        return s.decide(Verb.WAIT, Condition.WAITING, reason.code, reason.message)
     return s.decide(Verb.WAIT, Condition.WAITING, "NeedUnmet", f"waits for {s.step.need}")
 
 
@@ -275,7 +313,7 @@ def _submit(s: Situation) -> Action:
     assert s.outputs is not None
     last = s.memory.last
     replaces_lost = last is not None and last.lost and last.job is None
-    is_asked_for = last is not None and s.memory.rerun_at is not None and last.at <= s.memory.rerun_at
+    is_asked_for = last is not None and s.memory.rerun is not None and last.order < s.memory.rerun.order
     code, message = ("NotStarted", "nothing is there yet")
     if replaces_lost:
         code, message = "SubmissionLost", "the last submission was never seen; submitted held, released when nothing surfaces"
@@ -337,6 +375,25 @@ def drift(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...
     return tuple(f"{k} {before.get(k, '(none)')} → {after.get(k, '(none)')}" for k in keys if before.get(k) != after.get(k))
 
 
+def need_blocked(need: Action) -> Reason:
+    """Why a step waits whose need only a person can move on."""
+    return Reason("NeedBlocked", f"{need.step} needs a person first ({need.reason.code})")
+
+
+def _last_written(s: Situation) -> float:
+    """When the outputs were last written (epoch s), as far as that can be believed: a file server's clock may be ahead by
+    minutes; a time from another day was put there by somebody."""
+    newest = s.outputs.newest if s.outputs is not None and s.outputs.newest is not None else 0.0
+    return newest if newest <= s.now + _MAX_CLOCK_AHEAD else 0.0
+
+
+def _may_have_made(attempt: Attempt, outputs: Outputs) -> bool:
+    """True where an attempt of ours may have left these outputs: its job may have run, and they are not from before it."""
+    end = attempt.end
+    never_ran = attempt.job is None or (end is not None and end.failure == "Cancelled" and end.started is None)
+    return not never_ran and (outputs.newest is None or outputs.newest >= attempt.at - CLOCK_SKEW)
+
+
 def _by_whom(word: Word) -> str:
     verb = "held" if word.verb == "hold" else "cancelled"
     return verb + (f" by {word.user}" if word.user else "") + (f": {word.why}" if word.why else "")
@@ -350,8 +407,14 @@ def _why_failed(s: Situation, attempt: Attempt) -> str:
 
 def _since_release(memory: StepMemory) -> tuple[Attempt, ...]:
     return tuple(
-        a for a in memory.attempts if a.at > memory.released_at and not (a.limited or a.withdrawn or (a.lost and a.end is None))
+        a for a in memory.attempts if _counts(a, memory) and not (a.limited or a.withdrawn or (a.lost and a.end is None))
     )
+
+
+def _counts(attempt: Attempt, memory: StepMemory) -> bool:
+    """True where an attempt's outcome came after the last release; what a rerun replaces counts no more, however it ends."""
+    outcome = attempt.order if attempt.end is None else attempt.end.order
+    return outcome > memory.released and (memory.rerun is None or attempt.order > memory.rerun.order)
 
 
 def _trailing_refusals(attempts: Sequence[Attempt]) -> list[Attempt]:

@@ -2,15 +2,22 @@
 
 Every event is a flat JSON object with ``at`` (epoch seconds) and ``event``. The fold is total: an event of a kind that
 this version does not know is kept in the ledger and ignored here.
+
+What came before what is told by ``order``, an event's place in the ledger, from 1: clocks step back and differ between hosts.
+``at`` serves for durations alone.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 Event = Mapping[str, Any]
+
+LATEST = sys.maxsize
+"""The order of what this pass has just learned and not yet written."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,7 @@ class End:
     at: float
     started: float | None = None
     exit_code: str = ""
+    order: int = LATEST
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Attempt:
     name: str
     at: float
     begins: float
+    order: int = 0
     definition: str = ""
     placement: str = ""
     held: bool = False
@@ -66,7 +75,7 @@ class Done:
     """A step's result, once verified (or accepted by a person), under which definition and by which files."""
 
     definition: str
-    at: float
+    order: int
     by_person: bool = False
     evidence: tuple[Mapping[str, Any], ...] = ()
     meaning: Mapping[str, str] = field(default_factory=dict)
@@ -77,20 +86,31 @@ class Word:
     """A person's standing word on a step (``hold`` or ``cancel``)."""
 
     verb: str
-    at: float
+    order: int
     user: str = ""
     why: str = ""
 
 
 @dataclass(frozen=True)
+class Rerun:
+    """A person's wish for a new result. ``newest`` (epoch s) is when what was there was last written, by the file server's own
+    clock; None where that was not known."""
+
+    at: float
+    order: int
+    newest: float | None = None
+
+
+@dataclass(frozen=True)
 class StepMemory:
-    """All that is in writing about one step. Retries are counted among attempts after ``released_at``."""
+    """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
+    person's last ``release`` or ``rerun``."""
 
     attempts: tuple[Attempt, ...] = ()
     done: Done | None = None
     word: Word | None = None
-    released_at: float = 0.0
-    rerun_at: float | None = None
+    released: int = 0
+    rerun: Rerun | None = None
 
     @property
     def last(self) -> Attempt | None:
@@ -112,7 +132,8 @@ class Memory:
     """Everything in writing. An empty Memory is that of an experiment never seen before.
 
     ``written`` maps each cell of the document that we own to the texts it may hold: the last one, and the one before it,
-    which a crash may have left there. ``states`` is each step's last known word for the Status column.
+    which a crash may have left there. ``states`` is each step's last known word for the Status column. ``released`` is the order
+    of the last release of the whole experiment.
     """
 
     steps: Mapping[str, StepMemory] = field(default_factory=dict)
@@ -120,7 +141,7 @@ class Memory:
     environment: Mapping[str, bool] = field(default_factory=dict)
     roots: frozenset[str] = frozenset()
     names_kept: bool | None = None
-    released_at: float = 0.0
+    released: int = 0
     written: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
 
@@ -132,13 +153,13 @@ class Memory:
 def fold(events: Iterable[Event]) -> Memory:
     """Memory from events, oldest first."""
     memory = Memory()
-    for event in events:
-        memory = _apply(memory, event)
+    for order, event in enumerate(events, start=1):
+        memory = _apply(memory, order, event)
     return memory
 
 
-def _apply(memory: Memory, event: Event) -> Memory:
-    kind, at = event["event"], float(event["at"])
+def _apply(memory: Memory, order: int, event: Event) -> Memory:
+    kind = event["event"]
     if kind == "opened":
         identity = Identity(event["cluster"], event["path"], event["user"])
         return replace(memory, identity=identity, environment=dict(event["environment"]))
@@ -153,10 +174,10 @@ def _apply(memory: Memory, event: Event) -> Memory:
     if kind == "stands":
         return replace(memory, states={**memory.states, **event["states"]})
     if kind == "release" and "step" not in event:
-        return replace(memory, released_at=at)
+        return replace(memory, released=order)
     if "step" not in event:
         return memory
-    step = _apply_to_step(memory.of(event["step"]), kind, at, event)
+    step = _apply_to_step(memory.of(event["step"]), kind, order, event)
     return replace(memory, steps={**memory.steps, event["step"]: step})
 
 
@@ -164,48 +185,50 @@ def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> d
     return {**written, **{key: (text, *written.get(key, ())[:1]) for key, text in cells.items()}}
 
 
-def _apply_to_step(step: StepMemory, kind: str, at: float, event: Event) -> StepMemory:
+def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
     if kind in ("intent", "adopted"):
-        return _with_attempt(step, kind, at, event)
+        return _with_attempt(step, kind, order, event)
     if kind in _OUTCOMES:
-        changes = _OUTCOMES[kind](at, event)
+        changes = _OUTCOMES[kind](order, event)
         attempts = tuple(replace(a, **changes) if a.number == event["attempt"] else a for a in step.attempts)
         return replace(step, attempts=attempts)
     if kind == "done":
         evidence = tuple(event.get("evidence", ()))
-        done = Done(event["definition"], at, bool(event.get("by_person")), evidence, event.get("meaning", {}))
+        done = Done(event["definition"], order, bool(event.get("by_person")), evidence, event.get("meaning", {}))
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
         word = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
         return replace(step, done=done, word=word)
     if kind in ("hold", "cancel"):
-        return replace(step, word=Word(kind, at, event.get("user", ""), event.get("why", "")))
+        return replace(step, word=Word(kind, order, event.get("user", ""), event.get("why", "")))
     if kind == "release":
-        return replace(step, word=None, released_at=at)
+        return replace(step, word=None, released=order)
     if kind == "rerun":
-        return replace(step, word=None, released_at=at, done=None, rerun_at=at)
+        rerun = Rerun(float(event["at"]), order, event.get("newest"))
+        return replace(step, word=None, released=order, done=None, rerun=rerun)
     return step
 
 
 _OUTCOMES: Mapping[str, Any] = {
-    "submitted": lambda at, e: {"job": str(e["job"])},
-    "refused": lambda at, e: {"refused": e["message"]},
-    "limited": lambda at, e: {"limited": True},
-    "lost": lambda at, e: {"lost": True},
-    "unseen": lambda at, e: {"unseen_at": at},
-    "seen": lambda at, e: {"unseen_at": None},
-    "withdrawn": lambda at, e: {"withdrawn": True, "held": False},
-    "unheld": lambda at, e: {"held": False},
-    "missing": lambda at, e: {"missing_at": at},
-    "ended": lambda at, e: {
+    "submitted": lambda order, e: {"job": str(e["job"])},
+    "refused": lambda order, e: {"refused": e["message"]},
+    "limited": lambda order, e: {"limited": True},
+    "lost": lambda order, e: {"lost": True},
+    "unseen": lambda order, e: {"unseen_at": float(e["at"])},
+    "seen": lambda order, e: {"unseen_at": None},
+    "withdrawn": lambda order, e: {"withdrawn": True, "held": False},
+    "unheld": lambda order, e: {"held": False},
+    "missing": lambda order, e: {"missing_at": float(e["at"])},
+    "ended": lambda order, e: {
         "job": str(e["job"]),
-        "end": End(e["state"], e["failure"], float(e["ended"]), e.get("started"), e.get("exit_code", "")),
+        "end": End(e["state"], e["failure"], float(e["ended"]), e.get("started"), e.get("exit_code", ""), order),
     },
+    "reopened": lambda order, e: {"end": None, "missing_at": None, "unseen_at": None},
 }
 
 
-def _with_attempt(step: StepMemory, kind: str, at: float, event: Event) -> StepMemory:
+def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
     """An intent begins an attempt; an adoption confirms the attempt of its number, or stands for one nobody wrote down."""
-    number = int(event["attempt"])
+    number, at = int(event["attempt"]), float(event["at"])
     known = next((a for a in step.attempts if a.number == number), None)
     if kind == "adopted" and known is not None and not event.get("by_hand"):
         adopted = replace(known, job=str(event["job"]), lost=False, limited=False, refused=None)
@@ -215,6 +238,7 @@ def _with_attempt(step: StepMemory, kind: str, at: float, event: Event) -> StepM
         name=event["name"],
         at=at,
         begins=float(event.get("begins", at)),
+        order=order,
         definition=event.get("definition", ""),
         placement=event.get("placement", ""),
         held=bool(event.get("held")),

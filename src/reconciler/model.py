@@ -84,8 +84,8 @@ class Step:
     the directory that must be there before their absence means anything. ``checkpoints`` maps each epoch that a
     preparation step will save to its directory. ``need`` is the key of the step that must be done before.
     ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
-    ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` is the name under which
-    a person's own submission of the script would show. ``spec`` is the tool's own.
+    ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
+    are how a person's own submission of the script would show in the queue. ``spec`` is the tool's own.
     """
 
     key: str
@@ -105,6 +105,7 @@ class Step:
     spec: Mapping[str, object] = field(default_factory=dict)
     requeue: bool = False
     job_name: str = ""
+    workdir: str = ""
     blocked: Reason | None = None
 
     @property
@@ -184,12 +185,17 @@ class Token:
 
 
 class Phase(str, Enum):
-    """What a job's state amounts to. UNKNOWN is a state that we do not understand: neither live nor ended."""
+    """What a job's state amounts to. UNKNOWN is a state that we do not understand, and counts as live.
+
+    UNLISTED is a job that the accounting calls live and a good queue does not show: its news are late, or its end was lost and it
+    is shown as running for ever (sacctmgr, "runaway jobs").
+    """
 
     QUEUED = "queued"
     RUNNING = "running"
     ENDED = "ended"
     UNKNOWN = "unknown"
+    UNLISTED = "unlisted"
 
 
 @dataclass(frozen=True)
@@ -219,7 +225,7 @@ class Job:
     @property
     def is_live(self) -> bool:
         """True while the job may still run or is running; a state not understood counts as live."""
-        return self.phase is not Phase.ENDED
+        return self.phase not in (Phase.ENDED, Phase.UNLISTED)
 
 
 class OutputState(str, Enum):

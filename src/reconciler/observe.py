@@ -12,8 +12,8 @@ from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnread
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Desired, Job, Observed, Outputs, OutputState, Reason, Step, Unknown
 from reconciler.ports import Backend, Disk, Tools
+from reconciler.situation import CLOCK_SKEW
 
-_CLOCK_SKEW = 300.0  # s, between this host and the cluster
 _ABNORMAL_ENDS = {"NodeFailure", "BootFailure", "Vanished"}
 
 
@@ -80,7 +80,7 @@ def _ask_accounting(memory: Memory, queue: tuple[Job, ...], backend: Backend) ->
         return None
     ids = tuple(attempt.job for attempt in doubtful if attempt.job is not None)
     try:
-        return backend.accounting(min(attempt.at for attempt in doubtful) - _CLOCK_SKEW, ids)
+        return backend.accounting(min(attempt.at for attempt in doubtful) - CLOCK_SKEW, ids)
     except AccountingDisabled:
         return ()
     except ClusterUnreachable as error:

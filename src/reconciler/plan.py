@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from reconciler.ladder import climb
+from reconciler.ladder import climb, need_blocked
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Stage, Step, Unknown, Verb
 from reconciler.situation import Situation, jobs_by_step, remember_ends, supersede
@@ -104,7 +104,14 @@ def _hold_back(
             )
         else:
             in_flight += 1
-    return held_back
+    return {step.key: _behind(held_back[step.key], held_back.get(step.need or "")) for step in desired.steps}
+
+
+def _behind(action: Action, need: Action | None) -> Action:
+    """A step whose need was stopped for a person to decide waits for that person too."""
+    if action.reason.code != "NeedUnmet" or need is None or not need.condition.needs_person:
+        return action
+    return replace(action, reason=need_blocked(need))
 
 
 def _names_gate(memory: Memory) -> Gate | None:
@@ -132,12 +139,12 @@ def failures_in_a_row(
     """
     if any(action.verb is Verb.MARK_DONE for action in decided.values()):
         return []
-    since = max([memory.released_at, *(m.done.at for m in known.values() if m.done is not None)])
+    since = max([memory.released, *(m.done.order for m in known.values() if m.done is not None)])
     not_counted = {"Cancelled", *policy.retry}
     failed = []
     for key, action in decided.items():
         last = known[key].last
-        if last is None or last.end is None or last.end.failure in not_counted or last.end.at <= since:
+        if last is None or last.end is None or last.end.failure in not_counted or last.end.order <= since:
             continue
         is_suspect = action.reason.code == "OutputsMissing" and last.end.failure != "CompletedWithoutEvidence"
         if action.condition is Condition.FAILED or is_suspect:

@@ -20,6 +20,7 @@ from reconciler.model import (
     Observed,
     Outputs,
     OutputState,
+    Phase,
     Policy,
     Reason,
     Stage,
@@ -30,7 +31,8 @@ from reconciler.model import (
     digest,
 )
 
-_CLOCK_SKEW = 300.0  # s, between the host that submits and the controller; older jobs of the same name are not this attempt's
+CLOCK_SKEW = 300.0
+"""Seconds that the clocks of two hosts of one cluster may differ: beyond that munge refuses them (man munge, TTL)."""
 
 
 @dataclass
@@ -72,23 +74,28 @@ class Situation:
 
 def all_jobs(observed: Observed) -> tuple[Job, ...]:
     """Every job seen, once: where queue and accounting both show one, the queue is believed (facts: a job that ignored
-    TERM was CANCELLED in sacct while squeue still said COMPLETING)."""
+    TERM was CANCELLED in sacct while squeue still said COMPLETING). What the accounting alone calls live is UNLISTED."""
     queue = () if isinstance(observed.queue, Unknown) else observed.queue
     accounting = observed.accounting if isinstance(observed.accounting, tuple) else ()
-    seen = {job.id: job for job in accounting} | {job.id: job for job in queue}
+    told = (replace(job, phase=Phase.UNLISTED) if job.is_live else job for job in accounting)
+    seen = {job.id: job for job in told} | {job.id: job for job in queue}
     return tuple(sorted(seen.values(), key=lambda job: (job.submitted or 0.0, job.id)))
 
 
 def jobs_by_step(desired: Desired, observed: Observed, memory: Memory) -> dict[str, tuple[Job, ...]]:
-    """The jobs of each step, by its key; jobs of no step of this experiment are left out."""
+    """The jobs of each step, by its key; jobs of no step of this experiment are left out.
+
+    Names in writing come before tokens: a submission from before the experiment was moved has a token of the old path.
+    """
     by_step: dict[str, list[Job]] = {}
     experiment = digest(str(desired.directory))[:8]
     keys = {digest(step.key)[:10]: step.key for step in desired.steps}
-    recorded = {(a.job, a.name): key for key, m in memory.steps.items() for a in m.attempts if a.job is not None}
-    by_hand = {(str(step.directory), step.job_name): step.key for step in desired.steps}
+    recorded = {a.name: key for key, m in memory.steps.items() for a in m.attempts if not a.by_hand}
+    taken_over = {(a.job, a.name): key for key, m in memory.steps.items() for a in m.attempts if a.by_hand}
+    by_hand = {(step.workdir, step.job_name): step.key for step in desired.steps}
     for job in all_jobs(observed):
         token = Token.parse(job.name)
-        key = recorded.get((job.id, job.name))
+        key = recorded.get(job.name) or taken_over.get((job.id, job.name))
         if key is None and token is not None and token.experiment == experiment:
             key = keys.get(token.step)
         if key is None and token is None and job.is_live:
@@ -104,7 +111,7 @@ def attempt_of(situation: Situation, job: Job) -> Attempt | None:
         if attempt.job == job.id and attempt.name == job.name:
             return attempt
     for attempt in situation.memory.attempts:
-        is_new = job.submitted is None or job.submitted >= attempt.at - _CLOCK_SKEW
+        is_new = job.submitted is None or job.submitted >= attempt.at - CLOCK_SKEW
         if attempt.name == job.name and attempt.job is None and is_new:
             return attempt
     return None
@@ -126,16 +133,16 @@ def supersede(situation: Situation) -> None:
 
     Once a fine-tune was submitted again, what is there is new, whatever a file server's clock says.
     """
-    rerun_at, outputs = situation.memory.rerun_at, situation.outputs
-    if rerun_at is None or outputs is None or outputs.newest is None or outputs.state is OutputState.ABSENT:
+    rerun, outputs = situation.memory.rerun, situation.outputs
+    if rerun is None or outputs is None or outputs.newest is None or outputs.state is OutputState.ABSENT:
         return
     attempts = situation.memory.attempts
     is_finetune = situation.step.stage is Stage.FINETUNE
-    if is_finetune and any(attempt.at > rerun_at for attempt in attempts):
+    if is_finetune and any(attempt.order > rerun.order for attempt in attempts):
         return
     # A job that the rerun replaced may have gone on writing until it was dead.
-    ends = [attempt.end.at for attempt in attempts if attempt.at <= rerun_at and attempt.end is not None]
-    if outputs.newest > max([rerun_at, *ends]):
+    replaced = [a.end.at for a in attempts if a.order < rerun.order and a.end is not None and a.end.order > rerun.order]
+    if outputs.newest > max([rerun.at if rerun.newest is None else rerun.newest, *replaced]):
         return
     situation.is_superseded = True
     state = OutputState.INCOMPLETE if is_finetune else OutputState.ABSENT
@@ -147,17 +154,35 @@ def supersede(situation: Situation) -> None:
 def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:
     if isinstance(situation.observed.queue, Unknown):
         return attempt
-    if any(job.is_live for job in jobs):
-        if attempt.unseen_at is not None:
-            situation.learn("seen", attempt=attempt.number)
-        return replace(attempt, unseen_at=None)
-    if jobs and attempt.end is None:
-        job = jobs[-1]
+    live = [job for job in jobs if job.is_live]
+    if live:
+        return _seen_live(situation, attempt, live)
+    over = [job for job in jobs if job.phase is Phase.ENDED]
+    if over and attempt.end is None:
+        job = over[-1]
         end = End(job.state, classify(job), job.ended or situation.now, job.started, job.exit_code)
         return _ended(situation, attempt, job.id, end)
+    if jobs and attempt.job is None:
+        situation.learn("submitted", attempt=attempt.number, job=jobs[-1].id)
+        attempt = replace(attempt, job=jobs[-1].id)
     if not attempt.is_open or not isinstance(situation.observed.accounting, tuple):
         return attempt
     return _unseen(situation, attempt)
+
+
+def _seen_live(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:
+    """A job thought ended or gone may be back: Slurm requeues under the same id. One that we held may have been released, by a
+    person or by a pass that died before it could say so."""
+    if attempt.end is not None:
+        situation.learn("reopened", attempt=attempt.number)
+        attempt = replace(attempt, end=None, missing_at=None, unseen_at=None)
+    if attempt.unseen_at is not None:
+        situation.learn("seen", attempt=attempt.number)
+        attempt = replace(attempt, unseen_at=None)
+    if attempt.held and not any(job.held for job in jobs):
+        situation.learn("unheld", attempt=attempt.number)
+        attempt = replace(attempt, held=False)
+    return attempt
 
 
 def _unseen(situation: Situation, attempt: Attempt) -> Attempt:

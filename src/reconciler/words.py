@@ -118,6 +118,8 @@ def accept_identity(scene: Scene, what: str) -> tuple[str, ...]:
 
 def _prospect(order: Order, step: Step, action: Action, desired: Desired, chosen: Sequence[Step]) -> str:
     """One sentence of what will happen; raises UsageError where the verb makes no sense for the step."""
+    if order.verb in ("rerun", "accept") and step.blocked is not None:
+        raise UsageError(f"{step.key}: {step.blocked.message}")
     if order.verb == "rerun" and action.condition is Condition.RUNNING and not order.now:
         raise UsageError(f"{step.key}: job {action.job} is running; say --now to cancel it and start again")
     if order.verb == "rerun" and action.condition is Condition.UNKNOWN:
@@ -187,7 +189,8 @@ def _accept(court: _Court, step: Step, action: Action) -> None:
 
 def _rerun(court: _Court, step: Step, action: Action) -> None:
     """The word first; the job that it replaces is cancelled now, and outputs are moved aside by the submission that follows."""
-    court.write("rerun", step.key)
+    outputs = court.scene.tools[step.tool].check(step, court.scene.disk)
+    court.write("rerun", step.key, newest=outputs.newest)
     cancelled = ""
     if action.condition in _IN_QUEUE and action.job is not None:
         court.scene.backend.cancel(action.job)

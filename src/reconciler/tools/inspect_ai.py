@@ -213,6 +213,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         },
         spec={"wanted": wanted, "rivals": ()},
         job_name=script.job_name,
+        workdir=script.workdir,
         requeue=[d.option for d in script.directives if d.option in ("requeue", "no-requeue")][-1:] == ["requeue"],
         blocked=blocked,
     ), problems

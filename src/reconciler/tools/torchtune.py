@@ -71,6 +71,8 @@ class Torchtune:
 
     def check(self, step: Step, disk: Disk, deep: bool = False) -> Outputs:
         """What the output directory amounts to, epoch by epoch; ``deep`` reads the torch files in full."""
+        if step.blocked:
+            return Outputs(OutputState.UNKNOWN, step.blocked)
         try:
             return _check(cast(_Training, step.spec["training"]), disk, deep)
         except DiskUnreadable as error:
@@ -268,6 +270,7 @@ def _with_script(step: Step, script: BatchScript) -> Step:
         meaning={_SCRIPT: f"commands {digest(script.commands)[:8]}"},
         requeue=requeue[-1:] == ["requeue"],
         job_name=script.job_name,
+        workdir=script.workdir,
     )
 
 
@@ -401,7 +404,7 @@ def _judge(training: _Training, traces: _Traces, disk: Disk, deep: bool) -> Outp
             Reason("Incomplete", _some(faults)),
             newest=traces.newest,
             torn=torn,
-            has_work=traces.is_trained,
+            has_work=True,
             progress=progress,
         )
     if doubts:
