@@ -70,6 +70,31 @@ def test_an_invalid_document_is_exit_2_with_its_line_and_no_traceback(example):
     assert reconcile("validate", example).returncode == 2
 
 
+def test_the_experiment_may_be_left_out_where_one_stands_in_it(example, monkeypatch):
+    monkeypatch.chdir(example)
+    step = "r8_lr1e-5/finetune"
+    assert reconcile("diff").returncode == 1
+    assert step in reconcile("explain", step).stdout
+    assert reconcile("hold", step, "--reason", "not yet").returncode == 0
+    assert "not yet" in reconcile("explain", example, step).stdout
+    assert reconcile("release", step).returncode == 0
+    assert reconcile("hold").returncode == 2
+
+
+def test_quiet_says_nothing_where_nothing_changed_and_verbose_says_more(example):
+    (example / "stray").mkdir()
+    (example / "stray" / "finetune.slurm").write_text("#!/bin/bash\n")
+    (example / "reconcile.yaml").write_text("backend: local\nstagger: 0s\n")
+    reconcile("hold", example, "*", "--yes")
+    first = reconcile("apply", example, "--quiet")
+    assert "stray" in first.stderr
+    second = reconcile("apply", example, "--quiet")
+    assert (second.stdout, second.stderr, second.returncode) == ("", "", 4)
+    assert "r8_lr1e-5/finetune" in reconcile("status", example, "-v").stdout
+    assert "r8_lr1e-5/finetune" in reconcile("validate", example, "-v").stdout
+    assert reconcile("status", example, "--select", "r8_*/finetune").stdout.count("Held") == 2
+
+
 def test_an_empty_directory_and_an_unknown_option_are_exit_2(tmp_path):
     assert reconcile("diff", tmp_path).returncode == 2
     assert reconcile("diff", "--nonsense").returncode == 2

@@ -137,6 +137,34 @@ def test_a_preview_writes_nothing_at_all(lab):
     assert not (lab.directory / ".reconcile").exists()
 
 
+def test_a_pass_is_news_where_a_step_stands_otherwise_than_before(lab):
+    assert lab.run().is_news
+    assert not lab.run().is_news
+    lab.finish("a/finetune", None, "FAILED")
+    assert [lab.run().is_news for _ in range(4)] == [True, True, False, False]
+    assert lab.conditions()["a/finetune"] is Condition.FAILED
+
+
+def test_a_finished_experiment_asks_the_cluster_nothing(lab):
+    lab.run()
+    for key in ("a/finetune", "b/finetune", "base/eval/cap_base"):
+        lab.finish(key)
+    lab.run()
+    for key in ("a/eval/cap_epoch0", "b/eval/cap_epoch0"):
+        lab.finish(key)
+    lab.run()
+
+    class Silent(MemoryCluster):
+        def queue(self):
+            raise AssertionError("the queue was asked")
+
+        def identity(self):
+            raise AssertionError("the cluster was asked")
+
+    lab.cluster = Silent()
+    assert lab.run().converged
+
+
 def test_steps_that_are_not_selected_are_left_alone(lab):
     run_pass(replace(lab.scene, select="a/*"))
     assert [job.script.parent.name for job in lab.cluster.submissions] == ["a"]
@@ -456,7 +484,13 @@ evaluation:
     document.write_text(text)
     lab.run()
     assert document.read_text() == text
-    assert "| a | PENDING |" in (lab.directory / "STATUS.md").read_text()
+    status = lab.directory / "STATUS.md"
+    assert "| a | PENDING |" in status.read_text()
+    status.write_text("My own notes.\n\n" + status.read_text())
+    lab.finish("a/finetune")
+    lab.run()
+    assert status.read_text().startswith("My own notes.\n\n# two\n")
+    assert "| a | COMPLETED |" in status.read_text()
     assert "SUBMIT_JOB: a/finetune" in (lab.directory / "logs" / "run-trainer.log").read_text()
 
 
@@ -478,6 +512,77 @@ def test_a_cancelled_step_is_not_submitted_again_until_released(lab):
     order(lab, "release", "a/finetune")
     lab.run()
     assert len(lab.cluster.submissions) == 4
+
+
+def test_no_word_is_given_while_the_queue_cannot_be_asked(lab):
+    lab.run()
+    lab.cluster.is_down = True
+    before = lab.tree()
+    for verb in ("hold", "cancel", "rerun", "accept", "release"):
+        with pytest.raises(ClusterUnreachable, match="nothing was done"):
+            order(lab, verb, "a/finetune")
+    assert lab.tree() == before
+
+
+def test_every_job_of_a_cancelled_step_is_cancelled(lab):
+    lab.run()
+    first = preview(lab.scene).plan.of("a/finetune").job
+    second = replace(lab.cluster.jobs[first], id="77")
+    lab.cluster.jobs["77"] = second
+    order(lab, "cancel", "a/finetune")
+    assert {lab.cluster.jobs[job].state for job in (first, "77")} == {"CANCELLED"}
+
+
+def test_a_cancellation_that_did_not_reach_the_cluster_is_carried_out_by_the_next_pass(lab):
+    lab.run()
+    job = preview(lab.scene).plan.of("a/finetune").job
+
+    class Deaf(MemoryCluster):
+        def cancel(self, job_id):
+            raise ClusterUnreachable("scancel: Socket timed out")
+
+    hearing, lab.cluster = lab.cluster, Deaf(lab.cluster.jobs)
+    with pytest.raises(ClusterUnreachable):
+        order(lab, "cancel", "a/finetune")
+    lab.cluster = hearing
+    lab.run()
+    assert hearing.jobs[job].state == "CANCELLED"
+    for _ in range(3):
+        lab.run(1000)
+    assert lab.conditions()["a/finetune"] is Condition.HELD
+
+
+def test_rerun_replaces_a_job_that_is_held_in_the_queue(lab):
+    lab.run()
+    job = preview(lab.scene).plan.of("a/finetune").job
+    lab.cluster.hold(job)
+    order(lab, "rerun", "a/finetune")
+    assert lab.cluster.jobs[job].state == "CANCELLED"
+    lab.run()
+    later = preview(lab.scene).plan.of("a/finetune")
+    assert (later.condition, later.job != job) == (Condition.QUEUED, True)
+
+
+def test_accept_lets_a_queued_job_stand_under_its_older_resources(lab):
+    lab.run()
+    Ledger(lab.directory.resolve(), lambda: lab.now).append("placed", step="a/finetune", attempt=1, placement="older")
+    assert "other resources" in preview(lab.scene).plan.of("a/finetune").reason.message
+    order(lab, "accept", "a/finetune")
+    action = preview(lab.scene).plan.of("a/finetune")
+    assert (action.condition, "other resources" in action.reason.message) == (Condition.QUEUED, False)
+
+
+def test_accept_of_several_steps_accepts_none_where_one_refuses(lab):
+    for run in ("a", "b"):
+        result = lab.directory / run / "out" / "finetune" / "result"
+        result.parent.mkdir(parents=True)
+        result.write_text("by somebody else")
+    lab.run()
+    shutil.rmtree(lab.directory / "b" / "out")
+    before = lab.tree()
+    with pytest.raises(UsageError):
+        order(lab, "accept", "a/finetune", "b/finetune")
+    assert lab.tree() == before
 
 
 def test_a_job_held_by_a_person_is_not_released_by_us(lab):

@@ -287,6 +287,39 @@ def test_a_file_time_from_another_day_does_not_keep_outputs_from_settling():
         assert decide(STEP, seen={STEP.key: found}).verb is verb
 
 
+@pytest.mark.parametrize(
+    ("world", "code"),
+    [
+        pytest.param({"queue": (job(STEP),), "events": submitted(STEP)}, "NeedUnmet", id="its checkpoint is being trained anew"),
+        pytest.param({"seen": {STEP.key: outputs(OutputState.MISMATCH)}}, "NeedBlocked", id="it is of another definition"),
+        pytest.param({"seen": {STEP.key: UNREADABLE}}, "NeedUnmet", id="it cannot be read"),
+    ],
+)
+def test_an_evaluation_that_verifies_proves_nothing_before_its_checkpoint_does(world, code):
+    after = evaluation()
+    seen = {after.key: COMPLETE, **world.get("seen", {})}
+    plan = plan_for(STEP, after, **{**world, "seen": seen})
+    assert (plan.of(after.key).verb, plan.of(after.key).reason.code) == (Verb.WAIT, code)
+
+
+def test_a_training_and_its_evaluation_from_before_this_tool_are_both_recognised_at_once():
+    plan = plan_for(STEP, evaluation(), seen={STEP.key: COMPLETE, evaluation().key: COMPLETE})
+    assert [a.verb for a in plan.actions] == [Verb.MARK_DONE, Verb.MARK_DONE]
+
+
+def test_a_job_under_a_name_that_the_site_put_something_before_is_taken_over_once():
+    shown = "site-" + name_of(STEP)
+    taken = [*submitted(STEP)[:1], event("adopted", STEP, NOW - 900, attempt=1, job="101", name=shown)]
+    assert decide(STEP, events=taken, queue=(job(STEP, name=shown),)).reason.code == "JobRunning"
+
+
+def test_steps_that_are_not_selected_take_no_place_in_the_queue():
+    steps = [finetune("a"), finetune("b")]
+    plan = plan_for(*steps, policy=Policy(max_in_flight=1), select="b/*")
+    assert [a.reason.code for a in plan.actions] == ["NotSelected", "NotStarted"]
+    assert plan.of("b/finetune").verb is Verb.SUBMIT
+
+
 def test_what_stands_behind_a_step_stopped_for_a_person_is_not_pending():
     plan = plan_for(STEP, evaluation(), gate=Gate(Reason("ManyFailures", "three in a row")))
     assert [a.reason.code for a in plan.actions] == ["ManyFailures", "NeedBlocked"]

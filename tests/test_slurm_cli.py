@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -183,3 +187,44 @@ def test_a_submission_runs_in_the_scripts_directory_with_the_lock_open_and_nothi
     assert seen[0] == str(script.parent)
     assert seen[1] == "--parsable --job-name=a.rc-1 --no-requeue --begin=now+5 --hold ./-finetune.slurm"
     del os.environ["OUT"]
+
+
+def test_inside_a_job_only_what_names_the_cluster_is_handed_on():
+    around = {
+        "SLURM_JOB_ID": "7",
+        "SLURM_HINT": "nomultithread",
+        "SLURM_RLIMIT_CORE": "0",
+        "SLURM_CONF": "/etc/s.conf",
+        "HOME": "/h",
+    }
+    assert submission_environment(around) == {"SLURM_CONF": "/etc/s.conf", "HOME": "/h"}
+    mine = {"SLURM_HINT": "nomultithread", "SLURM_CPU_BIND": "cores", "SBATCH_ACCOUNT": "lab"}
+    assert submission_environment(mine) == {"SLURM_HINT": "nomultithread", "SBATCH_ACCOUNT": "lab"}
+
+
+def test_a_pass_that_is_interrupted_leaves_sbatch_under_its_time_limit(tmp_path):
+    (tmp_path / "job.sh").write_text("#!/bin/sh\n")
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text(f"#!/bin/sh\necho $PPID > {tmp_path}/above\nsleep 2\ntouch {tmp_path}/finished\necho 5\n")
+    sbatch.chmod(0o755)
+    code = (
+        "import sys; from pathlib import Path; from reconciler.backends.slurm_cli import SlurmCli; "
+        "from reconciler.ports import Submission; SlurmCli().submit(Submission(Path(sys.argv[1]), 'n'))"
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    submitting = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "job.sh"], env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_until(lambda: (tmp_path / "above").exists() and (tmp_path / "above").read_text().strip())
+    submitting.send_signal(signal.SIGINT)
+    assert submitting.wait(10) != 0
+    above = int((tmp_path / "above").read_text())
+    assert Path(f"/proc/{above}/comm").read_text() == "timeout\n"
+    wait_until((tmp_path / "finished").exists)
+
+
+def wait_until(what, seconds=20):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from reconciler.errors import PermanentError
 from reconciler.experiment.markdown_tables import find_tables
 from reconciler.model import Stage
-from reconciler.status_tables import StatusRow, Update, standalone_tables, update_document
+from reconciler.status_tables import StatusRow, Update, title, update_document
 
 DOCUMENTS = sorted((Path(__file__).parent / "documents").glob("*.md"))
 TRAINING = "| Run Name | Status | Job ID | Started | Completed | Notes |\n|---|---|---|---|---|---|\n"
@@ -327,14 +327,14 @@ def test_a_real_document_keeps_every_line_when_rows_and_tables_are_added(path: P
 
 
 def test_the_tables_stand_alone_for_a_document_in_yaml() -> None:
-    text = standalone_tables("words_5L", [training(job="7"), evaluation(epoch=None)])
+    text = update_document(title("words_5L"), [training(job="7"), evaluation(epoch=None)], {}).text
     assert text.startswith("# words_5L\n")
     assert [table.headings for table in find_tables(text)] == [
         ("words_5L", "Fine-tuning Status"),
         ("words_5L", "Evaluation Status"),
     ]
     assert row_of(text, "r8", 0) == ["r8", "PENDING", "7", "-", "-", "-"]
-    assert "Evaluation" not in standalone_tables("words_5L", [training()])
+    assert "Evaluation" not in update_document(title("words_5L"), [training()], {}).text
 
 
 # --- generated documents -------------------------------------------------------------------------

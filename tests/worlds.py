@@ -100,10 +100,11 @@ def plan_for(
     events: list[Event] | None = None,
     policy: Policy | None = None,
     gate: Gate | None = None,
+    select: str = "*",
 ) -> Plan:
     found = {step.key: ABSENT for step in steps} | (seen or {})
     observed = Observed(queue, accounting, found)
-    return make_plan(experiment(*steps), observed, fold(events or []), policy or Policy(), NOW, gate)
+    return make_plan(experiment(*steps), observed, fold(events or []), policy or Policy(), NOW, gate, select)
 
 
 def decide(step: Step, **world: Any) -> Action:

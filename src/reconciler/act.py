@@ -178,9 +178,9 @@ class _Pass:
             self._world.ledger.append("moved", step=step.key, path=str(path), to=str(destination))
         script = parse_batch_script(step.script, _text(step.script))
         for option in ("output", "error"):
-            pattern = script.value(option)
-            if pattern is not None and "%" not in str(Path(pattern).parent):
-                (step.directory / pattern).parent.mkdir(parents=True, exist_ok=True)
+            directory = script.directory_of(option)
+            if directory is not None:
+                directory.mkdir(parents=True, exist_ok=True)
 
     # --- the past
 

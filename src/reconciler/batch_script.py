@@ -57,6 +57,13 @@ class BatchScript:
         """Where the job of a person's sbatch from the script's own directory runs, as the queue shows it: a real path."""
         return os.path.realpath(self.path.parent / (self.value("chdir") or ""))
 
+    def directory_of(self, option: str) -> Path | None:
+        """The directory of the file that ``output`` or ``error`` names, from where the job starts; None where the script does not
+        say, or only the job will know."""
+        value = self.value(option)
+        directory = (self.path.parent / (self.value("chdir") or "") / value).parent if value else None
+        return None if directory is None or "%" in str(directory) else directory
+
     @property
     def placement(self) -> str:
         """The directives in one canonical text: where and how large the job runs, never what it computes."""

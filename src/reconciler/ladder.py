@@ -171,7 +171,7 @@ def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
         return s.decide(Verb.HOLD, Condition.HELD, "DependencyNeverSatisfied", message, job=job.id, attempt=number)
     why = f" ({job.pending_reason})" if job.pending_reason and job.pending_reason != "None" else ""
     if attempt.placement and attempt.placement != s.step.placement:
-        why += "; its script asks for other resources by now (rerun replaces the job)"
+        why += "; its script asks for other resources by now (rerun replaces the job, accept lets it stand)"
     return s.decide(Verb.WAIT, Condition.QUEUED, "JobQueued", f"job {job.id} is in the queue{why}", job=job.id, attempt=number)
 
 
@@ -199,10 +199,13 @@ def _is_disk_unknown(s: Situation) -> Action | None:
 
 
 def _is_verified(s: Situation) -> Action | None:
-    """Evidence decides, whatever Slurm says of the job."""
+    """Evidence decides, whatever Slurm says of the job. A result made from another step's proves nothing before that one is done:
+    it may be of an earlier definition, or of a checkpoint that is being trained anew."""
     assert s.outputs is not None
     if s.outputs.state is not OutputState.COMPLETE:
         return None
+    if s.step.need is not None and (s.need is None or s.need.condition is not Condition.DONE):
+        return _are_needs_unmet(s)
     last = s.memory.last
     ended = last is not None and last.end is not None and last.end.failure == "CompletedWithoutEvidence"
     if not s.outputs.marked and not ended and s.now - _last_written(s) < s.policy.settle:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from reconciler.act import Outcome, World, act
@@ -17,8 +16,8 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.memory import Identity, Memory
-from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Verb
-from reconciler.observe import observe, roots_seen
+from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason
+from reconciler.observe import asks_cluster, observe, roots_seen
 from reconciler.plan import Gate, Plan, make_plan
 from reconciler.ports import Backend, Clock, Disk, Environment, Tools
 from reconciler.record import record
@@ -47,7 +46,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass saw, decided and did. ``outcomes`` is empty for a preview."""
+    """What one pass saw, decided and did. ``outcomes`` is empty for a preview. ``is_news``: it differs from the pass before."""
 
     desired: Desired
     observed: Observed
@@ -56,6 +55,7 @@ class Pass:
     now: float
     outcomes: tuple[Outcome, ...] = ()
     notes: tuple[str, ...] = ()
+    is_news: bool = True
 
     @property
     def actions(self) -> tuple[Action, ...]:
@@ -88,30 +88,16 @@ def run_pass(scene: Scene) -> Pass:
         policy = scene.policy
         world = World(scene.backend, scene.disk, ledger, scene.clock, lock, policy.stagger, policy.requeue, scene.say)
         outcomes = act(seen.plan, desired, seen.observed, seen.memory, world)
-        notes = record(desired, outcomes, seen.observed, ledger, scene.tools, policy, scene.clock())
-    return replace(seen, outcomes=outcomes, notes=notes)
+        recorded = record(desired, outcomes, seen.observed, ledger, scene.tools, policy, scene.clock())
+    return replace(seen, outcomes=outcomes, notes=recorded.notes, is_news=recorded.is_news)
 
 
 def _look_and_plan(scene: Scene, desired: Desired, memory: Memory) -> Pass:
     _refuse_strangers(memory, scene, desired)
     observed = observe(desired, memory, scene.backend, scene.disk, scene.tools, deep=scene.deep, tick=scene.tick)
     now = scene.clock()
-    plan = make_plan(desired, observed, memory, scene.policy, now, _environment_gate(memory, scene.environment))
-    return Pass(desired, observed, memory, _leave_alone(plan, scene.select), now)
-
-
-def _leave_alone(plan: Plan, select: str) -> Plan:
-    """The plan with every act on an unselected step turned into a wait."""
-    reason = Reason("NotSelected", f"--select {select} leaves this step alone")
-    return replace(
-        plan,
-        actions=tuple(
-            replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, release=False, move_aside=(), changes=())
-            if action.changes_something and not fnmatchcase(action.step, select)
-            else action
-            for action in plan.actions
-        ),
-    )
+    gate = _environment_gate(memory, scene.environment)
+    return Pass(desired, observed, memory, make_plan(desired, observed, memory, scene.policy, now, gate, scene.select), now)
 
 
 # --- whose experiment this is, and from where -----------------------------------------------------
@@ -142,7 +128,7 @@ def _refuse_strangers(memory: Memory, scene: Scene, desired: Desired) -> None:
             f"{desired.directory}: this experiment is reconciled by {known.user}; their jobs cannot be seen as {scene.user}. "
             f"To take it over, say `reconcile accept {desired.directory} --user`"
         )
-    cluster = scene.backend.identity()
+    cluster = scene.backend.identity() if asks_cluster(desired, memory) else known.cluster
     if known.cluster != cluster:
         raise UsageError(
             f"{desired.directory}: this experiment runs on {known.cluster}, and this is {cluster}. "

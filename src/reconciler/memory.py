@@ -132,8 +132,8 @@ class Memory:
     """Everything in writing. An empty Memory is that of an experiment never seen before.
 
     ``written`` maps each cell of the document that we own to the texts it may hold: the last one, and the one before it,
-    which a crash may have left there. ``states`` is each step's last known word for the Status column. ``released`` is the order
-    of the last release of the whole experiment.
+    which a crash may have left there. ``states`` is each step's last known word for the Status column. ``heard`` tells
+    the warnings of the last pass from others. ``released`` is the order of the last release of the whole experiment.
     """
 
     steps: Mapping[str, StepMemory] = field(default_factory=dict)
@@ -144,6 +144,7 @@ class Memory:
     released: int = 0
     written: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
+    heard: str = ""
 
     def of(self, key: str) -> StepMemory:
         """What is known of a step; an empty StepMemory where nothing is."""
@@ -173,6 +174,8 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
         return replace(memory, written={k: v[1:] if k in event["cells"] else v for k, v in memory.written.items()})
     if kind == "stands":
         return replace(memory, states={**memory.states, **event["states"]})
+    if kind == "heard":
+        return replace(memory, heard=event["words"])
     if kind == "release" and "step" not in event:
         return replace(memory, released=order)
     if "step" not in event:
@@ -222,6 +225,7 @@ _OUTCOMES: Mapping[str, Any] = {
         "job": str(e["job"]),
         "end": End(e["state"], e["failure"], float(e["ended"]), e.get("started"), e.get("exit_code", ""), order),
     },
+    "placed": lambda order, e: {"placement": e["placement"]},
     "reopened": lambda order, e: {"end": None, "missing_at": None, "unseen_at": None},
 }
 
@@ -231,7 +235,8 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
     number, at = int(event["attempt"]), float(event["at"])
     known = next((a for a in step.attempts if a.number == number), None)
     if kind == "adopted" and known is not None and not event.get("by_hand"):
-        adopted = replace(known, job=str(event["job"]), lost=False, limited=False, refused=None)
+        # Under the name that the cluster shows: a site may put something before ours.
+        adopted = replace(known, name=event["name"], job=str(event["job"]), lost=False, limited=False, refused=None)
         return replace(step, attempts=tuple(adopted if a is known else a for a in step.attempts))
     attempt = Attempt(
         number=number,

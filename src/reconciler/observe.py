@@ -28,8 +28,8 @@ def observe(
     tick: Callable[[str], None] = lambda step: None,
 ) -> Observed:
     """The facts that a plan needs. ``tick`` hears of each step whose outputs are about to be examined."""
-    open_steps = [step for step in desired.steps if memory.of(step.key).done is None]
-    if not open_steps and not any(m.last is not None and m.last.is_open for m in memory.steps.values()):
+    open_steps = _open_steps(desired, memory)
+    if not asks_cluster(desired, memory):
         return Observed((), None, {})
     queue = _ask_queue(backend)
     accounting = None if isinstance(queue, Unknown) else _ask_accounting(memory, queue, backend)
@@ -44,6 +44,16 @@ def observe(
         is_suspect = deep or _ended_abnormally(memory.of(step.key))
         outputs[step.key] = roots[step.root] or tools[step.tool].check(step, disk, deep=is_suspect)
     return Observed(queue, accounting, outputs, _objections(open_steps, outputs, tools))
+
+
+def asks_cluster(desired: Desired, memory: Memory) -> bool:
+    """False where every step is done and no attempt's end is missing: such an experiment needs no cluster."""
+    has_open_attempt = any(m.last is not None and m.last.is_open for m in memory.steps.values())
+    return has_open_attempt or bool(_open_steps(desired, memory))
+
+
+def _open_steps(desired: Desired, memory: Memory) -> list[Step]:
+    return [step for step in desired.steps if memory.of(step.key).done is None]
 
 
 def _objections(steps: Sequence[Step], outputs: Mapping[str, Outputs], tools: Tools) -> dict[str, str]:

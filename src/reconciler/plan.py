@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from reconciler.ladder import climb, need_blocked
@@ -42,10 +43,19 @@ class Plan:
         return all(action.condition is Condition.DONE and not action.changes_something for action in self.actions)
 
 
-def make_plan(desired: Desired, observed: Observed, memory: Memory, policy: Policy, now: float, gate: Gate | None = None) -> Plan:
+def make_plan(
+    desired: Desired,
+    observed: Observed,
+    memory: Memory,
+    policy: Policy,
+    now: float,
+    gate: Gate | None = None,
+    select: str = "*",
+) -> Plan:
     """The actions that bring the world closer to what is desired. Deterministic, and independent of the order of jobs.
 
-    ``gate`` is set where nothing may be submitted for a reason that lies outside the steps (another environment).
+    ``gate`` is set where nothing may be submitted for a reason that lies outside the steps (another environment). Steps whose key
+    the glob ``select`` does not match are looked at and left alone.
     """
     decided: dict[str, Action] = {}
     known: dict[str, StepMemory] = {}
@@ -67,9 +77,18 @@ def make_plan(desired: Desired, observed: Observed, memory: Memory, policy: Poli
         supersede(situation)
         decided[step.key] = climb(situation)
         learned += situation.learned
+    decided = {key: _leave_alone(action, select) for key, action in decided.items()}
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
     held_back = _hold_back(desired, observed, policy, decided, gate)
     return Plan(tuple(held_back[step.key] for step in desired.steps), tuple(learned))
+
+
+def _leave_alone(action: Action, select: str) -> Action:
+    """An act on a step that was not selected turns into a wait."""
+    if not action.changes_something or fnmatchcase(action.step, select):
+        return action
+    reason = Reason("NotSelected", f"--select {select} leaves this step alone")
+    return replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, release=False, move_aside=(), changes=())
 
 
 def _needs_first(steps: Sequence[Step]) -> list[Step]:

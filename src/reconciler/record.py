@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.act import Outcome
@@ -15,10 +16,10 @@ from reconciler.errors import PermanentError, TemporaryError
 from reconciler.files import replace_file
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory, StepMemory
-from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Step, Verb
+from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Step, Verb, digest
 from reconciler.ports import Tools
 from reconciler.situation import all_jobs
-from reconciler.status_tables import StatusRow, standalone_tables, update_document
+from reconciler.status_tables import StatusRow, title, update_document
 from reconciler.tool_log import append_block
 
 _WORDS = {
@@ -35,6 +36,15 @@ _ORDINARY_WAITS = ("NotStarted", "NeedUnmet", "MaxInFlight")  # a step whose tur
 _FAILURES = {"TimeLimit": "TIMEOUT", "OutOfMemoryHost": "OUT_OF_MEMORY", "Cancelled": "CANCELLED"}
 
 
+@dataclass(frozen=True)
+class Recorded:
+    """``notes`` is what a person should hear of the recording. ``is_news``: the pass did something, or a step stands
+    otherwise than after the pass before, or there is something else to be said."""
+
+    notes: tuple[str, ...]
+    is_news: bool
+
+
 def record(
     desired: Desired,
     outcomes: Sequence[Outcome],
@@ -43,8 +53,8 @@ def record(
     tools: Tools,
     policy: Policy,
     now: float,
-) -> tuple[str, ...]:
-    """Update the status tables and append to the tools' logs; returns what a person should hear of it."""
+) -> Recorded:
+    """Update the status tables and append to the tools' logs."""
     memory = ledger.memory()
     jobs = {job.id: job for job in all_jobs(observed)}
     steps = [(step, outcome) for step, outcome in zip(desired.steps, outcomes, strict=True)]
@@ -56,8 +66,10 @@ def record(
         notes = (f"the tools' logs were not written: {error}",)
     if policy.document != "none" and rows:
         notes += _write_tables(desired, tuple(rows.values()), ledger, memory)
-    _remember_states(ledger, memory, rows)
-    return notes
+    has_moved = _remember_states(ledger, memory, rows)
+    has_more_to_say = _remember_words(ledger, memory, [*(str(problem) for problem in desired.problems), *notes])
+    has_acted = any(outcome.action.changes_something for outcome in outcomes)
+    return Recorded(notes, has_acted or has_moved or has_more_to_say)
 
 
 # --- rows --------------------------------------------------------------------------------------------
@@ -121,20 +133,20 @@ def _local(at: float | None) -> str:
 
 
 def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, memory: Memory) -> tuple[str, ...]:
-    target = desired.document if desired.document.suffix == ".md" else desired.directory / "STATUS.md"
+    """The tables in the markdown document, or in ``STATUS.md`` beside the YAML one; there too every other byte is a person's."""
+    is_own = desired.document.suffix == ".md"
+    target = desired.document if is_own else desired.directory / "STATUS.md"
     try:
-        before = target.read_bytes() if target.exists() else b""
-        if target is not desired.document:
-            _replace_if_changed(target, before, standalone_tables(desired.name, rows))
-            return ()
-        update = update_document(before.decode("utf-8"), rows, memory.written)
-        if update.text.encode("utf-8") == before:
+        before = _content(target, must_exist=is_own)
+        update = update_document(title(desired.name) if before is None else before.decode("utf-8"), rows, memory.written)
+        after = update.text.encode("utf-8")
+        if after == before:
             return update.conflicts
         # Written down first: after a crash in between, a cell that still holds the older text is ours all the same.
         cells = {key: text for key, text in update.written.items() if memory.written.get(key, ("",))[0] != text}
         ledger.append("writing", cells=cells)
         try:
-            replace_file(target, update.text.encode("utf-8"), expected=before)
+            replace_file(target, after, expected=before)
         except TemporaryError:
             ledger.append("unwritten", cells=sorted(cells))
             raise
@@ -145,10 +157,13 @@ def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, m
     return update.conflicts
 
 
-def _replace_if_changed(target: Path, before: bytes, text: str) -> None:
-    content = text.encode("utf-8")
-    if content != before:
-        replace_file(target, content, expected=before or None)
+def _content(target: Path, *, must_exist: bool) -> bytes | None:
+    try:
+        return target.read_bytes()
+    except FileNotFoundError:
+        if must_exist:
+            raise
+        return None
 
 
 # --- the tools' logs ---------------------------------------------------------------------------------
@@ -181,7 +196,16 @@ def _write_logs(
             append_block(directory / tools[name].log_file, now, "ALL_COMPLETE", desired.name, details, None, "success")
 
 
-def _remember_states(ledger: Ledger, memory: Memory, rows: Mapping[str, StatusRow]) -> None:
+def _remember_states(ledger: Ledger, memory: Memory, rows: Mapping[str, StatusRow]) -> bool:
     changed = {key: row.status for key, row in rows.items() if memory.states.get(key) != row.status}
     if changed:
         ledger.append("stands", states=changed)
+    return bool(changed)
+
+
+def _remember_words(ledger: Ledger, memory: Memory, words: Sequence[str]) -> bool:
+    """Warnings and notes are said again by every pass, and are news once."""
+    heard = digest(*words) if words else ""
+    if heard != memory.heard:
+        ledger.append("heard", words=heard)
+    return heard not in ("", memory.heard)

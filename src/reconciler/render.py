@@ -101,13 +101,15 @@ def summary(actions: Sequence[Action]) -> str:
     return ", ".join([*parts, done])
 
 
-def applied_text(seen: Pass, paint: Paint) -> str:
-    """What a pass did, what needs a person, and how things stand."""
+def applied_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
+    """What a pass did, what needs a person, and how things stand; every step where it is to tell more."""
+    if verbose:
+        return diff_text(seen, paint, verbose=True)
     lines = [f"{paint('!', 'yellow')} {plain(a.step)}  {why(seen, a)}" for a in seen.actions if a.condition.needs_person]
     lines += [
         f"{paint(mark(outcome.action), 'green')} {plain(outcome.action.step)}  {why(seen, outcome.action)}"
         for outcome in seen.outcomes
-        if outcome.action.changes_something
+        if outcome.action.changes_something and outcome.result == "applied"
     ]
     lines += [f"{paint('?', 'yellow')} {plain(o.action.step)}  {why(seen, o.action)}" for o in failed(seen)]
     return "\n".join([*lines, stand(seen.actions)])
@@ -132,16 +134,19 @@ def mark(action: Action) -> str:
     return next(symbol for name, symbol, _ in _GROUPS if name == group_of(action))
 
 
-def status_text(seen: Pass, paint: Paint) -> str:
-    """Each step's condition, its job, and why."""
-    rows = [(plain(a.step), a.condition.value, a.job or "-", why(seen, a)) for a in seen.actions]
+def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool = False) -> str:
+    """Each step's condition, its job, and why; with its attempts, or without the steps that are done."""
+    actions = [a for a in seen.actions if not (quiet and a.condition is Condition.DONE)]
+    rows = [(plain(a.step), a.condition.value, a.job or "-", why(seen, a)) for a in actions]
     header = ("STEP", "CONDITION", "JOB", "REASON")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
     lines = [paint("  ".join([*(h.ljust(w) for h, w in zip(header, widths, strict=False)), header[3]]), "bold")]
-    for action, row in zip(seen.actions, rows, strict=True):
+    for action, row in zip(actions, rows, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         cells[1] = paint(cells[1], _colour_of(action.condition))
         lines.append("  ".join([*cells, row[3]]))
+        attempts = seen.memory.of(action.step).attempts if verbose else ()
+        lines += [f"  attempt {a.number}: {_attempt_sentence(_attempt_json(a))}" for a in attempts]
     return "\n".join([*lines, "", stand(seen.actions)])
 
 

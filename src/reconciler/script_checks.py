@@ -46,19 +46,10 @@ def _file_findings(
 ) -> Iterator[tuple[int, str]]:
     if "%x" in value:
         yield directive.line, f"--{directive.option}: %x is the job's name, which ends with our token; %j would be stable"
-    directory = _directory(script, value)
-    if "%" in str(directory):
-        return  # its name is known only once the job is
-    if not _will_exist(directory, disk, made):
-        yield (
-            directive.line,
-            f"--{directive.option}: there is no directory {directory}, so the job would end at once without a log; make it",
-        )
-
-
-def _directory(script: BatchScript, value: str) -> Path:
-    """The directory of an output file; a relative one counts from where the job starts."""
-    return (script.path.parent / (script.value("chdir") or "") / value).parent
+    directory = script.directory_of(directive.option)
+    if directory is not None and not _will_exist(directory, disk, made):
+        message = f"there is no directory {directory}: submitted by hand the job would end at once without a log (apply makes it)"
+        yield directive.line, f"--{directive.option}: {message}"
 
 
 def _will_exist(directory: Path, disk: Disk, made: Path | None) -> bool:

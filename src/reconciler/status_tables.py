@@ -63,13 +63,9 @@ def update_document(text: str, rows: Sequence[StatusRow], written: Written) -> U
     return Update(new, draft.written, tuple(seen.conflicts))
 
 
-def standalone_tables(name: str, rows: Sequence[StatusRow]) -> str:
-    """A whole document of the status tables alone, for an experiment whose own document has no room for them."""
-    parts = [f"# {_escape(name)}\n", "Written by `reconcile`; what is changed here is overwritten.\n"]
-    for kind in _KINDS:
-        if own := [row for row in rows if row.stage is kind.stage]:
-            parts.append(f"## {kind.heading}\n\n" + "\n".join(_new_table(kind, own)) + "\n")
-    return "\n".join(parts)
+def title(name: str) -> str:
+    """How a document that is there for its status tables alone begins."""
+    return f"# {_escape(name)}\n"
 
 
 # --- columns and kinds ---------------------------------------------------------------------------

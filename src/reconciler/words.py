@@ -1,7 +1,8 @@
 """A person's word: release, hold, cancel, accept, rerun, and who an experiment belongs to.
 
-Each verb is one event in the ledger, written under the pass's lock, plus what the cluster or the disk must do at once. What
-follows from it is the next pass's to decide.
+Each verb is one event in the ledger, written under the pass's lock, plus what the cluster must do at once. What follows from
+it is the next pass's to decide. Where the queue cannot be asked nothing is said and nothing is done: a job that
+nobody sees can be neither cancelled nor held.
 """
 
 from __future__ import annotations
@@ -12,14 +13,13 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from reconciler.act import move_aside
-from reconciler.errors import UsageError
+from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Scene, current_identity, environment_facts, preview
-from reconciler.model import Action, Condition, Desired, OutputState, Stage, Step
-
-_IN_QUEUE = (Condition.QUEUED, Condition.RUNNING)
+from reconciler.model import Action, Condition, Desired, Job, Outputs, OutputState, Phase, Stage, Step, Unknown
+from reconciler.situation import jobs_by_step
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Order:
     """One verb on some steps. ``why`` is kept and shown. ``now`` lets ``rerun`` replace a running job."""
 
     verb: str
-    steps: tuple[str, ...]
+    steps: tuple[str, ...] = ()
     why: str = ""
     now: bool = False
     with_dependents: bool = False
@@ -41,18 +41,42 @@ class Prospect:
     asks: bool = False
 
 
+@dataclass(frozen=True)
+class _Case:
+    """One step before an order: how it stands, its jobs that have not ended, what its outputs amount to where that matters."""
+
+    step: Step
+    action: Action
+    live: tuple[Job, ...]
+    outputs: Outputs | None
+
+    @property
+    def key(self) -> str:
+        return self.step.key
+
+    @property
+    def queued(self) -> tuple[Job, ...]:
+        """Its jobs that have not started."""
+        return tuple(job for job in self.live if job.phase is Phase.QUEUED)
+
+
 @dataclass
 class _Court:
     """One order being carried out."""
 
     scene: Scene
-    desired: Desired
     ledger: Ledger
     order: Order
     said: list[str] = field(default_factory=list)
 
     def write(self, event: str, step: str, **facts: Any) -> None:
         self.ledger.append(event, step=step, user=self.scene.user, why=self.order.why, **facts)
+
+    def cancel(self, jobs: Sequence[Job]) -> str:
+        """Every one of the jobs cancelled; a few words of it, empty where there is none."""
+        for job in jobs:
+            self.scene.backend.cancel(job.id)
+        return f"{_named(jobs)} cancelled" if jobs else ""
 
 
 def select(desired: Desired, patterns: Sequence[str]) -> tuple[Step, ...]:
@@ -65,24 +89,45 @@ def select(desired: Desired, patterns: Sequence[str]) -> tuple[Step, ...]:
 
 
 def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -> tuple[str, ...]:
-    """Give an order; returns what was done, a sentence a step. Nothing is done where ``confirm`` says no or a step refuses."""
+    """Give an order; returns what was done, a sentence a step. Nothing is done where ``confirm`` says no or a step refuses.
+
+    Raises ClusterUnreachable where the queue cannot be asked, UsageError where the verb makes no sense for a step.
+    """
     desired = load(scene.experiment, scene.tools, scene.disk)
     with pass_lock(desired.directory):
-        seen = preview(scene)
-        chosen = select(seen.desired, order.steps)
-        if order.with_dependents:
-            chosen = _with_dependents(seen.desired, chosen)
-        actions = {step.key: seen.plan.of(step.key) for step in chosen}
+        cases = _look(scene, order)
         prospect = Prospect(
-            tuple(_prospect(order, step, actions[step.key], seen.desired, chosen) for step in chosen),
-            asks=order.verb == "rerun" and any(a.condition in (Condition.DONE, Condition.DRIFTED) for a in actions.values()),
+            tuple(_prospect(order, case, desired, [c.key for c in cases]) for case in cases),
+            asks=order.verb == "rerun" and any(c.action.condition in (Condition.DONE, Condition.DRIFTED) for c in cases),
         )
         if not confirm(prospect):
             return ("nothing was done",)
-        court = _Court(scene, seen.desired, Ledger(seen.desired.directory, scene.clock), order)
-        for step in chosen:
-            _VERBS[order.verb](court, step, actions[step.key])
+        court = _Court(scene, Ledger(desired.directory, scene.clock), order)
+        for case in cases:
+            _VERBS[order.verb](court, case)
     return tuple(court.said)
+
+
+def _look(scene: Scene, order: Order) -> list[_Case]:
+    """The steps that the order is about, as they stand now."""
+    seen = preview(scene)
+    if isinstance(seen.observed.queue, Unknown):
+        raise ClusterUnreachable(f"the queue cannot be asked, and nothing was done: {seen.observed.queue.why}")
+    chosen = select(seen.desired, order.steps)
+    if order.with_dependents:
+        chosen = _with_dependents(seen.desired, chosen)
+    jobs = jobs_by_step(seen.desired, seen.observed, seen.memory)
+    live = {key: tuple(job for job in of_step if job.is_live) for key, of_step in jobs.items()}
+    is_about_outputs = order.verb in ("accept", "rerun")
+    return [
+        _Case(
+            step,
+            seen.plan.of(step.key),
+            live.get(step.key, ()),
+            scene.tools[step.tool].check(step, scene.disk) if is_about_outputs and step.blocked is None else None,
+        )
+        for step in chosen
+    ]
 
 
 def release_experiment(scene: Scene) -> tuple[str, ...]:
@@ -116,28 +161,53 @@ def accept_identity(scene: Scene, what: str) -> tuple[str, ...]:
 # --- what each verb does ------------------------------------------------------------------------------
 
 
-def _prospect(order: Order, step: Step, action: Action, desired: Desired, chosen: Sequence[Step]) -> str:
+def _prospect(order: Order, case: _Case, desired: Desired, chosen: Sequence[str]) -> str:
     """One sentence of what will happen; raises UsageError where the verb makes no sense for the step."""
-    if order.verb in ("rerun", "accept") and step.blocked is not None:
-        raise UsageError(f"{step.key}: {step.blocked.message}")
-    if order.verb == "rerun" and action.condition is Condition.RUNNING and not order.now:
-        raise UsageError(f"{step.key}: job {action.job} is running; say --now to cancel it and start again")
-    if order.verb == "rerun" and action.condition is Condition.UNKNOWN:
-        raise UsageError(f"{step.key}: {action.reason.message}; nothing may be replaced before that is known")
-    if order.verb in ("hold", "cancel") and action.condition in (Condition.DONE, Condition.DRIFTED):
-        raise UsageError(f"{step.key}: is done; there is nothing to {order.verb}")
-    if order.verb == "accept" and action.condition in (Condition.RUNNING, Condition.WAITING, Condition.UNKNOWN):
-        raise UsageError(f"{step.key}: there is no result to accept ({action.reason.message})")
-    text = f"{order.verb} {step.key} ({action.condition.value}: {action.reason.message})"
+    refusal = _refusal(order, case)
+    if refusal is not None:
+        raise UsageError(f"{case.key}: {refusal}")
+    step, action = case.step, case.action
+    text = f"{order.verb} {case.key} ({action.condition.value}: {action.reason.message})"
     if order.verb == "rerun":
         if step.stage is Stage.FINETUNE:
-            if step.script.is_relative_to(step.output_dir):
-                raise UsageError(f"{step.key}: {step.output_dir} holds more than its outputs; move those away by hand")
             text += f"; what is in {step.output_dir} is moved aside"
-        others = [d.key for d in desired.steps if d.need == step.key and d not in chosen]
+        others = [d.key for d in desired.steps if d.need == step.key and d.key not in chosen]
         if others:
             text += f"; {', '.join(others)} depend on it and stay as they are without --with-dependents"
     return text
+
+
+def _refusal(order: Order, case: _Case) -> str | None:
+    """Why the verb makes no sense for a step that stands like this; None where it does."""
+    verb, step, action = order.verb, case.step, case.action
+    running = [job for job in case.live if job not in case.queued]
+    if verb in ("rerun", "accept") and step.blocked is not None:
+        return step.blocked.message
+    if verb in ("hold", "cancel") and action.condition in (Condition.DONE, Condition.DRIFTED):
+        return f"is done; there is nothing to {verb}"
+    if verb == "rerun":
+        if running and not order.now:
+            return f"{_named(running)} may be running; say --now to cancel it and start again"
+        if action.condition is Condition.UNKNOWN and not case.live:
+            return f"{action.reason.message}; nothing may be replaced before that is known"
+        if step.stage is Stage.FINETUNE and step.script.is_relative_to(step.output_dir):
+            return f"{step.output_dir} holds more than its outputs; move those away by hand"
+    if verb == "accept" and running:
+        return f"{_named(running)} may be running; there is no result to accept yet"
+    if verb == "accept" and not case.queued:
+        return _why_not_acceptable(case)
+    return None
+
+
+def _why_not_acceptable(case: _Case) -> str | None:
+    outputs, action = case.outputs, case.action
+    if action.condition in (Condition.WAITING, Condition.UNKNOWN):
+        return f"there is no result to accept ({action.reason.message})"
+    if outputs is None or outputs.state is OutputState.UNKNOWN:
+        return outputs.reason.message if outputs else "its outputs were not examined"
+    if outputs.state is OutputState.ABSENT and action.condition is not Condition.DRIFTED:
+        return f"there are no outputs to accept ({outputs.reason.message})"
+    return None
 
 
 def _with_dependents(desired: Desired, chosen: Sequence[Step]) -> tuple[Step, ...]:
@@ -145,60 +215,60 @@ def _with_dependents(desired: Desired, chosen: Sequence[Step]) -> tuple[Step, ..
     return tuple(step for step in desired.steps if step.key in keys or step.need in keys)
 
 
-def _release(court: _Court, step: Step, action: Action) -> None:
-    court.write("release", step.key)
-    if action.reason.code == "JobHeld" and action.job is not None:
-        court.scene.backend.release(action.job)
-    court.said.append(f"{step.key}: released, decided afresh by the next pass")
+def _named(jobs: Sequence[Job]) -> str:
+    return f"job{'s' if len(jobs) > 1 else ''} {', '.join(job.id for job in jobs)}"
 
 
-def _hold(court: _Court, step: Step, action: Action) -> None:
-    court.write("hold", step.key)
-    if action.condition is Condition.QUEUED and action.job is not None:
-        court.scene.backend.hold(action.job)
-    court.said.append(f"{step.key}: held until you release it")
+def _release(court: _Court, case: _Case) -> None:
+    court.write("release", case.key)
+    held = [job for job in case.queued if job.held] if case.action.reason.code == "JobHeld" else []
+    for job in held:
+        court.scene.backend.release(job.id)
+    court.said.append(f"{case.key}: {f'{_named(held)} ' if held else ''}released, decided afresh by the next pass")
 
 
-def _cancel(court: _Court, step: Step, action: Action) -> None:
+def _hold(court: _Court, case: _Case) -> None:
+    court.write("hold", case.key)
+    for job in case.queued:
+        court.scene.backend.hold(job.id)
+    what = f"{_named(case.queued)} held" if case.queued else "held"
+    court.said.append(f"{case.key}: {what} until you release it" + ("; its job runs on" if case.live and not case.queued else ""))
+
+
+def _cancel(court: _Court, case: _Case) -> None:
     """The word is written first: a job that was cancelled without it would look like a failure."""
-    court.write("cancel", step.key)
-    is_live = action.condition in _IN_QUEUE or action.reason.code in ("JobHeld", "DependencyNeverSatisfied", "SeveralJobs")
-    if is_live and action.job is not None:
-        court.scene.backend.cancel(action.job)
-        court.said.append(f"{step.key}: job {action.job} cancelled, and held until you release it")
-    else:
-        court.said.append(f"{step.key}: held until you release it")
+    court.write("cancel", case.key)
+    cancelled = court.cancel(case.live)
+    court.said.append(f"{case.key}: {f'{cancelled}, and ' if cancelled else ''}held until you release it")
 
 
-def _accept(court: _Court, step: Step, action: Action) -> None:
-    outputs = court.scene.tools[step.tool].check(step, court.scene.disk)
-    if outputs.state is OutputState.UNKNOWN:
-        raise UsageError(f"{step.key}: {outputs.reason.message}")
-    if outputs.state is OutputState.ABSENT and action.condition is not Condition.DRIFTED:
-        raise UsageError(f"{step.key}: there are no outputs to accept ({outputs.reason.message})")
+def _accept(court: _Court, case: _Case) -> None:
+    """A queued job stands as it is, also where its script asks for other resources by now; else the outputs count as done."""
+    step = case.step
+    if case.queued:
+        court.write("placed", case.key, attempt=case.action.attempt, placement=step.placement)
+        court.said.append(f"{case.key}: {_named(case.queued)} stands as it is")
+        return
+    evidence = case.outputs.evidence if case.outputs else ()
     court.write(
         "done",
         step.key,
         definition=step.definition,
         meaning=dict(step.meaning),
         by_person=True,
-        evidence=[asdict(file) for file in outputs.evidence],
+        evidence=[asdict(file) for file in evidence],
     )
     court.said.append(f"{step.key}: accepted as done")
 
 
-def _rerun(court: _Court, step: Step, action: Action) -> None:
-    """The word first; the job that it replaces is cancelled now, and outputs are moved aside by the submission that follows."""
-    outputs = court.scene.tools[step.tool].check(step, court.scene.disk)
-    court.write("rerun", step.key, newest=outputs.newest)
-    cancelled = ""
-    if action.condition in _IN_QUEUE and action.job is not None:
-        court.scene.backend.cancel(action.job)
-        cancelled = f"job {action.job} cancelled; "
-    court.said.append(f"{step.key}: {cancelled}the next pass submits it again")
+def _rerun(court: _Court, case: _Case) -> None:
+    """The word first; what it replaces is cancelled now, and outputs are moved aside by the submission that follows."""
+    court.write("rerun", case.key, newest=case.outputs.newest if case.outputs else None)
+    cancelled = court.cancel(case.live)
+    court.said.append(f"{case.key}: {f'{cancelled}; ' if cancelled else ''}the next pass submits it again")
 
 
-_VERBS: dict[str, Callable[[_Court, Step, Action], None]] = {
+_VERBS: dict[str, Callable[[_Court, _Case], None]] = {
     "release": _release,
     "hold": _hold,
     "cancel": _cancel,

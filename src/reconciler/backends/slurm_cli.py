@@ -83,21 +83,25 @@ class SlurmCli:
         if job.held:
             command.append("--hold")
         try:
-            done = subprocess.run(
+            # Never killed by us, whatever interrupts this pass: without timeout(1) above it a hanging sbatch would keep the lock
+            # for ever. In a session of its own it outlives a Ctrl-C at the terminal too.
+            sbatch = subprocess.Popen(
                 [*command, f"./{job.script.name}"],
                 cwd=job.directory,
                 env=submission_environment(self._environment),
                 pass_fds=job.keep_open,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
-                check=False,
-                timeout=_SUBMIT_SECONDS + 10,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
             )
-        except subprocess.TimeoutExpired as error:
-            raise SubmissionUncertain(f"sbatch did not answer within {_SUBMIT_SECONDS} s") from error
         except OSError as error:
             raise SubmissionRefused(f"sbatch could not be started: {error}") from error
-        return read_submission(done.returncode, _text(done.stdout), _text(done.stderr))
+        try:
+            output, errors = sbatch.communicate(timeout=_SUBMIT_SECONDS + 10)
+        except subprocess.TimeoutExpired as error:
+            raise SubmissionUncertain(f"sbatch did not answer within {_SUBMIT_SECONDS} s") from error
+        return read_submission(sbatch.returncode, _text(output), _text(errors))
 
     def cancel(self, job_id: str) -> None:
         """scancel; a job that is already gone is no error."""
@@ -120,7 +124,7 @@ class SlurmCli:
         if "accounting storage is disabled" in errors:
             raise AccountingDisabled(errors.splitlines()[-1])
         if done.returncode != 0 or "error:" in errors:
-            raise ClusterUnreachable(f"{command[0]}: {errors.splitlines()[-1] if errors else f'exit code {done.returncode}'}")
+            raise ClusterUnreachable(_last_words(command, errors, done.returncode))
         return _text(done.stdout)
 
     def _tell(self, command: list[str]) -> None:
@@ -130,7 +134,7 @@ class SlurmCli:
         # and "Job has already finished" (scontrol hold, release).
         is_over = any(sign in errors for sign in ("Invalid job id", "already complet", "already finished"))
         if done.returncode != 0 and not is_over:
-            raise ClusterUnreachable(f"{' '.join(command)}: {errors.splitlines()[-1] if errors else done.returncode}")
+            raise ClusterUnreachable(_last_words(command, errors, done.returncode))
 
     def _run(self, command: list[str]) -> subprocess.CompletedProcess[bytes]:
         try:
@@ -148,18 +152,26 @@ class SlurmCli:
             raise ClusterUnreachable(f"{command[0]} could not be started: {error.strerror}") from error
 
 
+def _last_words(command: Sequence[str], errors: str, code: int) -> str:
+    """What a failed command said last, under its name once."""
+    said = errors.splitlines()[-1] if errors else f"exit code {code}"
+    return said if said.startswith(command[0]) else f"{command[0]}: {said}"
+
+
 def _text(output: bytes) -> str:
     return output.decode("utf-8", "surrogateescape")
 
 
 # --- environments ------------------------------------------------------------------------------------
 
-# Variables that describe a job which this pass itself runs in, or that would turn our submission into another one (man sbatch,
-# INPUT ENVIRONMENT VARIABLES). The user's own settings (SLURM_CONF, SLURM_CLUSTERS, SBATCH_ACCOUNT, …) stay.
+# Variables that describe a job which this pass itself runs in (man sbatch, OUTPUT ENVIRONMENT VARIABLES). Inside a job there are
+# more of them than any list names, and srun in the new job would obey them: there only those stay that say which cluster this is
+# and who we are. Outside of one, what else begins with SLURM_ is the user's own.
 _OF_A_JOB = re.compile(
     r"SLURM_(JOB|STEP|TASK|ARRAY|NODE|NTASKS|NPROCS|PROCID|LOCALID|GTIDS|SUBMIT|CPU|MEM|TRES|GPU|SCRIPT|RESTART|EXPORT|WORKING"
     r"|LAUNCH|SRUN|PRIO|TOPOLOGY|SCRONTAB|DIST|HET|PACK|CLUSTER_NAME).*|SLURM_NNODES|SLURMD_.*"
 )
+_OF_THE_SITE = re.compile(r"SLURM_(CONF|CONF_SERVER|CLUSTERS|JWT|SACK_.*|DEBUG_FLAGS|TIME_FORMAT)")
 _CHANGES_SUBMISSION = {
     "SBATCH_WAIT", "SBATCH_TEST_ONLY", "SBATCH_ARRAY_INX", "SBATCH_JOB_NAME", "SBATCH_REQUEUE", "SBATCH_NO_REQUEUE",
     "SBATCH_HOLD", "SBATCH_IGNORE_PBS",
@@ -168,9 +180,14 @@ _CHANGES_SUBMISSION = {
 
 def submission_environment(environment: Environment) -> dict[str, str]:
     """What sbatch gets, and hands on to the job: the user's own variables, without those of a surrounding job."""
-    return {
-        name: value for name, value in environment.items() if not _OF_A_JOB.fullmatch(name) and name not in _CHANGES_SUBMISSION
-    }
+    is_inside_a_job = "SLURM_JOB_ID" in environment
+
+    def is_dropped(name: str) -> bool:
+        if is_inside_a_job and name.startswith("SLURM_"):
+            return not _OF_THE_SITE.fullmatch(name)
+        return bool(_OF_A_JOB.fullmatch(name)) or name in _CHANGES_SUBMISSION
+
+    return {name: value for name, value in environment.items() if not is_dropped(name)}
 
 
 def query_environment(environment: Environment) -> dict[str, str]:

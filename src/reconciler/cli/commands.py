@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,25 +19,61 @@ from reconciler import render, words
 from reconciler.backends import choose
 from reconciler.disk import RealDisk
 from reconciler.errors import AnotherPass, InvalidExperiment, TemporaryError
-from reconciler.experiment.load import find_document, load
+from reconciler.experiment.load import DOCUMENTS, find_document, load
 from reconciler.experiment.settings import read_settings
 from reconciler.loop import Pass, Scene, preview, run_pass
-from reconciler.model import Unknown
+from reconciler.model import Policy, Unknown
 from reconciler.tools import all_tools
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+@dataclass(frozen=True)
+class Asked:
+    """The options that commands share. ``form`` is ``text`` or ``json``."""
+
+    experiment: Path = Path()
+    backend: str | None = None
+    form: str = "text"
+    select: str | None = None
+    verbose: bool = False
+    quiet: bool = False
+    deep: bool = False
+
+    @classmethod
+    def take(cls, given: dict[str, Any]) -> Asked:
+        """The shared options out of a command's arguments, which keep the others."""
+        return cls(**{field.name: given.pop(field.name) for field in fields(cls) if field.name in given})
+
+
 _EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path), default=Path())
-_OUTPUT = click.option("--output", "form", type=click.Choice(["text", "json"]), default="text", help="Text for people or JSON.")
+_STEPS = click.argument("arguments", metavar="[EXPERIMENT] STEP...", nargs=-1)
 _BACKEND = click.option(
     "--backend",
     envvar="RECONCILE_BACKEND",
     type=click.Choice(["auto", "pyslurm", "cli", "local"]),
     help="How to reach the cluster; local runs the scripts on this machine.",
 )
+_OUTPUT = click.option("--output", "form", type=click.Choice(["text", "json"]), default="text", help="Text for people or JSON.")
 _SELECT = click.option("--select", metavar="GLOB", help="Only the steps whose key matches.")
-_VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Show finished steps too.")
+_VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Tell more.")
+_QUIET = click.option("--quiet", is_flag=True, help="Say something only where there is something to say.")
 _DEEP = click.option("--deep", is_flag=True, help="Verify outputs in full, not only by structure.")
+
+
+def _takes(*options: Callable[[F], F]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """A command with these options; the shared ones reach it as one ``Asked``."""
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @wraps(command)
+        def called(**given: Any) -> int:
+            return command(Asked.take(given), **given)
+
+        for option in reversed(options):
+            called = option(called)
+        return called
+
+    return decorate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,24 +82,37 @@ def reconcile() -> None:
     """Bring a fine-tuning experiment to the state that its document describes."""
 
 
-def _scene(experiment: Path, backend: str | None, **more: Any) -> Scene:
-    directory = find_document(experiment).parent.resolve()
-    policy = read_settings(directory, {"backend": backend} if backend else {}, Path.home())
+def _settings(asked: Asked) -> Policy:
+    directory = find_document(asked.experiment).parent.resolve()
+    return read_settings(directory, {"backend": asked.backend} if asked.backend else {}, Path.home())
+
+
+def _scene(asked: Asked, **more: Any) -> Scene:
+    policy = _settings(asked)
     chosen = choose(policy.backend, policy.max_in_flight)
     if chosen.name == "local" and policy.max_in_flight is None:
         policy = replace(policy, max_in_flight=1)
     return Scene(
-        experiment=experiment,
+        experiment=asked.experiment,
         policy=policy,
         backend=chosen,
         disk=RealDisk(),
         tools=all_tools(),
         clock=time.time,
-        user=getpass.getuser(),
+        user=_user(),
         environment=dict(os.environ),
+        deep=asked.deep,
         tick=_progress(),
         **more,
     )
+
+
+def _user() -> str:
+    """Whose jobs these are: by uid, as Slurm counts them; LOGNAME and USER are anybody's to set."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def _progress() -> Callable[[str], None]:
@@ -103,21 +153,22 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 @reconcile.command()
-@_EXPERIMENT
-@_BACKEND
-@_OUTPUT
-@_SELECT
-@_VERBOSE
-@_DEEP
-def diff(experiment: Path, backend: str | None, form: str, select: str | None, verbose: bool, deep: bool) -> int:
-    """Preview the pending actions; changes nothing at all."""
-    seen = _selected(preview(_scene(experiment, backend, deep=deep)), select)
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _VERBOSE, _QUIET, _DEEP)
+def diff(asked: Asked) -> int:
+    """Preview the pending actions; changes nothing at all.
+
+    -v shows finished steps too; --quiet prints nothing where nothing is pending and nothing needs you.
+    """
+    seen = _selected(preview(_scene(asked)), asked.select)
+    code = diff_exit_code(seen)
+    if code == 0 and asked.quiet:
+        return code
     _warn(seen)
-    if form == "json":
+    if asked.form == "json":
         _print_json(render.actions_json(seen))
     else:
-        print(render.diff_text(seen, _paint(), verbose=verbose))
-    return diff_exit_code(seen)
+        print(render.diff_text(seen, _paint(), verbose=asked.verbose))
+    return code
 
 
 def diff_exit_code(seen: Pass) -> int:
@@ -135,32 +186,29 @@ def _unreachable(queue: Unknown) -> int:
 
 
 @reconcile.command()
-@_EXPERIMENT
-@_BACKEND
-@_OUTPUT
-@_SELECT
-def status(experiment: Path, backend: str | None, form: str, select: str | None) -> int:
-    """Show each step's condition, progress, and what is next."""
-    seen = _selected(preview(_scene(experiment, backend)), select)
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _VERBOSE, _QUIET, _DEEP)
+def status(asked: Asked) -> int:
+    """Show each step's condition, progress, and what is next.
+
+    -v tells of each attempt; --quiet leaves out what is done.
+    """
+    seen = _selected(preview(_scene(asked)), asked.select)
     _warn(seen)
-    if form == "json":
+    if asked.form == "json":
         _print_json(render.status_json(seen))
     else:
-        print(render.status_text(seen, _paint()))
+        print(render.status_text(seen, _paint(), verbose=asked.verbose, quiet=asked.quiet))
     return _unreachable(seen.observed.queue) if isinstance(seen.observed.queue, Unknown) else 0
 
 
 @reconcile.command()
-@click.argument("experiment", type=click.Path(path_type=Path))
-@click.argument("step")
-@_BACKEND
-@_OUTPUT
-@_DEEP
-def explain(experiment: Path, step: str, backend: str | None, form: str, deep: bool) -> int:
-    """Tell all that is known of one step: facts, the rule that decided, attempts, evidence."""
-    seen = preview(_scene(experiment, backend, deep=deep))
-    for chosen in words.select(seen.desired, [step]):
-        if form == "json":
+@_takes(_STEPS, _BACKEND, _OUTPUT, _DEEP)
+def explain(asked: Asked, arguments: tuple[str, ...]) -> int:
+    """Tell all that is known of steps: facts, the rule that decided, attempts, evidence. JSON is one document a step."""
+    asked, patterns = _with_steps(asked, arguments)
+    seen = preview(_scene(asked))
+    for chosen in words.select(seen.desired, patterns):
+        if asked.form == "json":
             _print_json(render.explained(seen, chosen.key))
         else:
             print(render.explain_text(seen, chosen.key))
@@ -168,23 +216,29 @@ def explain(experiment: Path, step: str, backend: str | None, form: str, deep: b
 
 
 @reconcile.command()
-@_EXPERIMENT
-@_OUTPUT
-def validate(experiment: Path, form: str) -> int:
-    """Check the document and the scaffolding alone; asks no cluster."""
-    read_settings(find_document(experiment).parent.resolve(), {}, Path.home())
-    desired = load(experiment, all_tools(), RealDisk())
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _VERBOSE, _QUIET)
+def validate(asked: Asked) -> int:
+    """Check the document and the scaffolding alone; asks no cluster.
+
+    -v lists the steps too; --quiet prints only what is wrong.
+    """
+    _settings(asked)
+    desired = load(asked.experiment, all_tools(), RealDisk())
     faults = [problem for problem in desired.problems if not problem.warning]
-    if form == "json":
+    if asked.form == "json":
         problems = [
             {"file": str(p.file), "line": p.line, "message": p.message, "run": p.run, "warning": p.warning}
             for p in desired.problems
         ]
         _print_json({"experiment": desired.name, "steps": [step.key for step in desired.steps], "problems": problems})
-    else:
-        for problem in desired.problems:
-            print(f"{'warning' if problem.warning else 'error'}: {render.plain(str(problem))}")
-        print(f"{render.plain(desired.name)}: {len(desired.steps)} steps, {len(faults)} errors")
+        return 2 if faults else 0
+    for problem in desired.problems:
+        print(f"{'warning' if problem.warning else 'error'}: {render.plain(str(problem))}")
+    for step in desired.steps if asked.verbose else ():
+        print(render.plain(step.key))
+    if not asked.quiet:
+        warnings = len(desired.problems) - len(faults)
+        print(f"{render.plain(desired.name)}: {len(desired.steps)} steps, {len(faults)} errors, {warnings} warnings")
     return 2 if faults else 0
 
 
@@ -192,38 +246,25 @@ def validate(experiment: Path, form: str) -> int:
 
 
 @reconcile.command()
-@_EXPERIMENT
-@_BACKEND
-@_OUTPUT
-@_DEEP
-@_SELECT
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _VERBOSE, _QUIET, _DEEP)
 @click.option("--wait", is_flag=True, help="Go on, a pass every `poll`, until nothing is left to do.")
-@click.option("--quiet", is_flag=True, help="Say something only when something changed.")
 @click.option("--max-in-flight", type=click.IntRange(min=1), help="Jobs in the queue at most, your other jobs counted.")
-def apply(
-    experiment: Path,
-    backend: str | None,
-    form: str,
-    deep: bool,
-    select: str | None,
-    wait: bool,
-    quiet: bool,
-    max_in_flight: int | None,
-) -> int:
-    """Do one pass: submit, take over, mark done, and write the status tables."""
-    scene = _scene(experiment, backend, deep=deep, select=select or "*")
+def apply(asked: Asked, wait: bool, max_in_flight: int | None) -> int:
+    """Do one pass: submit, take over, mark done, and write the status tables.
+
+    -v shows every step; --quiet says something only when something changed.
+    """
+    scene = _scene(asked, select=asked.select or "*")
     if max_in_flight is not None:
         scene = replace(
             scene, policy=replace(scene.policy, max_in_flight=max_in_flight), backend=choose(scene.backend.name, max_in_flight)
         )
-    seen = _selected(run_pass(scene), select)
-    _warn(seen)
-    if form == "text":
-        _report(seen, quiet)
+    seen = _selected(run_pass(scene), asked.select)
+    _report(seen, asked)
     while wait and not _is_over(seen):
         time.sleep(scene.policy.poll)
-        seen = _next_pass(scene, seen, form)
-    if form == "json":
+        seen = _next_pass(scene, seen, asked)
+    if asked.form == "json":
         _print_json(render.actions_json(seen))
     return apply_exit_code(seen)
 
@@ -232,27 +273,25 @@ def _is_over(seen: Pass) -> bool:
     return not any(action.is_pending for action in seen.actions)
 
 
-def _next_pass(scene: Scene, before: Pass, form: str) -> Pass:
+def _next_pass(scene: Scene, before: Pass, asked: Asked) -> Pass:
     """A further pass of ``--wait``; what mends itself, a half-saved document included, is said and waited out."""
     try:
-        seen = _selected(run_pass(scene), None if scene.select == "*" else scene.select)
+        seen = _selected(run_pass(scene), asked.select)
     except (TemporaryError, AnotherPass, InvalidExperiment) as error:
         print(f"reconcile: {render.plain(str(error))}", file=sys.stderr)
         return before
-    if form == "text":
-        _report(seen, quiet=True, before=before)
+    _report(seen, replace(asked, quiet=True))
     return seen
 
 
-def _report(seen: Pass, quiet: bool, before: Pass | None = None) -> None:
+def _report(seen: Pass, asked: Asked) -> None:
+    if asked.quiet and not seen.is_news:
+        return
+    _warn(seen)
     for note in seen.notes:
         print(f"reconcile: {render.plain(note)}", file=sys.stderr)
-    known = {action.step: action.condition for action in before.actions} if before else {}
-    has_changed = any(o.action.changes_something for o in seen.outcomes) or (
-        before is not None and any(known.get(a.step) is not a.condition for a in seen.actions)
-    )
-    if has_changed or not quiet:
-        print(render.applied_text(seen, _paint()), flush=True)
+    if asked.form == "text":
+        print(render.applied_text(seen, _paint(), verbose=asked.verbose), flush=True)
 
 
 def apply_exit_code(seen: Pass) -> int:
@@ -264,83 +303,97 @@ def apply_exit_code(seen: Pass) -> int:
 
 # --- a person's word ---------------------------------------------------------------------------------------
 
-
-def _order_options(command: F) -> F:
-    options = (
-        click.argument("experiment", type=click.Path(path_type=Path)),
-        click.argument("steps", nargs=-1),
-        _BACKEND,
-        click.option("--reason", "why", default="", help="Kept, and shown by explain."),
-        click.option("-y", "--yes", is_flag=True, help="Do not ask."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+_WHY = click.option("--reason", "why", default="", help="Kept, and shown by explain.")
+_YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 
 
-def _give(experiment: Path, backend: str | None, order: words.Order, yes: bool) -> int:
-    if not order.steps:
+def _with_steps(asked: Asked, arguments: tuple[str, ...]) -> tuple[Asked, tuple[str, ...]]:
+    """The experiment, which may be left out where one stands in it, and the steps, of which there must be one."""
+    first, rest = Path(arguments[0]) if arguments else Path(), arguments[1:]
+    if arguments and not _is_experiment(first) and _is_experiment(Path()):
+        first, rest = Path(), arguments
+    if not rest:
         raise click.UsageError("name at least one step, or a glob such as 'r8_*/finetune'")
+    return replace(asked, experiment=first), rest
+
+
+def _is_experiment(path: Path) -> bool:
+    """True where there is a document, or a doubt which one it is."""
+    return path.is_file() or any((path / name).exists() for name in DOCUMENTS)
+
+
+def _give(asked: Asked, arguments: tuple[str, ...], order: words.Order, yes: bool) -> int:
+    asked, steps = _with_steps(asked, arguments)
 
     def confirm(prospect: words.Prospect) -> bool:
         for sentence in prospect.sentences:
             print(render.plain(sentence), file=sys.stderr)
         return yes or not prospect.asks or click.confirm("go on?", err=True)
 
-    for sentence in words.carry_out(_scene(experiment, backend), order, confirm):
+    return _say(words.carry_out(_scene(asked), replace(order, steps=steps), confirm))
+
+
+def _say(sentences: Iterable[str]) -> int:
+    for sentence in sentences:
         print(render.plain(sentence))
     return 0
 
 
 @reconcile.command()
-@_order_options
-def release(experiment: Path, steps: tuple[str, ...], backend: str | None, why: str, yes: bool) -> int:
+@_takes(_STEPS, _BACKEND)
+@_WHY
+@_YES
+def release(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Let held or failed steps be decided afresh; without a step, lift the stop after many failures."""
-    if steps:
-        return _give(experiment, backend, words.Order("release", steps, why), yes)
-    for sentence in words.release_experiment(_scene(experiment, backend)):
-        print(render.plain(sentence))
-    return 0
+    if not arguments or (len(arguments) == 1 and _is_experiment(Path(arguments[0]))):
+        experiment = Path(arguments[0]) if arguments else Path()
+        return _say(words.release_experiment(_scene(replace(asked, experiment=experiment))))
+    return _give(asked, arguments, words.Order("release", why=why), yes)
 
 
 @reconcile.command()
-@_order_options
-def hold(experiment: Path, steps: tuple[str, ...], backend: str | None, why: str, yes: bool) -> int:
+@_takes(_STEPS, _BACKEND)
+@_WHY
+@_YES
+def hold(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Keep steps from being submitted, and their queued jobs from starting."""
-    return _give(experiment, backend, words.Order("hold", steps, why), yes)
+    return _give(asked, arguments, words.Order("hold", why=why), yes)
 
 
 @reconcile.command()
-@_order_options
-def cancel(experiment: Path, steps: tuple[str, ...], backend: str | None, why: str, yes: bool) -> int:
+@_takes(_STEPS, _BACKEND)
+@_WHY
+@_YES
+def cancel(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Cancel the jobs of steps, and hold the steps."""
-    return _give(experiment, backend, words.Order("cancel", steps, why), yes)
+    return _give(asked, arguments, words.Order("cancel", why=why), yes)
 
 
 @reconcile.command()
-@_order_options
+@_takes(_STEPS, _BACKEND)
+@_WHY
+@_YES
 @click.option("--now", is_flag=True, help="Replace a running job too.")
 @click.option("--with-dependents", is_flag=True, help="Rerun what depends on these steps as well.")
-def rerun(
-    experiment: Path, steps: tuple[str, ...], backend: str | None, why: str, yes: bool, now: bool, with_dependents: bool
-) -> int:
+def rerun(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, now: bool, with_dependents: bool) -> int:
     """Do steps again; their outputs are moved aside first."""
-    return _give(experiment, backend, words.Order("rerun", steps, why, now, with_dependents), yes)
+    return _give(asked, arguments, words.Order("rerun", why=why, now=now, with_dependents=with_dependents), yes)
 
 
 @reconcile.command()
-@_order_options
+@_takes(_STEPS, _BACKEND)
+@_WHY
+@_YES
 @click.option("--moved", "what", flag_value="moved", help="The experiment was moved here.")
 @click.option("--copied", "what", flag_value="copied", help="This is a copy; it starts without memory.")
 @click.option("--cluster", "what", flag_value="cluster", help="Go on on this cluster.")
 @click.option("--user", "what", flag_value="user", help="Take the experiment over from another user.")
 @click.option("--environment", "what", flag_value="environment", help="This environment is the right one.")
-def accept(experiment: Path, steps: tuple[str, ...], backend: str | None, why: str, yes: bool, what: str | None) -> int:
-    """Let a result stand, or say whose experiment this is."""
+def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str | None) -> int:
+    """Let a result stand, or a queued job as it is, or say whose experiment this is."""
     if what is None:
-        return _give(experiment, backend, words.Order("accept", steps, why), yes)
-    if steps:
+        return _give(asked, arguments, words.Order("accept", why=why), yes)
+    if len(arguments) > 1:
         raise click.UsageError(f"--{what} concerns the experiment as a whole; name no steps with it")
-    for sentence in words.accept_identity(_scene(experiment, backend), what):
-        print(render.plain(sentence))
-    return 0
+    experiment = Path(arguments[0]) if arguments else Path()
+    return _say(words.accept_identity(_scene(replace(asked, experiment=experiment)), what))

@@ -236,19 +236,23 @@ def _block(steps: tuple[Step, ...], problems: Iterable[Problem]) -> tuple[Step, 
 
 
 def _shared_outputs(steps: Iterable[Step], document: Document) -> Iterator[Problem]:
-    """A problem for each run whose training would write where another one's does."""
+    """A problem for each run whose training would write where another one's does, or inside it: what moves one's outputs aside
+    would take the other's along."""
     lines = {run.name: run.line for run in document.runs}
-    writers: dict[str, list[Step]] = {}
-    for step in steps:
-        if step.stage is Stage.FINETUNE:
-            writers.setdefault(os.path.realpath(step.output_dir), []).append(step)
-    for directory, together in writers.items():
-        for step in together if len(together) > 1 else ():
-            others = ", ".join(f"`{other.run}`" for other in together if other is not step)
-            message = (
-                f"run `{step.run}` trains into the directory of {others}, {directory}; each run needs an `output_dir` of its own"
-            )
-            yield Problem(document.path, lines.get(step.run, 0), message, step.run)
+    directories = {step.run: Path(os.path.realpath(step.output_dir)) for step in steps if step.stage is Stage.FINETUNE}
+    runs_of: dict[Path, set[str]] = {}
+    for run, directory in directories.items():
+        runs_of.setdefault(directory, set()).add(run)
+    others: dict[str, set[str]] = {run: runs_of[directory] - {run} for run, directory in directories.items()}
+    for run, directory in directories.items():
+        for around in (run for parent in directory.parents for run in runs_of.get(parent, ())):
+            others[run].add(around)
+            others[around].add(run)
+    for run, directory in directories.items():
+        if others[run]:
+            named = ", ".join(f"`{other}`" for other in sorted(others[run]))
+            message = f"run `{run}` trains into the directory of {named}, {directory}; each needs its own, none inside another"
+            yield Problem(document.path, lines.get(run, 0), message, run)
 
 
 def _apart(step: Step, shared: tuple[Problem, ...]) -> Step:

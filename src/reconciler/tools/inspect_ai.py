@@ -208,6 +208,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         placement=script.placement,
         meaning={
             "task": evaluation.task,
+            **({"checkpoint": f"of definition {generation[:8]}"} if generation else {}),
             "script": f"commands {digest(script.commands)[:8]}",
             **{f"eval.yaml:{k}": v for k, v in settings.items()},
         },
