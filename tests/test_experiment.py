@@ -255,7 +255,6 @@ FAULTS: list[tuple[str, str, int, str]] = [
     ("| r8 | Fine-tuned | 8 |", "|  | Fine-tuned | 8 |", 7, "the run name is empty"),
     ("| r8 | Fine-tuned | 8 |", "| r8 | Fine-tuned |", 7, "too few cells, 2 of 3; `rank` is the first one missing"),
     ("| r8 | Fine-tuned | 8 |", "| r8 | Fine-tuned | 8 | 9 |", 7, "too many cells, 4 of 3"),
-    ("| r8 | Fine-tuned | 8 |", "| r8 | eval-only | 8 |", 7, "needs its checkpoint in a column `Checkpoint Path`"),
     ("# small", "# small\n\n## Tools\n- **Evaluation:** inspect-a1", 4, "(did you mean `inspect-ai`?); accepted: `inspect-ai`"),
     ("# small", "# small\n\n## Tools\n- **Model Preparation:** inspect-ai", 4, "accepted: `torchtune`"),
     ("| r8 | ✓ epoch 0,1 |", "| r9 | ✓ epoch 0,1 |", 14, "names the run `r9`, which is not listed"),
@@ -485,6 +484,14 @@ def test_a_last_epoch_that_nobody_knows_blocks_the_run(world: World) -> None:
     assert "accepted: `✓ epoch 0`" in desired.problems[0].message
 
 
+def test_a_run_that_trains_inside_the_directory_of_another_blocks_both(world: World) -> None:
+    three = GOOD.replace("| base |", "| r9 | Fine-tuned | 9 |\n| r10 | Fine-tuned | 10 |\n| base |", 1)
+    world.write(three).scaffold("r8", "r9", "r10")
+    for run, output in (("r8", "/scratch/same"), ("r9", "/scratch/same/deeper/still"), ("r10", "/scratch/samest")):
+        (world.directory / run / "output_dir").write_text(output)
+    assert {step.run for step in world.load().steps if step.blocked} == {"r8", "r9"}
+
+
 def test_two_runs_that_train_into_one_directory_are_both_blocked(world: World) -> None:
     three = GOOD.replace("| base |", "| r9 | Fine-tuned | 9 |\n| r10 | Fine-tuned | 10 |\n| base |", 1)
     world.write(three).scaffold("r8", "r9", "r10")
@@ -544,6 +551,20 @@ evaluation:
     - {run: old, tasks: [cap], epochs: null}
 """
 
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        (GOOD.replace("| base | Control |", "| base | eval-only |"), "experiment_summary.md"),
+        (YAML.replace("    checkpoint_path: /ck/old\n", ""), "experiment_summary.yaml"),
+    ],
+)
+def test_an_eval_only_run_that_names_no_checkpoint_is_at_fault_alone(world: World, text: str, name: str) -> None:
+    desired = world.write(text, name).load()
+    assert [p.run for p in desired.problems if not p.warning] == ["old" if name.endswith("yaml") else "base"]
+    assert {step.run for step in desired.steps if step.blocked} == {"old" if name.endswith("yaml") else "base"}
+
+
 YAML_FAULTS: list[tuple[str, str, int, str]] = [
     ("type: control", "type: base", 7, "`runs[1].type` is 'base'; accepted: `fine-tuned`, `control` or `eval-only`"),
     ("    type: control\n", "", 6, "`runs[1]` has no `type`; accepted: `fine-tuned`"),
@@ -551,7 +572,6 @@ YAML_FAULTS: list[tuple[str, str, int, str]] = [
     ("name: r8", "name: 8", 4, "`runs[0].name` is 8; accepted: the name of the run's directory, in quotes"),
     ("name: r8", "name: ../r8", 4, "begins with `.`"),
     ("    type: control", "    type: control\n    type: control", 8, "the key `type` stands twice"),
-    ("    checkpoint_path: /ck/old\n", "", 8, "needs a `checkpoint_path`"),
     ("epochs: 2", "epochs: 0", 2, "`controls.epochs` is 0; accepted: a whole number from 1"),
     ("run: r8", "run: r9", 15, "`r9`, which is not listed"),
     ("tasks: [cap]", "tasks: [cop]", 16, "`cop` is not listed in `evaluation.tasks` (did you mean `cap`?)"),

@@ -24,12 +24,8 @@ from reconciler.errors import (
 )
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene, preview, run_pass
-from reconciler.model import (
-    Condition,
-    Phase,
-    Policy,
-    Stage,
-)
+from reconciler.model import Condition, Outputs, OutputState, Phase, Policy, Reason, Stage, Verb
+from reconciler.plan import make_plan
 from reconciler.words import Order, accept_identity, carry_out, release_experiment
 from worlds import MemoryCluster, StandInTool
 
@@ -563,6 +559,81 @@ def test_rerun_replaces_a_job_that_is_held_in_the_queue(lab):
     assert (later.condition, later.job != job) == (Condition.QUEUED, True)
 
 
+def test_a_fine_tune_is_not_rerun_under_an_evaluation_in_flight(lab):
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    job = preview(lab.scene).plan.of("a/eval/cap_epoch0").job
+    with pytest.raises(UsageError, match="--with-dependents"):
+        order(lab, "rerun", "a/finetune")
+    assert lab.cluster.jobs[job].state == "PENDING"
+    order(lab, "rerun", "a/finetune", with_dependents=True)
+    assert lab.cluster.jobs[job].state == "CANCELLED"
+
+
+def drop_run_a(lab):
+    """The document is saved without run ``a``."""
+    kept = [line for line in lab.document.read_text().splitlines(keepends=True) if not line.startswith("| a |")]
+    lab.document.write_text("".join(kept))
+
+
+def test_the_job_of_a_run_that_was_dropped_is_shown_and_left_alone_and_its_end_is_remembered(lab):
+    lab.run()
+    job = start(lab, "a/finetune")
+    drop_run_a(lab)
+    seen = lab.run()
+    assert [(o.job.id, o.step) for o in seen.plan.orphans] == [(job, "a/finetune")]
+    assert lab.cluster.jobs[job].state == "RUNNING"
+    lab.cluster.finish(job, "COMPLETED", lab.now)
+    lab.run()
+    assert Ledger(lab.directory.resolve(), lambda: 0.0).memory().of("a/finetune").attempts[0].end is not None
+    assert lab.run().plan.orphans == ()
+
+
+def test_a_renamed_run_is_not_trained_beside_the_job_that_it_left(lab):
+    """The new run's finetune.yaml still names the directory where the old one's job writes."""
+    lab.run()
+    job = start(lab, "a/finetune")
+    directory = str(preview(lab.scene).desired.step("a/finetune").output_dir)
+    drop_run_a(lab)
+    lab.run()
+    seen = preview(lab.scene)
+    renamed = replace(seen.desired.step("b/finetune"), key="c/finetune", run="c", output_dir=Path(directory))
+    desired = replace(seen.desired, steps=(*seen.desired.steps, renamed))
+    absent = Outputs(OutputState.ABSENT, Reason("NoOutputs", "nothing"))
+    observed = replace(seen.observed, outputs={**seen.observed.outputs, "c/finetune": absent})
+    action = make_plan(desired, observed, seen.memory, lab.policy, lab.now).of("c/finetune")
+    assert (action.verb, action.reason.code) == (Verb.WAIT, "OutputsInUse")
+    assert job in action.reason.message
+
+
+def test_a_failure_that_the_queue_still_shows_is_not_forgotten_with_the_ledger(lab):
+    lab.run()
+    lab.finish("a/finetune", None, "FAILED")
+    shutil.rmtree(lab.directory / ".reconcile")
+    for _ in range(4):
+        lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.FAILED
+    assert len(lab.cluster.submissions) == 3
+
+
+def test_an_event_that_lacks_something_is_damage_with_its_line(lab):
+    lab.run()
+    ledger = lab.directory / ".reconcile" / "ledger.jsonl"
+    lines = ledger.read_text().splitlines()
+    ledger.write_text("\n".join([*lines, '{"at":1,"event":"submitted","step":"a/finetune"}']) + "\n")
+    before = ledger.read_bytes()
+    with pytest.raises(LedgerDamaged, match=f"ledger.jsonl:{len(lines) + 1}"):
+        lab.run()
+    assert ledger.read_bytes() == before
+
+
+def test_a_selection_that_names_no_step_touches_nothing(lab):
+    with pytest.raises(UsageError, match="no step matches"):
+        run_pass(replace(lab.scene, select="c/*"))
+    assert not (lab.directory / ".reconcile").exists()
+
+
 def test_accept_lets_a_queued_job_stand_under_its_older_resources(lab):
     lab.run()
     Ledger(lab.directory.resolve(), lambda: lab.now).append("placed", step="a/finetune", attempt=1, placement="older")
@@ -615,6 +686,7 @@ def moved_aside(lab, run="a"):
 
 def test_rerun_moves_a_finished_fine_tune_aside_and_submits_it_again(lab):
     lab.run()
+    order(lab, "hold", "a/eval/cap_epoch0")
     lab.finish("a/finetune")
     lab.run()
     order(lab, "rerun", "a/finetune")
@@ -657,6 +729,7 @@ def test_rerun_puts_outputs_that_nobody_understood_aside(lab):
 
 def test_what_a_person_restored_after_a_rerun_counts(lab):
     lab.run()
+    order(lab, "hold", "a/eval/cap_epoch0")
     lab.finish("a/finetune")
     lab.run()
     order(lab, "rerun", "a/finetune")

@@ -352,6 +352,13 @@ def test_a_job_submitted_by_hand_from_the_steps_directory_is_taken_over():
     assert (action.verb, action.job) == (Verb.ADOPT, by_hand.id)
 
 
+def test_a_job_submitted_by_hand_that_fits_two_steps_is_neithers_and_holds_both():
+    one, two = (replace(evaluation(task=task), need=None, job_name="eval", workdir="/exp/a/eval") for task in ("cap", "rev"))
+    by_hand = replace(job(one), name="eval", workdir="/exp/a/eval")
+    plan = plan_for(one, two, queue=(by_hand,))
+    assert [(a.verb, a.reason.code) for a in plan.actions] == [(Verb.HOLD, "AmbiguousJob")] * 2
+
+
 def test_a_queued_job_whose_script_asks_for_other_resources_is_shown_and_left():
     queued = job(STEP, Phase.QUEUED)
     action = decide(replace(STEP, placement="gpus=2"), queue=(queued,), events=submitted(STEP, placement="gpus=1"))

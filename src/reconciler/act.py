@@ -131,6 +131,7 @@ class _Pass:
             held=action.held,
             definition=step.definition,
             placement=step.placement,
+            output_dir=str(step.output_dir),
         )
         return name
 
@@ -202,6 +203,7 @@ class _Pass:
             by_hand=Token.parse(job.name) is None,
             definition=step.definition,
             placement=step.placement,
+            output_dir=str(step.output_dir),
         )
 
     def _mark_done(self, action: Action, step: Step) -> None:

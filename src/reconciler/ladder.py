@@ -84,6 +84,11 @@ def _has_live_job(s: Situation) -> Action | None:
     """Before verified: a running job may have written its checkpoint and not be finished with it."""
     if not s.live:
         return None
+    doubtful = [job for job in s.live if job.id in s.shared]
+    if doubtful:
+        job = doubtful[-1]
+        message = f"job {job.id} ({job.name}) was submitted by hand, and may be this step's or another's of that job name"
+        return s.decide(Verb.HOLD, Condition.HELD, "AmbiguousJob", f"{message}; cancel it, or wait for its end", job=job.id)
     cancelled = _cancelled_by_person(s)
     if cancelled is not None:
         return cancelled
@@ -253,7 +258,8 @@ def _is_held(s: Situation) -> Action | None:
     word = s.memory.word
     if word is None:
         return None
-    return s.decide(Verb.HOLD, Condition.HELD, "HeldByPerson", f"{_by_whom(word)}; release it to go on")
+    code = "HeldByPerson" if word.verb == "hold" else "CancelledByPerson"
+    return s.decide(Verb.HOLD, Condition.HELD, code, f"{_by_whom(word)}; release it to go on")
 
 
 def _are_retries_spent(s: Situation) -> Action | None:
@@ -306,6 +312,15 @@ def _what_follows_a_hold(s: Situation) -> Action | None:
     return s.decide(Verb.HOLD, Condition.HELD, "NeedHeld", f"{s.step.need} was {_by_whom(s.need_word)}; release it to go on")
 
 
+def _is_directory_in_use(s: Situation) -> Action | None:
+    """A run was renamed or dropped while its job runs, and this step would write where that job does."""
+    if s.occupant is None:
+        return None
+    whose = f" of {s.occupant.step}" if s.occupant.step else ""
+    message = f"job {s.occupant.job.id}{whose}, a step that the document no longer has, writes to {s.step.output_dir}"
+    return s.decide(Verb.WAIT, Condition.WAITING, "OutputsInUse", f"{message}; cancel it, or wait for its end")
+
+
 def _does_the_tool_object(s: Situation) -> Action | None:
     """Last before a submission: the tool knows best over which outputs it can start afresh."""
     objection = None if s.is_superseded else s.observed.objections.get(s.step.key)
@@ -356,6 +371,7 @@ _RULES: tuple[Rule, ...] = (
     _are_retries_spent,
     _is_backing_off,
     _are_needs_unmet,
+    _is_directory_in_use,
     _does_the_tool_object,
     _submit,
 )

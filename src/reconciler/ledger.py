@@ -14,7 +14,7 @@ from typing import Any
 
 from reconciler.errors import DiskUnreadable, LedgerDamaged
 from reconciler.files import append_line
-from reconciler.memory import Event, Memory, fold
+from reconciler.memory import Event, MalformedEvent, Memory, fold
 
 DIRECTORY = ".reconcile"
 
@@ -33,8 +33,11 @@ class Ledger:
         return [self._event(line, number) for number, line in enumerate(lines[:-1], start=1)]
 
     def memory(self) -> Memory:
-        """What the events amount to."""
-        return fold(self.events())
+        """What the events amount to. Raises LedgerDamaged, DiskUnreadable."""
+        try:
+            return fold(self.events())
+        except MalformedEvent as error:
+            raise self._damaged(error.order) from error
 
     def append(self, event: str, **facts: Any) -> None:
         """One event, safely on disk when this returns."""
@@ -58,7 +61,10 @@ class Ledger:
                 return dict(event)
         except (ValueError, KeyError, TypeError):
             pass
-        raise LedgerDamaged(
+        raise self._damaged(number)
+
+    def _damaged(self, number: int) -> LedgerDamaged:
+        return LedgerDamaged(
             f"{self.path}:{number}: not an event that reconcile wrote; restore this file from a backup, "
             f"or move it away to start without memory (outputs and live jobs are recognised without it)"
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from reconciler.act import Outcome, World, act
@@ -46,7 +47,10 @@ class Scene:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass saw, decided and did. ``outcomes`` is empty for a preview. ``is_news``: it differs from the pass before."""
+    """What one pass saw, decided and did. ``outcomes`` is empty for a preview. ``is_news``: it differs from the pass before.
+
+    ``select`` names the steps that are to be shown; ``converged`` tells of all of them.
+    """
 
     desired: Desired
     observed: Observed
@@ -56,28 +60,36 @@ class Pass:
     outcomes: tuple[Outcome, ...] = ()
     notes: tuple[str, ...] = ()
     is_news: bool = True
+    select: str = "*"
+
+    @property
+    def shown(self) -> tuple[Outcome, ...]:
+        """What became of the steps that are to be shown; in a preview nothing has yet (``result`` is empty)."""
+        outcomes = self.outcomes or tuple(Outcome(action, "") for action in self.plan.actions)
+        return tuple(outcome for outcome in outcomes if fnmatchcase(outcome.action.step, self.select))
 
     @property
     def actions(self) -> tuple[Action, ...]:
-        """The actions as they turned out, or as planned."""
-        return tuple(outcome.action for outcome in self.outcomes) or self.plan.actions
+        """The actions to be shown, as they turned out or as planned."""
+        return tuple(outcome.action for outcome in self.shown)
 
     @property
     def converged(self) -> bool:
         """True when every step of the experiment is done."""
-        return all(a.condition is Condition.DONE for a in self.actions) if self.outcomes else self.plan.converged
+        return all(o.action.condition is Condition.DONE for o in self.outcomes) if self.outcomes else self.plan.converged
 
 
 def preview(scene: Scene) -> Pass:
     """What a pass would do now. Changes nothing at all."""
-    desired = load(scene.experiment, scene.tools, scene.disk)
+    desired = _load(scene)
     memory = Ledger(desired.directory, scene.clock).memory()
     return _look_and_plan(scene, desired, memory)
 
 
 def run_pass(scene: Scene) -> Pass:
-    """One pass. Raises AnotherPass when another one is under way, InvalidExperiment before anything was touched."""
-    desired = load(scene.experiment, scene.tools, scene.disk)
+    """One pass. Raises AnotherPass when another one is under way; InvalidExperiment, and UsageError for a ``select`` that names
+    no step, before anything was touched."""
+    desired = _load(scene)
     with pass_lock(desired.directory) as lock:
         ledger = Ledger(desired.directory, scene.clock)
         seen = _look_and_plan(scene, desired, ledger.memory())
@@ -92,12 +104,19 @@ def run_pass(scene: Scene) -> Pass:
     return replace(seen, outcomes=outcomes, notes=recorded.notes, is_news=recorded.is_news)
 
 
+def _load(scene: Scene) -> Desired:
+    desired = load(scene.experiment, scene.tools, scene.disk)
+    desired.select(scene.select)
+    return desired
+
+
 def _look_and_plan(scene: Scene, desired: Desired, memory: Memory) -> Pass:
     _refuse_strangers(memory, scene, desired)
     observed = observe(desired, memory, scene.backend, scene.disk, scene.tools, deep=scene.deep, tick=scene.tick)
     now = scene.clock()
     gate = _environment_gate(memory, scene.environment)
-    return Pass(desired, observed, memory, make_plan(desired, observed, memory, scene.policy, now, gate, scene.select), now)
+    plan = make_plan(desired, observed, memory, scene.policy, now, gate, scene.select)
+    return Pass(desired, observed, memory, plan, now, select=scene.select)
 
 
 # --- whose experiment this is, and from where -----------------------------------------------------

@@ -48,6 +48,7 @@ class Attempt:
     order: int = 0
     definition: str = ""
     placement: str = ""
+    output_dir: str = ""
     held: bool = False
     by_hand: bool = False
     job: str | None = None
@@ -151,11 +152,22 @@ class Memory:
         return self.steps.get(key, StepMemory())
 
 
+class MalformedEvent(Exception):
+    """An event that no version of this program wrote. ``order`` is its place in the ledger, from 1."""
+
+    def __init__(self, order: int) -> None:
+        super().__init__(order)
+        self.order = order
+
+
 def fold(events: Iterable[Event]) -> Memory:
-    """Memory from events, oldest first."""
+    """Memory from events, oldest first. Raises MalformedEvent for one that lacks what its kind has."""
     memory = Memory()
     for order, event in enumerate(events, start=1):
-        memory = _apply(memory, order, event)
+        try:
+            memory = _apply(memory, order, event)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MalformedEvent(order) from error
     return memory
 
 
@@ -246,6 +258,7 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         order=order,
         definition=event.get("definition", ""),
         placement=event.get("placement", ""),
+        output_dir=event.get("output_dir", ""),
         held=bool(event.get("held")),
         by_hand=bool(event.get("by_hand")),
         job=str(event["job"]) if kind == "adopted" else None,

@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from reconciler.errors import Problem
+from reconciler.errors import Problem, UsageError
 
 
 class Stage(str, Enum):
@@ -136,6 +137,14 @@ class Desired:
         """The step of this key, or None."""
         return next((step for step in self.steps if step.key == key), None)
 
+    def select(self, *patterns: str) -> tuple[Step, ...]:
+        """The steps that keys or globs name, in document order. Raises UsageError for a pattern that names none."""
+        for pattern in patterns:
+            if not any(fnmatchcase(step.key, pattern) for step in self.steps):
+                known = ", ".join(step.key for step in self.steps[:5]) + (", …" if len(self.steps) > 5 else "")
+                raise UsageError(f"no step matches {pattern!r}; the steps are {known}")
+        return tuple(step for step in self.steps if any(fnmatchcase(step.key, pattern) for pattern in patterns))
+
 
 def digest(*parts: str) -> str:
     """A short stable hash of some texts (32 hex digits); order matters."""
@@ -226,6 +235,18 @@ class Job:
     def is_live(self) -> bool:
         """True while the job may still run or is running; a state not understood counts as live."""
         return self.phase not in (Phase.ENDED, Phase.UNLISTED)
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """A live job of this experiment whose step the document does not have any more.
+
+    ``step`` is its key where that is in writing, else empty; ``output_dir`` is where it writes, likewise.
+    """
+
+    job: Job
+    step: str
+    output_dir: str
 
 
 class OutputState(str, Enum):

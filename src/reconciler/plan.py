@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from reconciler.ladder import climb, need_blocked
 from reconciler.memory import Memory, StepMemory
-from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Stage, Step, Unknown, Verb
-from reconciler.situation import Situation, jobs_by_step, remember_ends, supersede
+from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Unknown, Verb
+from reconciler.situation import Ownership, Situation, remember_ends, supersede, whose_jobs
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,12 @@ class Gate:
 
 @dataclass(frozen=True)
 class Plan:
-    """One action per step, in document order; ``learned`` are events that hold whatever becomes of the actions."""
+    """One action per step, in document order; ``learned`` are events that hold whatever becomes of the actions. ``orphans`` are
+    live jobs of steps that are not in the document any more: they are shown, and left alone."""
 
     actions: tuple[Action, ...]
     learned: tuple[Mapping[str, Any], ...] = ()
+    orphans: tuple[Orphan, ...] = ()
 
     def of(self, key: str) -> Action:
         """The action of a step."""
@@ -60,27 +63,46 @@ def make_plan(
     decided: dict[str, Action] = {}
     known: dict[str, StepMemory] = {}
     learned: list[Mapping[str, Any]] = []
-    ours = jobs_by_step(desired, observed, memory)
+    ours = whose_jobs(desired, observed, memory)
+    occupants = {orphan.output_dir: orphan for orphan in ours.orphans if orphan.output_dir}
     for step in _needs_first(desired.steps):
         situation = Situation(
             step,
             memory.of(step.key),
-            ours.get(step.key, ()),
+            ours.of(step.key),
             observed.outputs.get(step.key),
             observed,
             policy,
             now,
             decided.get(step.need) if step.need else None,
             memory.of(step.need).word if step.need else None,
+            ours.shared,
+            occupants.get(str(step.output_dir)) if step.stage is Stage.FINETUNE else None,
         )
         situation.memory = known[step.key] = remember_ends(situation)
         supersede(situation)
         decided[step.key] = climb(situation)
         learned += situation.learned
+    learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
     held_back = _hold_back(desired, observed, policy, decided, gate)
-    return Plan(tuple(held_back[step.key] for step in desired.steps), tuple(learned))
+    return Plan(tuple(held_back[step.key] for step in desired.steps), tuple(learned), ours.orphans)
+
+
+def _ends_of_dropped_steps(
+    desired: Desired, observed: Observed, memory: Memory, ours: Ownership, policy: Policy, now: float
+) -> list[Mapping[str, Any]]:
+    """What the world tells of attempts whose step is not in the document any more: without it they would be in doubt for ever."""
+    wanted = {step.key for step in desired.steps}
+    learned: list[Mapping[str, Any]] = []
+    for key, of_step in memory.steps.items():
+        if key not in wanted and any(attempt.is_open for attempt in of_step.attempts):
+            nothing = Step(key, "", Stage.FINETUNE, "", Path(), Path(), Path(), "", "")
+            situation = Situation(nothing, of_step, ours.of(key), None, observed, policy, now, None)
+            remember_ends(situation)
+            learned += situation.learned
+    return learned
 
 
 def _leave_alone(action: Action, select: str) -> Action:
@@ -116,7 +138,7 @@ def _hold_back(
             )
         elif policy.max_in_flight is not None and in_flight >= policy.max_in_flight:
             reason = Reason(
-                "MaxInFlight", f"{in_flight} jobs are in the queue or about to be; max_in_flight is {policy.max_in_flight}"
+                "MaxInFlight", f"jobs in the queue or about to be: {in_flight}; max_in_flight is {policy.max_in_flight}"
             )
             held_back[step.key] = replace(
                 action, verb=Verb.WAIT, reason=reason, attempt=None, move_aside=(), changes=(), held=False
@@ -144,7 +166,10 @@ def _wave_gate(failed: Sequence[str], policy: Policy) -> Gate | None:
     if len(failed) < policy.stop_after_failures:
         return None
     named = ", ".join(failed[:3])
-    message = f"{len(failed)} steps failed with no success between them ({named}); release the experiment to go on"
+    message = (
+        f"{len(failed)} steps failed with no success between them ({named}); look at them, then `reconcile release` the "
+        "experiment, naming no step"
+    )
     return Gate(Reason("ManyFailures", message))
 
 

@@ -107,6 +107,8 @@ def status_word(action: Action) -> str | None:
         return _FAILURES.get(action.reason.code, "FAILED")
     if action.condition is Condition.WAITING and action.reason.code in _ORDINARY_WAITS:
         return "PENDING"
+    if action.condition is Condition.HELD and action.reason.code == "CancelledByPerson":
+        return "CANCELLED"
     return _WORDS.get(action.condition)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,19 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
         for action in members:
             lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(why(seen, action), 'dim')}")
             lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if action.verb is Verb.SUBMIT]
-    return "\n".join([*lines, "", summary(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint), "", summary(seen.actions)])
+
+
+def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
+    """Jobs of ours whose steps the document has no more."""
+    if not seen.plan.orphans:
+        return []
+    lines = [
+        f"  {paint('!', 'yellow')} job {o.job.id} ({o.job.state}) is of {plain(o.step) or 'a step'}, which the document does not "
+        f"have; it is left alone, `scancel {o.job.id}` ends it"
+        for o in seen.plan.orphans
+    ]
+    return ["", f"{paint('Orphans', 'bold')} ({len(lines)})", *lines]
 
 
 def summary(actions: Sequence[Action]) -> str:
@@ -108,11 +120,11 @@ def applied_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
     lines = [f"{paint('!', 'yellow')} {plain(a.step)}  {why(seen, a)}" for a in seen.actions if a.condition.needs_person]
     lines += [
         f"{paint(mark(outcome.action), 'green')} {plain(outcome.action.step)}  {why(seen, outcome.action)}"
-        for outcome in seen.outcomes
+        for outcome in seen.shown
         if outcome.action.changes_something and outcome.result == "applied"
     ]
     lines += [f"{paint('?', 'yellow')} {plain(o.action.step)}  {why(seen, o.action)}" for o in failed(seen)]
-    return "\n".join([*lines, stand(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint)[2:], stand(seen.actions)])
 
 
 def stand(actions: Sequence[Action]) -> str:
@@ -126,7 +138,7 @@ def stand(actions: Sequence[Action]) -> str:
 
 def failed(seen: Pass) -> list[Any]:
     """Outcomes of this pass that were not what was planned."""
-    return [outcome for outcome in seen.outcomes if outcome.result != "applied"]
+    return [outcome for outcome in seen.shown if outcome.result not in ("", "applied")]
 
 
 def mark(action: Action) -> str:
@@ -147,7 +159,7 @@ def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool 
         lines.append("  ".join([*cells, row[3]]))
         attempts = seen.memory.of(action.step).attempts if verbose else ()
         lines += [f"  attempt {a.number}: {_attempt_sentence(_attempt_json(a))}" for a in attempts]
-    return "\n".join([*lines, "", stand(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint), "", stand(seen.actions)])
 
 
 def _colour_of(condition: Condition) -> str:
@@ -202,17 +214,16 @@ def actions_json(seen: Pass) -> dict[str, Any]:
                 "job_id": action.job,
                 "attempt": action.attempt,
                 "changes": list(action.changes),
-                "result": result,
+                "result": result or None,
             }
-            for action, result in _with_results(seen)
+            for action, result in ((outcome.action, outcome.result) for outcome in seen.shown)
         ],
+        "orphans": _orphans(seen),
     }
 
 
-def _with_results(seen: Pass) -> Iterable[tuple[Action, str | None]]:
-    if seen.outcomes:
-        return [(outcome.action, outcome.result) for outcome in seen.outcomes]
-    return [(action, None) for action in seen.plan.actions]
+def _orphans(seen: Pass) -> list[dict[str, Any]]:
+    return [{"job_id": o.job.id, "step": o.step or None, "state": o.job.state} for o in seen.plan.orphans]
 
 
 def status_json(seen: Pass) -> dict[str, Any]:
@@ -231,6 +242,7 @@ def status_json(seen: Pass) -> dict[str, Any]:
             }
             for action in seen.actions
         ],
+        "orphans": _orphans(seen),
     }
 
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.failures import classify
-from reconciler.memory import Attempt, End, Memory, StepMemory, Word
+from reconciler.memory import LATEST, Attempt, End, Memory, StepMemory, Word
 from reconciler.model import (
     Action,
     Condition,
     Desired,
     Job,
     Observed,
+    Orphan,
     Outputs,
     OutputState,
     Phase,
@@ -40,7 +41,8 @@ class Situation:
     """What one pass knows of one step when the ladder is tried on it.
 
     ``need`` and ``need_word`` are what was decided for the step that must be done before it, and a person's standing word on that
-    one. ``is_superseded``: the outputs there are from before a person's ``rerun``.
+    one. ``shared`` are ids of jobs that a person submitted and that may be another step's, ``occupant`` an orphan that writes
+    where this step would. ``is_superseded``: the outputs there are from before a person's ``rerun``.
     """
 
     step: Step
@@ -52,6 +54,8 @@ class Situation:
     now: float
     need: Action | None
     need_word: Word | None = None
+    shared: frozenset[str] = frozenset()
+    occupant: Orphan | None = None
     is_superseded: bool = False
     learned: list[Mapping[str, Any]] = field(default_factory=list)
 
@@ -82,27 +86,57 @@ def all_jobs(observed: Observed) -> tuple[Job, ...]:
     return tuple(sorted(seen.values(), key=lambda job: (job.submitted or 0.0, job.id)))
 
 
-def jobs_by_step(desired: Desired, observed: Observed, memory: Memory) -> dict[str, tuple[Job, ...]]:
-    """The jobs of each step, by its key; jobs of no step of this experiment are left out.
+@dataclass(frozen=True)
+class Ownership:
+    """Whose jobs the cluster's jobs are. A job that a person submitted may fit several steps: it is then in ``shared``, and with
+    each of them in ``by_step``."""
+
+    by_step: Mapping[str, tuple[Job, ...]]
+    shared: frozenset[str]
+    orphans: tuple[Orphan, ...]
+
+    def of(self, key: str) -> tuple[Job, ...]:
+        """The jobs of a step, oldest first."""
+        return self.by_step.get(key, ())
+
+
+def whose_jobs(desired: Desired, observed: Observed, memory: Memory) -> Ownership:
+    """Jobs by the step that they belong to; those of no step of this experiment are left out.
 
     Names in writing come before tokens: a submission from before the experiment was moved has a token of the old path.
     """
-    by_step: dict[str, list[Job]] = {}
-    experiment = digest(str(desired.directory))[:8]
-    keys = {digest(step.key)[:10]: step.key for step in desired.steps}
     recorded = {a.name: key for key, m in memory.steps.items() for a in m.attempts if not a.by_hand}
     taken_over = {(a.job, a.name): key for key, m in memory.steps.items() for a in m.attempts if a.by_hand}
-    by_hand = {(step.workdir, step.job_name): step.key for step in desired.steps}
-    for job in all_jobs(observed):
+    experiment = digest(str(desired.directory))[:8]
+    keys = {digest(step.key)[:10]: step.key for step in desired.steps}
+    by_hand: dict[tuple[str, str], list[str]] = {}
+    for step in desired.steps:
+        by_hand.setdefault((step.workdir, step.job_name), []).append(step.key)
+
+    def owners(job: Job) -> list[str]:
         token = Token.parse(job.name)
         key = recorded.get(job.name) or taken_over.get((job.id, job.name))
-        if key is None and token is not None and token.experiment == experiment:
-            key = keys.get(token.step)
-        if key is None and token is None and job.is_live:
-            key = by_hand.get((job.workdir, job.name))
         if key is not None:
+            return [key]
+        if token is not None:
+            return [keys.get(token.step, "")] if token.experiment == experiment else []
+        return by_hand.get((job.workdir, job.name), []) if job.is_live else []
+
+    by_step: dict[str, list[Job]] = {}
+    shared: set[str] = set()
+    for job in all_jobs(observed):
+        found = owners(job)
+        shared |= {job.id} if len(found) > 1 else set()
+        for key in found:
             by_step.setdefault(key, []).append(job)
-    return {key: tuple(jobs) for key, jobs in by_step.items()}
+    wanted = {step.key for step in desired.steps}
+    orphans = (
+        Orphan(job, key, next((a.output_dir for a in memory.of(key).attempts if a.name == job.name), ""))
+        for key, jobs in by_step.items()
+        for job in jobs
+        if key not in wanted and job.is_live
+    )
+    return Ownership({key: tuple(jobs) for key, jobs in by_step.items()}, frozenset(shared), tuple(orphans))
 
 
 def attempt_of(situation: Situation, job: Job) -> Attempt | None:
@@ -118,13 +152,28 @@ def attempt_of(situation: Situation, job: Job) -> Attempt | None:
 
 
 def remember_ends(situation: Situation) -> StepMemory:
-    """Memory with what the world newly tells of open attempts: their jobs' ends, and submissions given up for lost."""
+    """Memory with what the world newly tells of open attempts: their jobs' ends, and submissions given up for lost.
+
+    A job of ours that ended and that nothing in writing knows is an attempt too: the ledger was lost, not the job.
+    """
     memory = situation.memory
     attempts = []
     for attempt in memory.attempts:
         jobs = [job for job in situation.jobs if attempt_of(situation, job) is attempt]
         attempts.append(_updated(situation, attempt, jobs))
-    return replace(memory, attempts=tuple(attempts))
+    known = {attempt.number for attempt in attempts}
+    for job in situation.jobs:
+        token = Token.parse(job.name)
+        if token is not None and job.phase is Phase.ENDED and token.attempt not in known:
+            known.add(token.attempt)
+            attempts.append(_found_over(situation, job, token.attempt))
+    return replace(memory, attempts=tuple(sorted(attempts, key=lambda attempt: attempt.number)))
+
+
+def _found_over(situation: Situation, job: Job, number: int) -> Attempt:
+    situation.learn("adopted", attempt=number, job=job.id, name=job.name)
+    at = situation.now if job.submitted is None else job.submitted
+    return _over(situation, Attempt(number, job.name, at, at, LATEST, job=job.id), job)
 
 
 def supersede(situation: Situation) -> None:
@@ -159,9 +208,7 @@ def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Att
         return _seen_live(situation, attempt, live)
     over = [job for job in jobs if job.phase is Phase.ENDED]
     if over and attempt.end is None:
-        job = over[-1]
-        end = End(job.state, classify(job), job.ended or situation.now, job.started, job.exit_code)
-        return _ended(situation, attempt, job.id, end)
+        return _over(situation, attempt, over[-1])
     if jobs and attempt.job is None:
         situation.learn("submitted", attempt=attempt.number, job=jobs[-1].id)
         attempt = replace(attempt, job=jobs[-1].id)
@@ -198,6 +245,11 @@ def _unseen(situation: Situation, attempt: Attempt) -> Attempt:
     if situation.now - attempt.unseen_at < situation.policy.grace:
         return attempt
     return _ended(situation, attempt, attempt.job, End("UNKNOWN", "Vanished", situation.now))
+
+
+def _over(situation: Situation, attempt: Attempt, job: Job) -> Attempt:
+    end = End(job.state, classify(job), job.ended or situation.now, job.started, job.exit_code)
+    return _ended(situation, attempt, job.id, end)
 
 
 def _ended(situation: Situation, attempt: Attempt, job_id: str, end: End) -> Attempt:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any
 
 from reconciler.act import move_aside
@@ -19,7 +18,7 @@ from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Scene, current_identity, environment_facts, preview
 from reconciler.model import Action, Condition, Desired, Job, Outputs, OutputState, Phase, Stage, Step, Unknown
-from reconciler.situation import jobs_by_step
+from reconciler.situation import Ownership, whose_jobs
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,6 @@ class _Court:
         return f"{_named(jobs)} cancelled" if jobs else ""
 
 
-def select(desired: Desired, patterns: Sequence[str]) -> tuple[Step, ...]:
-    """The steps that keys or globs name, in document order. Raises UsageError for a pattern that names none."""
-    for pattern in patterns:
-        if not any(fnmatchcase(step.key, pattern) for step in desired.steps):
-            known = ", ".join(step.key for step in desired.steps[:5])
-            raise UsageError(f"no step matches {pattern!r}; the steps are {known}{', …' if len(desired.steps) > 5 else ''}")
-    return tuple(step for step in desired.steps if any(fnmatchcase(step.key, pattern) for pattern in patterns))
-
-
 def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -> tuple[str, ...]:
     """Give an order; returns what was done, a sentence a step. Nothing is done where ``confirm`` says no or a step refuses.
 
@@ -113,17 +103,18 @@ def _look(scene: Scene, order: Order) -> list[_Case]:
     seen = preview(scene)
     if isinstance(seen.observed.queue, Unknown):
         raise ClusterUnreachable(f"the queue cannot be asked, and nothing was done: {seen.observed.queue.why}")
-    chosen = select(seen.desired, order.steps)
+    chosen = seen.desired.select(*order.steps)
     if order.with_dependents:
         chosen = _with_dependents(seen.desired, chosen)
-    jobs = jobs_by_step(seen.desired, seen.observed, seen.memory)
-    live = {key: tuple(job for job in of_step if job.is_live) for key, of_step in jobs.items()}
+    ours = whose_jobs(seen.desired, seen.observed, seen.memory)
+    if order.verb == "rerun":
+        _refuse_under_live_dependents(seen.desired, chosen, ours)
     is_about_outputs = order.verb in ("accept", "rerun")
     return [
         _Case(
             step,
             seen.plan.of(step.key),
-            live.get(step.key, ()),
+            _live(ours, step),
             scene.tools[step.tool].check(step, scene.disk) if is_about_outputs and step.blocked is None else None,
         )
         for step in chosen
@@ -156,6 +147,20 @@ def accept_identity(scene: Scene, what: str) -> tuple[str, ...]:
         facts = {"cluster": here.cluster, "path": here.path, "user": here.user}
         ledger.append("opened", **facts, environment=environment_facts(scene.environment))
     return (f"{desired.name}: reconciled from now on as {here.user} on {here.cluster} at {here.path}",)
+
+
+def _live(ours: Ownership, step: Step) -> tuple[Job, ...]:
+    return tuple(job for job in ours.of(step.key) if job.is_live)
+
+
+def _refuse_under_live_dependents(desired: Desired, chosen: Sequence[Step], ours: Ownership) -> None:
+    """An evaluation in flight would read a checkpoint that is moved aside and trained anew."""
+    keys = {step.key for step in chosen}
+    for step in desired.steps:
+        live = _live(ours, step)
+        if step.need in keys and step.key not in keys and live:
+            message = f"{_named(live)} of {step.key} needs it; say --with-dependents to replace that too, or wait for its end"
+            raise UsageError(f"{step.need}: {message}")
 
 
 # --- what each verb does ------------------------------------------------------------------------------

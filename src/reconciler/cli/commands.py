@@ -87,7 +87,7 @@ def _settings(asked: Asked) -> Policy:
     return read_settings(directory, {"backend": asked.backend} if asked.backend else {}, Path.home())
 
 
-def _scene(asked: Asked, **more: Any) -> Scene:
+def _scene(asked: Asked) -> Scene:
     policy = _settings(asked)
     chosen = choose(policy.backend, policy.max_in_flight)
     if chosen.name == "local" and policy.max_in_flight is None:
@@ -102,8 +102,8 @@ def _scene(asked: Asked, **more: Any) -> Scene:
         user=_user(),
         environment=dict(os.environ),
         deep=asked.deep,
+        select=asked.select or "*",
         tick=_progress(),
-        **more,
     )
 
 
@@ -137,14 +137,6 @@ def _warn(seen: Pass) -> None:
         print(f"reconcile: {'warning: ' if problem.warning else ''}{render.plain(str(problem))}", file=sys.stderr)
 
 
-def _selected(seen: Pass, pattern: str | None) -> Pass:
-    if pattern is None:
-        return seen
-    keys = {step.key for step in words.select(seen.desired, [pattern])}
-    plan = replace(seen.plan, actions=tuple(a for a in seen.plan.actions if a.step in keys))
-    return replace(seen, plan=plan, outcomes=tuple(o for o in seen.outcomes if o.action.step in keys))
-
-
 def _print_json(value: dict[str, Any]) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
@@ -159,7 +151,7 @@ def diff(asked: Asked) -> int:
 
     -v shows finished steps too; --quiet prints nothing where nothing is pending and nothing needs you.
     """
-    seen = _selected(preview(_scene(asked)), asked.select)
+    seen = preview(_scene(asked))
     code = diff_exit_code(seen)
     if code == 0 and asked.quiet:
         return code
@@ -192,7 +184,7 @@ def status(asked: Asked) -> int:
 
     -v tells of each attempt; --quiet leaves out what is done.
     """
-    seen = _selected(preview(_scene(asked)), asked.select)
+    seen = preview(_scene(asked))
     _warn(seen)
     if asked.form == "json":
         _print_json(render.status_json(seen))
@@ -207,7 +199,7 @@ def explain(asked: Asked, arguments: tuple[str, ...]) -> int:
     """Tell all that is known of steps: facts, the rule that decided, attempts, evidence. JSON is one document a step."""
     asked, patterns = _with_steps(asked, arguments)
     seen = preview(_scene(asked))
-    for chosen in words.select(seen.desired, patterns):
+    for chosen in seen.desired.select(*patterns):
         if asked.form == "json":
             _print_json(render.explained(seen, chosen.key))
         else:
@@ -254,12 +246,12 @@ def apply(asked: Asked, wait: bool, max_in_flight: int | None) -> int:
 
     -v shows every step; --quiet says something only when something changed.
     """
-    scene = _scene(asked, select=asked.select or "*")
+    scene = _scene(asked)
     if max_in_flight is not None:
         scene = replace(
             scene, policy=replace(scene.policy, max_in_flight=max_in_flight), backend=choose(scene.backend.name, max_in_flight)
         )
-    seen = _selected(run_pass(scene), asked.select)
+    seen = run_pass(scene)
     _report(seen, asked)
     while wait and not _is_over(seen):
         time.sleep(scene.policy.poll)
@@ -276,7 +268,7 @@ def _is_over(seen: Pass) -> bool:
 def _next_pass(scene: Scene, before: Pass, asked: Asked) -> Pass:
     """A further pass of ``--wait``; what mends itself, a half-saved document included, is said and waited out."""
     try:
-        seen = _selected(run_pass(scene), asked.select)
+        seen = run_pass(scene)
     except (TemporaryError, AnotherPass, InvalidExperiment) as error:
         print(f"reconcile: {render.plain(str(error))}", file=sys.stderr)
         return before

@@ -145,7 +145,8 @@ class _Scene:
         )
         prepared, evaluated = _blocked(prepared), _blocked(self.evaluator.read(run, self.disk))
         own = (*self._leads_outside(run), *faults)
-        steps = _block(prepared.steps + evaluated.steps, own)
+        in_document = [problem for problem in self.document.problems if problem.run == row.name]
+        steps = _block(prepared.steps + evaluated.steps, (*in_document, *own))
         return Reading(steps, (*own, *prepared.problems, *evaluated.problems))
 
     def _input(self, row: RunRow) -> RunInput:

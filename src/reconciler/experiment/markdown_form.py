@@ -188,7 +188,8 @@ def _run(row: Row, columns: _Columns, epochs: str, table: Table, faults: Faults)
         return None
     checkpoint = columns.text(row, _CHECKPOINT)
     if kind is RunKind.EVAL_ONLY and is_nothing(checkpoint):
-        faults.add(row.line, f"the eval-only run `{columns.text(row, _NAME)}` needs its checkpoint in a column `Checkpoint Path`")
+        name = columns.text(row, _NAME)
+        faults.add(row.line, f"the eval-only run `{name}` needs its checkpoint in a column `Checkpoint Path`", name)
     return RunRow(
         name=columns.text(row, _NAME),
         kind=kind,

@@ -71,7 +71,7 @@ def _run(root: Any, index: int, faults: Faults) -> RunRow:
     checkpoint = entry.get("checkpoint_path") or parameters.get("checkpoint_path")
     line = line_of(root, ["runs", index, "name"])
     if kind is RunKind.EVAL_ONLY and not checkpoint:
-        faults.add(line, f"the eval-only run `{entry['name']}` needs a `checkpoint_path`, the model to evaluate")
+        faults.add(line, f"the eval-only run `{entry['name']}` needs a `checkpoint_path`, the model to evaluate", entry["name"])
     return RunRow(
         name=entry["name"],
         kind=kind,

@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from itertools import groupby
@@ -62,7 +63,7 @@ class InspectAI:
         run = run if run.planned else replace(run, evaluations=_evaluations_of(run, scripts))
         readings = [_read_evaluation(run, evaluation, scripts, disk) for evaluation in run.evaluations]
         steps = {step.key: step for step, _ in readings}
-        problems = [problem for _, its_problems in readings for problem in its_problems]
+        problems = [*_checkpoint_faults(run, disk), *(problem for _, its_problems in readings for problem in its_problems)]
         return Reading(_with_rivals(tuple(steps.values())), (*problems, *_unplanned(run, scripts)))
 
     def may_submit(self, step: Step, outputs: Outputs) -> str | None:
@@ -108,6 +109,16 @@ def _candidates(run: RunInput, evaluation: EvaluationInput) -> list[_Place]:
         cells.append(task)
     places = [_Place(directory / f"{flat}.slurm", flat), *(_Place(directory / c / "cell.slurm", c, True) for c in cells)]
     return places if run.document.suffix == ".md" else [*places[1:], places[0]]
+
+
+def _checkpoint_faults(run: RunInput, disk: Disk) -> Iterator[Problem]:
+    """The model of an eval-only run is somebody else's to make: an evaluation without it would only fail."""
+    if run.kind is not RunKind.EVAL_ONLY or run.checkpoint_path is None:
+        return
+    with suppress(DiskUnreadable):  # not known: the job will see
+        if disk.stat(run.checkpoint_path) is None:
+            message = f"the checkpoint of the eval-only run `{run.name}`, {run.checkpoint_path}, is not there"
+            yield Problem(run.document, run.line, message, run.name)
 
 
 def _find_scripts(directory: Path, disk: Disk) -> tuple[Path, ...]:
@@ -221,8 +232,8 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
 
 
 def _no_such_epoch(run: RunInput, evaluation: EvaluationInput, place: _Place) -> Reason | None:
-    if run.kind is not RunKind.FINE_TUNED:
-        return None
+    if run.kind is not RunKind.FINE_TUNED or not run.checkpoints:
+        return None  # a training at fault saves nothing, and says so itself
     saved = ", ".join(str(epoch) for epoch in sorted(run.checkpoints)) or "none"
     if evaluation.epoch is None and place.is_cell:
         return Reason("EpochUnknown", f"{run.name} is fine-tuned; which epoch does {place.name} evaluate? Saved: {saved}")

@@ -205,7 +205,10 @@ def _saved_epochs(config: OmegaConfig, epochs: int) -> tuple[int, ...]:
     numbers = {int(str(epoch)) for epoch in listed if str(epoch).isdecimal()} if isinstance(listed, list) else set()
     saved = tuple(sorted(numbers & set(range(epochs))))
     if not saved or len(numbers) != len(listed):
-        message = f"`epochs_to_save` is {value!r}; accepted: all, or a list of epochs from 0 to {epochs - 1}, one at least"
+        message = (
+            f"`epochs_to_save` is {value!r}; accepted: all, or a list of epochs from 0 to {epochs - 1}, one at least "
+            "(a training that saves nothing leaves nothing to verify)"
+        )
         raise ConfigFault(config.line("epochs_to_save"), message)
     return saved
 
