@@ -19,7 +19,7 @@ import pytest
 from reconciler.backends.local import LocalBackend, default_state_dir, parse_begin, parse_time_limit
 from reconciler.errors import ClusterUnreachable, SubmissionRefused
 from reconciler.model import Job, Phase
-from reconciler.ports import Submission
+from reconciler.ports import Doubt, Submission
 
 PATIENCE = 10.0
 
@@ -143,7 +143,7 @@ SUBMITTER = """
 import sys, time
 from pathlib import Path
 from reconciler.backends.local import LocalBackend
-from reconciler.ports import Submission
+from reconciler.ports import Doubt, Submission
 print(LocalBackend(Path(sys.argv[1])).submit(Submission(Path(sys.argv[2]), "named")), flush=True)
 time.sleep(float(sys.argv[3]))
 """
@@ -552,9 +552,9 @@ def test_the_queue_forgets_an_ended_job_after_an_hour_and_the_accounting_does_no
     bench.ended(job_id)
     age(bench, job_id, 3700)
     assert bench.backend.queue() == ()
-    assert [job.id for job in bench.backend.accounting(time.time() - 7200, ())] == [job_id]
-    assert bench.backend.accounting(time.time(), ()) == ()
-    assert [job.id for job in bench.backend.accounting(time.time(), (job_id,))] == [job_id]
+    assert [job.id for job in bench.backend.accounting(Doubt(time.time() - 7200))] == [job_id]
+    assert bench.backend.accounting(Doubt(time.time())) == ()
+    assert [job.id for job in bench.backend.accounting(Doubt(time.time(), (job_id,)))] == [job_id]
 
 
 def test_a_job_that_ended_a_month_ago_is_removed_and_its_id_not_used_again(bench: Bench) -> None:
@@ -567,7 +567,7 @@ def test_a_job_that_ended_a_month_ago_is_removed_and_its_id_not_used_again(bench
 
 
 def test_a_machine_that_never_ran_a_job_has_an_empty_queue_and_stays_untouched(bench: Bench) -> None:
-    assert bench.backend.queue() == bench.backend.accounting(0.0, ("1",)) == ()
+    assert bench.backend.queue() == bench.backend.accounting(Doubt(0.0, ("1",))) == ()
     assert not bench.state.exists()
 
 

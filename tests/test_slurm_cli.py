@@ -23,7 +23,7 @@ from reconciler.backends.slurm_cli import (
 from reconciler.backends.slurm_states import base_state, phase_of
 from reconciler.errors import AccountingDisabled, ClusterUnreachable, LimitReached, SubmissionRefused, SubmissionUncertain
 from reconciler.model import Phase
-from reconciler.ports import Submission
+from reconciler.ports import Doubt, Submission
 
 
 def squeue_row(*fields: str) -> str:
@@ -168,7 +168,7 @@ def test_a_job_that_is_over_can_be_told_nothing_and_that_is_no_error(tmp_path, m
 def test_a_site_without_accounting_says_so(tmp_path):
     cluster = commands(tmp_path, sacct="echo 'Slurm accounting storage is disabled' >&2; exit 1")
     with pytest.raises(AccountingDisabled):
-        cluster.accounting(0.0, ())
+        cluster.accounting(Doubt(0.0))
 
 
 def test_a_submission_runs_in_the_scripts_directory_with_the_lock_open_and_nothing_to_read(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnreadable
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Desired, Job, Observed, Outputs, OutputState, Reason, Step, Unknown
-from reconciler.ports import Backend, Disk, Tools
+from reconciler.ports import Backend, Disk, Doubt, Tools
 from reconciler.situation import CLOCK_SKEW
 
 _ABNORMAL_ENDS = {"NodeFailure", "BootFailure", "Vanished"}
@@ -89,8 +89,9 @@ def _ask_accounting(memory: Memory, queue: tuple[Job, ...], backend: Backend) ->
     if not doubtful:
         return None
     ids = tuple(attempt.job for attempt in doubtful if attempt.job is not None)
+    since = min(attempt.at for attempt in doubtful) - CLOCK_SKEW
     try:
-        return backend.accounting(min(attempt.at for attempt in doubtful) - CLOCK_SKEW, ids)
+        return backend.accounting(Doubt(since, ids, has_unnamed=len(ids) < len(doubtful)))
     except AccountingDisabled:
         return ()
     except ClusterUnreachable as error:

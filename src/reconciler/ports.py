@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -76,6 +76,16 @@ class Submission:
         return self.script.parent
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """What a good queue leaves open: attempts made since ``since`` (epoch s), whose jobs are ``ids``. ``has_unnamed`` is True
+    where a submission's id was never known: its job can be recognised by name alone."""
+
+    since: float
+    ids: tuple[str, ...] = ()
+    has_unnamed: bool = False
+
+
 class Backend(Protocol):
     """A cluster. Every method either answers in full or raises ClusterUnreachable; silence is never an answer."""
 
@@ -87,8 +97,9 @@ class Backend(Protocol):
     def queue(self) -> tuple[Job, ...]:
         """Every job of this user that is live or recently ended, as the queue shows it."""
 
-    def accounting(self, since: float, ids: Sequence[str]) -> tuple[Job, ...]:
-        """Jobs of this user since ``since`` (epoch s), with the jobs of ``ids`` among them however old they are."""
+    def accounting(self, doubt: Doubt) -> tuple[Job, ...]:
+        """What the accounting knows of the jobs in doubt, among others of this user's. Raises AccountingDisabled where a site
+        keeps none at all."""
 
     def submit(self, job: Submission) -> str:
         """The id of the accepted job.

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from reconciler.backends.local_supervisor import MARK, End, JobDirectory, Record
 from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.errors import ClusterUnreachable, SubmissionRefused
 from reconciler.model import Job, Phase
-from reconciler.ports import Environment, Submission
+from reconciler.ports import Doubt, Environment, Submission
 
 _IN_QUEUE_SECONDS = 3600.0  # how long the queue still shows a job that has ended
 _KEPT_SECONDS = 30 * 86400.0  # how long the accounting does
@@ -61,9 +61,10 @@ class LocalBackend:
         since = time.time() - _IN_QUEUE_SECONDS
         return tuple(job for job in self._jobs("queue") if job.ended is None or job.ended >= since)
 
-    def accounting(self, since: float, ids: Sequence[str]) -> tuple[Job, ...]:
-        """Every job that was live at ``since`` or later, and those of ``ids``; ended jobs are kept for 30 days."""
-        return tuple(job for job in self._jobs("accounting") if job.ended is None or job.ended >= since or job.id in ids)
+    def accounting(self, doubt: Doubt) -> tuple[Job, ...]:
+        """Every job that was live then or later, and those in doubt; ended jobs are kept for 30 days."""
+        jobs = self._jobs("accounting")
+        return tuple(job for job in jobs if job.ended is None or job.ended >= doubt.since or job.id in doubt.ids)
 
     def submit(self, job: Submission) -> str:
         """Start a supervisor for a copy of the script; the job exists from the moment that its ``job.json`` does.

@@ -22,7 +22,7 @@ from reconciler.errors import (
     SubmissionUncertain,
 )
 from reconciler.model import Job
-from reconciler.ports import Environment, Submission
+from reconciler.ports import Doubt, Environment, Submission
 
 _QUERY_SECONDS = 60.0  # a dead controller costs every client call 9 s, a busy one more
 _SUBMIT_SECONDS = 60
@@ -63,13 +63,13 @@ class SlurmCli:
         """Every job of this user that squeue shows, those ended within MinJobAge among them (``-t all``)."""
         return parse_squeue(self._ask(["squeue", "--me", "--all", "--noheader", "--states=all", "-O", _SQUEUE_FORMAT]))
 
-    def accounting(self, since: float, ids: Sequence[str]) -> tuple[Job, ...]:
-        """Every job of this user that was pending, running or ended after ``since``, whatever became of it."""
+    def accounting(self, doubt: Doubt) -> tuple[Job, ...]:
+        """Every job of this user that was pending, running or ended since then, whatever became of it."""
         return parse_sacct(
             self._ask(
                 [
-                    "sacct", "-X", "-P", "--noheader", "--delimiter", _FIELD, f"--starttime=uts{int(since)}", "--endtime=now",
-                    f"--state={_SACCT_STATES}", f"--user={os.getuid()}", f"--format={','.join(_SACCT_FIELDS)}",
+                    "sacct", "-X", "-P", "--noheader", "--delimiter", _FIELD,
+                    f"--starttime=uts{int(doubt.since)}", "--endtime=now", f"--state={_SACCT_STATES}", f"--user={os.getuid()}", f"--format={','.join(_SACCT_FIELDS)}",
                 ]
             )
         )  # fmt: skip
