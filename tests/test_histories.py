@@ -1,0 +1,177 @@
+"""Whatever happens, in whatever order: thousands of histories of one experiment, each step of them checked (see histories.py).
+
+Five hundred run with the other tests, always the same ones; ``make fuzz`` runs ten thousand new ones.
+"""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+
+from fake_slurm.faults import Kind
+from fake_slurm.jobs import State
+from fake_slurm.site import Partition, Site
+from histories import Fate, History
+
+_FUZZ = int(os.environ.get("RECONCILE_HISTORIES", "0"))
+SETTINGS = settings(
+    max_examples=_FUZZ or 500,
+    derandomize=not _FUZZ,
+    stateful_step_count=40 if _FUZZ else 25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+    print_blob=bool(_FUZZ),
+)
+
+SITES = st.builds(
+    Site,
+    partitions=st.sampled_from([(Partition("main", cpus=64),), (Partition("main", cpus=2),)]),
+    has_accounting=st.sampled_from([True, True, True, False]),
+    accounting_lag=st.sampled_from([0.6, 30.0]),
+    min_job_age=st.sampled_from([2.0, 300.0]),
+    max_submit_jobs=st.sampled_from([None, None, 2]),
+    boot_time=st.sampled_from([0.0, 0.0, 120.0]),
+    epilog_time=st.sampled_from([0.0, 20.0]),
+    last_id=st.sampled_from([67_043_328, 4]),
+)
+TIMES = st.sampled_from([1.0, 10.0, 61.0, 305.0, 601.0, 4000.0])
+ENDS = st.sampled_from(
+    [
+        ("whole", State.COMPLETED, 0),
+        ("whole", State.FAILED, 15),
+        ("half", State.FAILED, 1),
+        ("half", State.TIMEOUT, 0),
+        ("half", State.NODE_FAIL, 0),
+        ("half", State.PREEMPTED, 0),
+        (None, State.COMPLETED, 0),
+        (None, State.FAILED, 1),
+        (None, State.OUT_OF_MEMORY, 0),
+        (None, State.BOOT_FAIL, 0),
+    ]
+)
+CALLS = st.sampled_from(["submit", "queue", "accounting", "cancel", "hold", "release", "config", "*"])
+FATES = st.one_of(
+    st.just(Fate("accepted")), st.just(Fate("lost")), st.builds(Fate, st.just("late"), st.sampled_from([1.0, 30.0, 59.0]))
+)
+KEYS = st.integers(0, 10)
+EFFECTS = st.integers(0, 45)
+
+
+class Histories(RuleBasedStateMachine):
+    """Rules are what may happen; what must hold is checked by every one of them."""
+
+    @initialize(site=SITES, has_table=st.booleans())
+    def begin(self, site: Site, has_table: bool) -> None:
+        self.history = History(site, has_table)
+
+    def teardown(self) -> None:
+        if hasattr(self, "history"):
+            try:
+                self.history.settle_down()
+            finally:
+                self.history.close()
+
+    def _key(self, number: int) -> str:
+        return self.history.keys[number % len(self.history.keys)]
+
+    # --- passes
+
+    @rule()
+    def apply(self) -> None:
+        self.history.apply()
+
+    @rule(seconds=TIMES)
+    def apply_after(self, seconds: float) -> None:
+        self.history.pass_time(seconds)
+        self.history.apply()
+
+    @rule(effect=EFFECTS, fate=FATES)
+    def a_pass_is_killed(self, effect: int, fate: Fate) -> None:
+        self.history.apply_killed_at(effect, fate)
+
+    @rule(effect=EFFECTS)
+    def two_passes_overlap(self, effect: int) -> None:
+        self.history.apply_with_another_beside_it(effect)
+
+    @precondition(lambda self: not self.history.wire.faults.pending)
+    @rule()
+    def diff_then_apply(self) -> None:
+        self.history.diff_is_what_apply_does()
+
+    # --- the cluster
+
+    @rule(seconds=TIMES)
+    def time_passes(self, seconds: float) -> None:
+        self.history.pass_time(seconds)
+
+    @precondition(lambda self: self.history.live_jobs())
+    @rule(number=KEYS, end=ENDS)
+    def a_job_ends(self, number: int, end: tuple[str | None, State, int]) -> None:
+        jobs = self.history.live_jobs()
+        self.history.end_job(jobs[number % len(jobs)], *end)
+
+    @precondition(lambda self: self.history.live_jobs())
+    @rule(number=KEYS)
+    def a_job_is_in_the_middle_of_writing(self, number: int) -> None:
+        jobs = self.history.live_jobs()
+        self.history.write_half(jobs[number % len(jobs)])
+
+    @precondition(lambda self: self.history.live_jobs())
+    @rule(number=KEYS, verb=st.sampled_from(["cancel", "hold", "release", "requeue"]))
+    def a_person_acts_on_a_job(self, number: int, verb: str) -> None:
+        jobs = self.history.live_jobs()
+        self.history.act_on_job(jobs[number % len(jobs)], verb)
+
+    @rule(call=CALLS, kind=st.sampled_from(Kind), seconds=st.sampled_from([5.0, 120.0]), times=st.integers(1, 3))
+    def something_will_go_wrong(self, call: str, kind: Kind, seconds: float, times: int) -> None:
+        self.history.inject(call, kind, seconds, times)
+
+    @rule()
+    def the_database_stops(self) -> None:
+        self.history.cluster.accounting.stop()
+
+    @rule()
+    def the_database_is_back(self) -> None:
+        self.history.cluster.accounting.start(self.history.cluster.now)
+
+    @rule()
+    def the_node_dies(self) -> None:
+        self.history.cluster.fail_node()
+
+    @rule()
+    def the_node_is_back(self) -> None:
+        self.history.cluster.return_node()
+
+    # --- people
+
+    @rule(number=KEYS, verb=st.sampled_from(["hold", "release", "cancel", "rerun"]), now=st.booleans())
+    def a_person_says(self, number: int, verb: str, now: bool) -> None:
+        self.history.say(verb, self._key(number), now=now)
+
+    @rule(runs=st.sampled_from([["a", "b"], ["a"], ["b", "a"], ["a", "b", "c"], ["c", "b"]]))
+    def the_document_is_edited(self, runs: list[str]) -> None:
+        self.history.edit_runs(runs)
+
+    @rule(run=st.sampled_from(["a", "b"]), command=st.sampled_from(["echo train", "echo other"]))
+    def a_script_is_edited(self, run: str, command: str) -> None:
+        self.history.edit_script(run, command)
+
+    @rule(size=st.integers(1, 900))
+    def the_end_of_the_ledger_is_lost(self, size: int) -> None:
+        self.history.lose_ledger_tail(size)
+
+    @invariant()
+    def tell(self) -> None:
+        if hasattr(self, "history"):
+            note(
+                f"{self.history.cluster.now - 2e9:.0f} s: "
+                + ", ".join(f"{j.id} {j.state.value}" for j in self.history.live_jobs())
+            )
+
+
+def test_every_promise_holds_in_every_history():
+    run_state_machine_as_test(Histories, settings=SETTINGS)
