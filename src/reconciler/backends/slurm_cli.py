@@ -65,14 +65,9 @@ class SlurmCli:
 
     def accounting(self, doubt: Doubt) -> tuple[Job, ...]:
         """Every job of this user that was pending, running or ended since then, whatever became of it."""
-        return parse_sacct(
-            self._ask(
-                [
-                    "sacct", "-X", "-P", "--noheader", "--delimiter", _FIELD,
-                    f"--starttime=uts{int(doubt.since)}", "--endtime=now", f"--state={_SACCT_STATES}", f"--user={os.getuid()}", f"--format={','.join(_SACCT_FIELDS)}",
-                ]
-            )
-        )  # fmt: skip
+        since, states = f"--starttime=uts{int(doubt.since)}", f"--state={_SACCT_STATES}"
+        rows = ["sacct", "-X", "-P", "--noheader", "--delimiter", _FIELD, f"--format={','.join(_SACCT_FIELDS)}"]
+        return parse_sacct(self._ask([*rows, since, "--endtime=now", states, f"--user={os.getuid()}"]))
 
     def submit(self, job: Submission) -> str:
         """sbatch from the script's own directory, the lock's descriptor open in it, for a minute at most (timeout(1))."""
