@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.backends.local import LocalBackend, default_state_dir, parse_begin, parse_time_limit
+from reconciler.backends.local import LocalBackend, default_state_dir, parse_begin
+from reconciler.batch_script import parse_time_limit
 from reconciler.errors import ClusterUnreachable, SubmissionRefused
 from reconciler.model import Job, Phase
 from reconciler.ports import Doubt, Submission

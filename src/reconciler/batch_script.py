@@ -7,6 +7,7 @@ the block), options abbreviated as GNU getopt does only in their short forms her
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ _SHORT = {
 }  # fmt: skip
 _SWITCHES = {"hold", "wait", "test-only", "requeue", "no-requeue", "parsable", "exclusive", "overcommit", "contiguous"}
 _PREFIX = "#SBATCH"
+_DAYS_FIRST = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
+_CLOCK = re.compile(r"(\d+)(?::(\d+))?(?::(\d+))?")
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,17 @@ def _directives(text: str, line: int) -> list[Directive]:
             attached = word[2:].removeprefix("=") or None
             found.append(Directive(option, attached if attached or option in _SWITCHES else next(rest, None), line))
     return found
+
+
+def parse_time_limit(text: str | None) -> float | None:
+    """Seconds of a ``--time`` (man sbatch: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None for no limit. Raises ValueError."""
+    if text is None or text.lower() in ("unlimited", "infinite", "-1", "0"):
+        return None
+    if match := _DAYS_FIRST.fullmatch(text):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
+    if match := _CLOCK.fullmatch(text):
+        parts = [int(part) for part in match.groups() if part is not None]
+        hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
+        return float((hours * 60 + minutes) * 60 + seconds)
+    raise ValueError(f"Invalid --time specification: {text} (accepted: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S)")

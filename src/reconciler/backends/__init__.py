@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+from collections.abc import Callable
 
 from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.ports import Backend
 
 
-def choose(name: str, slots: int | None) -> Backend:
-    """The backend of a name. ``slots`` is how many jobs ``local`` runs at a time (None: one).
+def choose(name: str, slots: int | None, say: Callable[[str], None]) -> Backend:
+    """The backend of a name. ``slots`` is how many jobs ``local`` runs at a time (None: one); ``say`` hears where one backend has
+    to stand in for another.
 
-    ``auto`` takes Slurm's commands where they are, and never ``local``: cron on a login node without Slurm on its PATH
-    would train there. Raises UsageError, or ClusterUnreachable where ``auto`` finds no Slurm.
+    ``auto`` takes pyslurm where it is installed, else Slurm's commands, and never ``local``: cron on a login node without Slurm
+    on its PATH would train there. Raises UsageError, or ClusterUnreachable where ``auto`` finds no Slurm.
     """
+    has_api = name in ("auto", "pyslurm") and importlib.util.find_spec("pyslurm") is not None
     if name == "local":
         from reconciler.backends.local import LocalBackend, default_state_dir
 
         return LocalBackend(default_state_dir(), slots or 1)
+    if has_api:
+        from reconciler.backends.slurm_api import SlurmApi
+        from reconciler.backends.slurm_cli import SlurmCli
+
+        return SlurmApi(SlurmCli(), say)
     if name == "cli" or (name == "auto" and all(shutil.which(command) for command in ("sbatch", "squeue"))):
         from reconciler.backends.slurm_cli import SlurmCli
 
@@ -28,5 +37,7 @@ def choose(name: str, slots: int | None) -> Backend:
             "say --backend local to run the batch scripts here (auto never chooses that by itself)"
         )
     if name == "pyslurm":
-        raise UsageError("the pyslurm backend is not available in this version; use --backend cli")
-    raise UsageError(f"no backend is called {name!r}; there are auto, cli and local")
+        raise UsageError(
+            "pyslurm is not installed here: `pip install 'reconciler[pyslurm]'` builds it for this Slurm, or use cli"
+        )
+    raise UsageError(f"no backend is called {name!r}; there are auto, pyslurm, cli and local")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from reconciler.backends import local_supervisor
 from reconciler.backends.local_supervisor import MARK, End, JobDirectory, Record, Start, locked, write_atomically
-from reconciler.batch_script import BatchScript, parse_batch_script
+from reconciler.batch_script import BatchScript, parse_batch_script, parse_time_limit
 from reconciler.errors import ClusterUnreachable, SubmissionRefused
 from reconciler.model import Job, Phase
 from reconciler.ports import Doubt, Environment, Submission
@@ -228,7 +228,7 @@ class LocalBackend:
             append=(script.value("open-mode") or "").startswith("a"),
             submitted=now,
             begins=now + job.begin_in if job.begin_in else max(now, parse_begin(script.value("begin") or "now", now)),
-            time_limit=parse_time_limit(script.value("time")),
+            time_limit=_time_limit(script.value("time")),
             slots=self._slots,
         )
 
@@ -336,24 +336,15 @@ def _read_script(path: Path) -> tuple[bytes, BatchScript]:
     return content, script
 
 
-_DAYS_FIRST = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
-_CLOCK = re.compile(r"(\d+)(?::(\d+))?(?::(\d+))?")
 _BEGIN_IN = re.compile(r"now(?:\+(\d+)\s*(second|minute|hour|day|week)?s?)?")
 _UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 7 * 86400}
 
 
-def parse_time_limit(text: str | None) -> float | None:
-    """Seconds of a ``--time`` (man sbatch: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None where there is no limit."""
-    if text is None or text.lower() in ("unlimited", "infinite", "-1", "0"):
-        return None
-    if match := _DAYS_FIRST.fullmatch(text):
-        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
-    if match := _CLOCK.fullmatch(text):
-        parts = [int(part) for part in match.groups() if part is not None]
-        hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
-        return float((hours * 60 + minutes) * 60 + seconds)
-    raise SubmissionRefused(f"Invalid --time specification: {text} (accepted: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S)")
+def _time_limit(text: str | None) -> float | None:
+    try:
+        return parse_time_limit(text)
+    except ValueError as error:
+        raise SubmissionRefused(str(error)) from error
 
 
 def parse_begin(text: str, now: float) -> float:

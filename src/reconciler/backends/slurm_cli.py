@@ -252,6 +252,11 @@ def read_submission(code: int, output: str, errors: str) -> str:
     raise next((sign.kind for sign in _SIGNS if sign.part in errors), SubmissionUncertain)(said)
 
 
+def kind_of_refusal(message: str) -> type[Exception]:
+    """What it means that the controller answered a submission with this message of slurm_errno.c."""
+    return next(sign.kind for sign in _SIGNS if sign.part in f"Batch job submission failed: {message}")
+
+
 # --- answers to queries ----------------------------------------------------------------------------------
 
 

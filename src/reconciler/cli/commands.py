@@ -89,7 +89,7 @@ def _settings(asked: Asked) -> Policy:
 
 def _scene(asked: Asked) -> Scene:
     policy = _settings(asked)
-    chosen = choose(policy.backend, policy.max_in_flight)
+    chosen = choose(policy.backend, policy.max_in_flight, _say_aside)
     if chosen.name == "local" and policy.max_in_flight is None:
         policy = replace(policy, max_in_flight=1)
     return Scene(
@@ -105,6 +105,10 @@ def _scene(asked: Asked) -> Scene:
         select=asked.select or "*",
         tick=_progress(),
     )
+
+
+def _say_aside(line: str) -> None:
+    print(f"reconcile: {render.plain(line)}", file=sys.stderr)
 
 
 def _user() -> str:
@@ -248,9 +252,8 @@ def apply(asked: Asked, wait: bool, max_in_flight: int | None) -> int:
     """
     scene = _scene(asked)
     if max_in_flight is not None:
-        scene = replace(
-            scene, policy=replace(scene.policy, max_in_flight=max_in_flight), backend=choose(scene.backend.name, max_in_flight)
-        )
+        policy = replace(scene.policy, max_in_flight=max_in_flight)
+        scene = replace(scene, policy=policy, backend=choose(scene.backend.name, max_in_flight, _say_aside))
     seen = run_pass(scene)
     _report(seen, asked)
     while wait and not _is_over(seen):
