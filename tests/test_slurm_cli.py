@@ -48,6 +48,11 @@ def test_squeue_rows_become_jobs_whatever_their_names_hold():
     assert (begin.held, begin.begins, begin.pending_reason) == (False, 1795488126.0, "BeginTime")
 
 
+def test_squeue_of_24_11_prints_the_exit_code_in_another_way():
+    (job,) = parse_squeue(ENDED.replace("4021", "0:53"))
+    assert job.exit_code == "0:53"
+
+
 @pytest.mark.parametrize("cut", range(1, len(PENDING + ENDED)))
 def test_a_squeue_answer_cut_off_anywhere_is_an_error_or_whole_rows_at_a_row_end(cut):
     text = (PENDING + ENDED)[:cut]

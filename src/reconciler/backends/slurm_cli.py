@@ -296,7 +296,10 @@ def _queue_job(fields: Sequence[str]) -> Job:
 
 
 def _exit_code(status: str) -> str:
-    """``code:signal`` from squeue's wait status: 768 is 3:0, 4021 (output file not opened) is 0:53."""
+    """``code:signal`` from what squeue prints: a wait status on 22.05 (768 is 3:0, 4021, output file not opened, is 0:53), and
+    ``code:signal`` itself on 24.11."""
+    if re.fullmatch(r"\d+:\d+", status):
+        return status
     if not status.isdigit():
         return ""
     number = int(status)
