@@ -1,7 +1,8 @@
 """A real Slurm cluster of one node with accounting, on loopback, everything it writes under one directory.
 
-Needs root and Debian's packages slurmctld, slurmd, slurmdbd, slurm-client, munge and mariadb-server. What it starts it stops, by
-process id; a munged that runs already is shared and left alone, because a machine has one socket for it.
+Needs root and, on the machine whose programs it runs (machine.py), Debian's packages slurmctld, slurmd, slurmdbd, slurm-client,
+munge and mariadb-server. What it starts it stops, by process id; a munged that runs already is shared and left alone, because a
+file system has one socket for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from machine import Machine, ThisMachine, slurm_release
+from releases import MARIADB_OPTIONS, cgroup_conf
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _HOST = socket.gethostname().split(".")[0]
@@ -75,6 +79,7 @@ class Cluster:
     """One cluster. ``min_job_age`` is how many seconds squeue still shows a job that has ended."""
 
     directory: Path
+    machine: Machine = field(default_factory=ThisMachine)
     has_accounting: bool = True
     min_job_age: int = 5
     _running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
@@ -143,20 +148,19 @@ class Cluster:
             _WITH_ACCOUNTING.format(**self._ports) if self.has_accounting else "AccountingStorageType=accounting_storage/none"
         )
         self.conf.write_text(_SLURM_CONF.format(**facts, **self._ports, accounting=accounting))
-        (self.directory / "cgroup.conf").write_text("CgroupAutomount=no\n")
+        (self.directory / "cgroup.conf").write_text(cgroup_conf(slurm_release(self.machine)))
         database = self.directory / "slurmdbd.conf"
         database.write_text(_SLURMDBD_CONF.format(**facts, **self._ports))
         database.chmod(0o600)
 
     def _start_munge(self) -> None:
-        if _munge_works():
+        if self._succeeds("munge", "-n"):
             return
         key = self.directory / "munge" / "munge.key"
         key.write_bytes(secrets.token_bytes(1024))
         key.chmod(0o600)
         (self.directory / "munge").chmod(0o700)
-        Path("/run/munge").mkdir(exist_ok=True)
-        Path("/run/munge").chmod(0o755)
+        self._run("install", "--directory", "--mode=755", "/run/munge")
         files = {
             "key-file": key,
             "pid-file": key.with_name("pid"),
@@ -164,7 +168,7 @@ class Cluster:
             "seed-file": key.with_name("seed"),
         }
         self._spawn("munged", "munged", "--foreground", "--force", *(f"--{name}={path}" for name, path in files.items()))
-        self._wait("munged", _munge_works)
+        self._wait("munged", lambda: self._succeeds("munge", "-n"))
 
     def _start_database(self) -> None:
         data, sock = self.directory / "database", self.directory / "mysql.sock"
@@ -177,7 +181,16 @@ class Cluster:
             f"--pid-file={self.directory}/mysql.pid",
         ]
         tuning = ["--innodb-buffer-pool-size=128M", "--innodb-lock-wait-timeout=900", "--innodb-flush-log-at-trx-commit=0"]
-        self._spawn("mariadbd", "mariadbd", "--no-defaults", "--user=root", "--bind-address=127.0.0.1", *options, *tuning)
+        self._spawn(
+            "mariadbd",
+            "mariadbd",
+            "--no-defaults",
+            "--user=root",
+            "--bind-address=127.0.0.1",
+            *options,
+            *tuning,
+            *MARIADB_OPTIONS,
+        )
         client = ["mariadb", "--no-defaults", f"--socket={sock}", "--user=root", "--execute"]
         self._wait("mariadbd", lambda: self._succeeds(*client, "select 1"))
         users = (f"create user slurm@'{host}' identified by '{self._password}'; grant all on slurm_acct_db.* to slurm@'{host}';"
@@ -187,7 +200,7 @@ class Cluster:
     def _spawn(self, name: str, *command: str) -> None:
         with (self.directory / f"{name}.out").open("ab") as output:
             self._running[name] = subprocess.Popen(
-                command,
+                self.machine.words(*command),
                 env={**os.environ, **self.environment, "SLURMDBD_CONF": str(self.directory / "slurmdbd.conf")},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -206,16 +219,16 @@ class Cluster:
 
     def _run(self, *command: str, timeout: float = 60) -> str:
         environment = {**os.environ, **self.environment}
+        words = self.machine.words(*command)
         done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
+            words, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, check=False
         )
         return done.stdout
 
     def _succeeds(self, *command: str) -> bool:
         environment = {**os.environ, **self.environment}
-        return (
-            subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
-        )
+        words = self.machine.words(*command)
+        return subprocess.run(words, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
 
     def _wait(self, what: str, is_there: Callable[[], bool], seconds: float = 60) -> None:
         end = time.monotonic() + seconds
@@ -224,11 +237,6 @@ class Cluster:
                 logs = "\n".join(f"--- {p.name}\n{p.read_text(errors='replace')[-1500:]}" for p in self.directory.glob("*.log"))
                 raise RuntimeError(f"no {what} after {seconds:.0f} s\n{logs}")
             time.sleep(0.2)
-
-
-def _munge_works() -> bool:
-    made = subprocess.run(["munge", "-n"], env={"PATH": _PATH}, stdin=subprocess.DEVNULL, capture_output=True, check=False)
-    return made.returncode == 0
 
 
 def _answers(port: int) -> bool:
@@ -248,9 +256,9 @@ def _free_ports(count: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running_cluster(directory: Path, **options: bool | int) -> Iterator[Cluster]:
+def running_cluster(directory: Path, machine: Machine, **options: bool | int) -> Iterator[Cluster]:
     """A cluster for the time of a ``with`` block; nothing of it is left afterwards."""
-    cluster = Cluster(directory, **options)  # type: ignore[arg-type]
+    cluster = Cluster(directory, machine, **options)  # type: ignore[arg-type]
     cluster.start()
     try:
         yield cluster

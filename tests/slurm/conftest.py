@@ -1,10 +1,19 @@
-"""What the tests on a real cluster share: the cluster, two ordinary users, and the package as they would install it."""
+"""What the tests on a real cluster share: the cluster, two ordinary users, and the package as they would install it.
+
+Environment variables choose what is tested:
+
+    RECONCILE_TEST_SLURM=1       these tests run at all
+    RECONCILE_TEST_SLURM_ROOT    whose Slurm: empty for this machine's own; a Debian suite (``trixie``, ``testing``) to have it in a
+                                 directory made for it and removed; the path of a directory that debian_root.py made
+    RECONCILE_TEST_BACKEND       ``cli`` (the default) or ``pyslurm``, which is then built for that Slurm
+"""
 
 from __future__ import annotations
 
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -17,14 +26,28 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cluster import Cluster, running_cluster
+from debian_root import debian_root
+from machine import PYTHON, Machine, ThisMachine, output_of, python_release
+from pyslurm_on_24_11.build import pyslurm_wheel
+from wheels import gather
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SYSTEM_PYTHON = "/usr/bin/python3"  # one that ordinary users may run
+BACKEND = os.environ.get("RECONCILE_TEST_BACKEND") or "cli"
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
     """These tests run only where they were asked for; then they must run."""
-    return True if os.environ.get("RECONCILE_TEST_SLURM") != "1" and collection_path.name.startswith("test_") else None
+    if not collection_path.name.startswith("test_"):
+        return None
+    if os.environ.get("RECONCILE_TEST_SLURM") != "1":
+        return True
+    return True if BACKEND != "pyslurm" and "pyslurm" in collection_path.name else None
+
+
+def pytest_configure() -> None:
+    """A time limit ends a run with SIGTERM: then too the daemons are stopped and the directories removed."""
+    if os.environ.get("RECONCILE_TEST_SLURM") == "1":
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,7 @@ class Person:
     home: Path
     cluster: Cluster
     install: Path
+    backend: str = BACKEND
 
     def run(self, *command: object, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
         variables = {
@@ -42,6 +66,7 @@ class Person:
             **self.cluster.environment, **environment,
         }  # fmt: skip
         variables["PATH"] = f"{self.install / 'venv/bin'}:{variables['PATH']}"
+        at_home = ["env", f"--chdir={self.home}"]  # there, not here: entering a root leads to its top
         drop = [
             "setpriv",
             f"--reuid={self.name}",
@@ -49,11 +74,9 @@ class Person:
             "--init-groups",
             "--inh-caps=-all",
         ]
-        words = [*drop, *map(str, command)]
         return subprocess.run(
-            words,
+            self.cluster.machine.words(*at_home, *drop, *command),
             env=variables,
-            cwd=self.home,
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -62,7 +85,7 @@ class Person:
         )
 
     def reconcile(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.run(self.install / "venv/bin/reconcile", *arguments, RECONCILE_BACKEND="cli", **environment)
+        return self.run(self.install / "venv/bin/reconcile", *arguments, RECONCILE_BACKEND=self.backend, **environment)
 
     def new_experiment(self, name: str, *options: object) -> Path:
         """An experiment of this user's, in a lab directory of its own."""
@@ -81,48 +104,65 @@ def place() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def cluster(place: Path) -> Iterator[Cluster]:
-    with running_cluster(place / "cluster") as started:
+def machine(place: Path) -> Iterator[Machine]:
+    """Whose Slurm and Python the cluster and its users have."""
+    wanted = os.environ.get("RECONCILE_TEST_SLURM_ROOT")
+    if not wanted:
+        yield ThisMachine()
+        return
+    with debian_root(wanted, shared=place) as root:
+        yield root
+
+
+@pytest.fixture(scope="session")
+def cluster(place: Path, machine: Machine) -> Iterator[Cluster]:
+    with running_cluster(place / "cluster", machine) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def bare_cluster(place: Path, cluster: Cluster) -> Iterator[Cluster]:
+def bare_cluster(place: Path, machine: Machine, cluster: Cluster) -> Iterator[Cluster]:
     """A cluster without any accounting; it shares the first one's munge."""
-    with running_cluster(place / "bare", has_accounting=False) as started:
+    with running_cluster(place / "bare", machine, has_accounting=False) as started:
         yield started
 
 
 @pytest.fixture(scope="session")
-def install(place: Path) -> Path:
+def install(place: Path, machine: Machine) -> Path:
     """The package in a virtual environment that ordinary users can run, and the examples beside it."""
     target = place / "install"
-    subprocess.run([SYSTEM_PYTHON, "-m", "venv", target / "venv"], check=True)
+    gather(REPOSITORY, python_release(machine), place / "wheels")
+    wanted = ["reconciler"]
+    if BACKEND == "pyslurm":
+        shutil.copy(pyslurm_wheel(machine, place / "pyslurm"), place / "wheels")
+        wanted.append("pyslurm")
+    output_of(machine, PYTHON, "-m", "venv", target / "venv")
     pip = [target / "venv/bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, str(REPOSITORY)], check=True)
+    output_of(machine, *pip, "--no-index", "--find-links", place / "wheels", *wanted)
     shutil.copytree(REPOSITORY / "examples", target / "examples")
     subprocess.run(["chmod", "-R", "a+rX", target], check=True)
     return target
 
 
-def _account(name: str, place: Path) -> Iterator[Path]:
+def _account(name: str, place: Path, machine: Machine) -> Iterator[Path]:
     home = place / name
     home.mkdir()
     made = subprocess.run(["useradd", "--no-create-home", f"--home-dir={home}", name], capture_output=True, check=False)
     shutil.chown(home, name, name)
+    machine.adopt(name)
     yield home
     if made.returncode == 0:
         subprocess.run(["userdel", name], capture_output=True, check=False)
 
 
 @pytest.fixture(scope="session")
-def first_home(place: Path) -> Iterator[Path]:
-    yield from _account("rec1", place)
+def first_home(place: Path, machine: Machine) -> Iterator[Path]:
+    yield from _account("rec1", place, machine)
 
 
 @pytest.fixture(scope="session")
-def second_home(place: Path) -> Iterator[Path]:
-    yield from _account("rec2", place)
+def second_home(place: Path, machine: Machine) -> Iterator[Path]:
+    yield from _account("rec2", place, machine)
 
 
 @pytest.fixture

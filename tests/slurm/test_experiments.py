@@ -135,7 +135,7 @@ def test_a_pass_killed_at_any_moment_never_leads_to_a_second_job(person):
     configure(experiment)
     for delay in (0.3, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2):
         reconcile = [str(person.install / "venv/bin/reconcile"), "apply", str(experiment)]
-        person.run("timeout", "--signal=KILL", str(delay), *reconcile, RECONCILE_BACKEND="cli", STANDIN_SECONDS="0.5")
+        person.run("timeout", "--signal=KILL", str(delay), *reconcile, RECONCILE_BACKEND=person.backend, STANDIN_SECONDS="0.5")
         time.sleep(0.2)
     time.sleep(1)
     converge(person, experiment, passes=90)
