@@ -34,8 +34,12 @@ types: $(STAMP) ## check the types
 contract: $(STAMP) ## check that imports point one way
 	$(BIN)/lint-imports
 
-test-slurm: $(STAMP) ## run the tests against a real Slurm, started for them on this machine
-	RECONCILE_TEST_SLURM=1 $(BIN)/python -m pytest tests/slurm
+# SUITE= takes the Slurm of this machine; a Debian suite gets a root of its own, made by debootstrap and removed afterwards.
+SUITE ?=
+BACKEND ?= cli
+test-slurm: $(STAMP) ## run the tests against a real Slurm, started for them (SUITE=trixie, BACKEND=pyslurm: see tests/slurm/conftest.py)
+	RECONCILE_TEST_SLURM=1 RECONCILE_TEST_SLURM_ROOT=$(SUITE) RECONCILE_TEST_BACKEND=$(BACKEND) \
+	  $(BIN)/python -m pytest --durations=10 tests/slurm
 
 build: $(STAMP) ## build the wheel and the source distribution into dist/
 	$(BIN)/python -m build
