@@ -115,7 +115,7 @@ class Cluster:
     def stop(self) -> None:
         """Everything down, newest first; the directory stays for whoever made it."""
         with contextlib.suppress(subprocess.SubprocessError, OSError):
-            self._run("scancel", "--state=RUNNING", "--state=PENDING", "--user=rec1", timeout=10)
+            self._run("scancel", "--state=RUNNING", "--state=PENDING", timeout=10)
         for name in reversed(list(self._running)):
             self._end(name)
 

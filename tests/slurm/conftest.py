@@ -33,6 +33,7 @@ from wheels import gather
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BACKEND = os.environ.get("RECONCILE_TEST_BACKEND") or "cli"
+_OURS = f"rec{os.getpid()}"  # users of this session's own: several may run at a time on one machine
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:
@@ -85,7 +86,13 @@ class Person:
         )
 
     def reconcile(self, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        return self.run(self.install / "venv/bin/reconcile", *arguments, RECONCILE_BACKEND=self.backend, **environment)
+        done = self.run(self.install / "venv/bin/reconcile", *arguments, RECONCILE_BACKEND=self.backend, **environment)
+        assert "pyslurm does not work" not in done.stderr, done.stderr  # or the commands would be what is tested
+        return done
+
+    def python(self, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A piece of Python of this user's, with the package to import."""
+        return self.run(self.install / "venv/bin/python", "-c", code, **environment)
 
     def new_experiment(self, name: str, *options: object) -> Path:
         """An experiment of this user's, in a lab directory of its own."""
@@ -157,24 +164,24 @@ def _account(name: str, place: Path, machine: Machine) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def first_home(place: Path, machine: Machine) -> Iterator[Path]:
-    yield from _account("rec1", place, machine)
+    yield from _account(f"{_OURS}a", place, machine)
 
 
 @pytest.fixture(scope="session")
 def second_home(place: Path, machine: Machine) -> Iterator[Path]:
-    yield from _account("rec2", place, machine)
+    yield from _account(f"{_OURS}b", place, machine)
 
 
 @pytest.fixture
 def person(cluster: Cluster, install: Path, first_home: Path) -> Person:
-    return Person("rec1", first_home, cluster, install)
+    return Person(first_home.name, first_home, cluster, install)
 
 
 @pytest.fixture
 def colleague(cluster: Cluster, install: Path, second_home: Path) -> Person:
-    return Person("rec2", second_home, cluster, install)
+    return Person(second_home.name, second_home, cluster, install)
 
 
 @pytest.fixture
 def bare_person(bare_cluster: Cluster, install: Path, first_home: Path) -> Person:
-    return Person("rec1", first_home, bare_cluster, install)
+    return Person(first_home.name, first_home, bare_cluster, install)

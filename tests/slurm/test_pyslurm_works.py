@@ -49,7 +49,7 @@ for _ in range(50):
 answer = [job] + [[j.id, j.name, j.state, j.exit_code, j.exit_code_signal, j.user_name, j.working_directory] for j in (queued, accounted)]
 """,
     )
-    assert queued == accounted == [job, "lr=1e-5, größe", "FAILED", 3, 0, "rec1", str(person.home)]
+    assert queued == accounted == [job, "lr=1e-5, größe", "FAILED", 3, 0, person.name, str(person.home)]
 
 
 def test_a_job_is_held_begun_later_and_never_requeued_as_asked(person):
