@@ -80,6 +80,8 @@ class History:
         self._asked: set[str] = set()
         self._cancelled: set[str] = set()
         self._done: set[str] = set()
+        self._foreign: set[str] = set()
+        self.ahead = 0.0
         self._submitting: list[_Running] = []
         self._fate = Fate("accepted")
         self._mortality: Mortality | None = None
@@ -138,7 +140,7 @@ class History:
             _WatchedBackend(self),
             RealDisk(),
             dict(_TOOLS),
-            lambda: self.cluster.now,
+            lambda: self.cluster.now + self.ahead,
             "ana",
             {"HOME": "/home/ana", "USER": "ana"},
         )
@@ -264,6 +266,18 @@ class History:
             self._cancelled.add(key)
         self._check()
 
+    def step_clock(self, ahead: float) -> None:
+        """From now on this host's clock is so many seconds ahead of the cluster's; munge allows five minutes."""
+        self.ahead = ahead
+
+    def stranger_trains(self, run: str) -> None:
+        """Somebody begins a training where a step of ours would write, and no job of ours ever did."""
+        key = f"{run}/finetune"
+        has_jobs = self._submitting or any(self._key(job) == key for job in self.cluster.queue())
+        if run in self.runs and not has_jobs and not self._memory().of(key).attempts and not self.result(key).exists():
+            self._write(key, "a stranger's")
+            self._foreign.add(key)
+
     def inject(self, call: str, kind: Kind, seconds: float, times: int) -> None:
         """The next calls of a kind go wrong."""
         self.wire.faults.inject(Fault(call, kind, seconds=seconds, times=times))
@@ -285,6 +299,7 @@ class History:
         if said and verb == "rerun":
             self._asked.add(key)
             self._done.discard(key)
+            self._foreign.discard(key)
         if verb in ("rerun", "release"):
             self._cancelled.discard(key)
         self._check()
@@ -322,6 +337,9 @@ class History:
         self._at_most_one_live_job_a_step()
         self._done_only_with_evidence()
         self._document_is_the_persons()
+        for key in self._foreign:
+            if not self.result(key).exists() or self.result(key).read_text() != "a stranger's":
+                self._break(f"{key}: a stranger's outputs were touched")
         if self._broken:
             raise Broken("; ".join(self._broken))
 
@@ -376,6 +394,8 @@ class History:
         result = self.result(key)
         if key not in self._asked and result.exists() and result.read_text() == "whole" and key in self._done:
             self._break(f"{key} was verified and is submitted again, unasked")
+        if key in self._foreign:
+            self._break(f"{key} is submitted over a stranger's outputs")
         if key in self._cancelled:
             self._break(f"{key} was cancelled by a person and is submitted again, unasked")
 

@@ -146,7 +146,15 @@ class Histories(RuleBasedStateMachine):
     def the_node_is_back(self) -> None:
         self.history.cluster.return_node()
 
+    @rule(ahead=st.sampled_from([-280.0, 0.0, 280.0]))
+    def the_clock_of_this_host_steps(self, ahead: float) -> None:
+        self.history.step_clock(ahead)
+
     # --- people
+
+    @rule(run=st.sampled_from(["a", "b", "c"]))
+    def a_stranger_begins_a_training(self, run: str) -> None:
+        self.history.stranger_trains(run)
 
     @rule(number=KEYS, verb=st.sampled_from(["hold", "release", "cancel", "rerun"]), now=st.booleans())
     def a_person_says(self, number: int, verb: str, now: bool) -> None:

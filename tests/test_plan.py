@@ -158,6 +158,14 @@ def test_three_refusals_hold_a_step_and_fewer_back_off():
     assert decide(STEP, events=three).condition is Condition.HELD
 
 
+def test_what_a_refused_submission_left_in_the_queue_is_no_failure_of_a_job():
+    refused = [*submitted(STEP)[:1], event("refused", STEP, NOW - 999, attempt=1, message="Requested node configuration")]
+    record = job(STEP, Phase.ENDED, state="FAILED", started=NOW - 999, ended=NOW - 999)
+    plan = plan_for(STEP, events=refused, queue=(record,))
+    assert plan.of(STEP.key).verb is Verb.SUBMIT  # the backoff of one refusal is over
+    assert plan.learned == ()
+
+
 def test_a_site_limit_costs_no_attempt_and_is_tried_again_by_the_next_pass():
     limited = [
         e

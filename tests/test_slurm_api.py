@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.backends import slurm_api
-from reconciler.backends.job_description import OnlySbatchCan, describe
+from reconciler.backends.job_description import OnlySbatchCan, Submitter, describe
 from reconciler.backends.slurm_api import SlurmApi, accounted_job, queue_job, submission_failure
 from reconciler.backends.slurm_cli import SlurmCli
 from reconciler.batch_script import parse_batch_script
@@ -22,7 +22,7 @@ from reconciler.errors import ClusterUnreachable, LimitReached, SubmissionRefuse
 from reconciler.model import Phase
 from reconciler.ports import Doubt, Submission
 
-SCRIPT = "#!/bin/bash\n#SBATCH --ntasks=1\necho hello\n"
+SCRIPT = "#!/bin/bash\n#SBATCH --ntasks=1 --time=10\necho hello\n"
 GOOD = """
 class RPCError(Exception):
     def __init__(self, errno, msg):
@@ -208,10 +208,11 @@ def test_errors_of_a_submission_mean_what_sbatchs_do():
 # --- descriptions ------------------------------------------------------------------------------------
 
 
-def described(text: str, environment: dict[str, str] | None = None, **more):
+def described(text: str, environment: dict[str, str] | None = None, release: tuple[int, int] = (24, 11), **more):
     job = Submission(Path("/exp/r8/finetune.slurm"), "finetune.rc-1", **more)
     script = parse_batch_script(job.script, text)
-    return describe(job, script, environment or {"HOME": "/h"}, "login1", 0o027, {"CORE": 0, "NOFILE": -1})
+    submitter = Submitter("login1", 0o027, {"CORE": 0, "NOFILE": -1}, release)
+    return describe(job, script, environment or {"HOME": "/h"}, submitter)
 
 
 def test_a_script_becomes_a_description_with_what_sbatch_would_have_added():
@@ -245,12 +246,15 @@ echo
     assert (environment["SLURM_UMASK"], environment["SLURM_RLIMIT_CORE"]) == ("0027", "0")
     assert environment["SLURM_RLIMIT_NOFILE"] == str(2**64 - 1)
     assert environment["HOME"] == "/h"
+    assert (environment["SLURM_CPUS_PER_TASK"], environment["SLURM_TRES_PER_TASK"]) == ("4", "cpu=4")
+    with pytest.raises(OnlySbatchCan):
+        described(text, release=(23, 11))
 
 
 def test_a_held_and_a_later_submission_say_so():
     assert described(SCRIPT, held=True)["priority"] == 0
     assert described(SCRIPT, begin_in=30)["begin_time"] == "now+30"
-    assert described(SCRIPT.replace("=1", "=1 --hold"))["priority"] == 0
+    assert described(SCRIPT.replace("=1 ", "=1 --hold "))["priority"] == 0
     assert described(SCRIPT, requeue=True)["is_requeueable"] is True
     assert "priority" not in described(SCRIPT)
 
@@ -258,20 +262,21 @@ def test_a_held_and_a_later_submission_say_so():
 @pytest.mark.parametrize(
     ("options", "environment"),
     [
-        ("--array=1-3 -n1", {}),
-        ("--export=NONE -n1", {}),
-        ("--no-such-option -n1", {}),
-        ("--gpus=2 -n1", {}),
-        ("-n1 --constraint=a|b", {}),
+        ("-n1 -t9 --array=1-3", {}),
+        ("-n1 -t9 --export=NONE", {}),
+        ("-n1 -t9 --no-such-option", {}),
+        ("-n1 -t9 --gpus=2", {}),
+        ("-n1 -t9 --constraint=a|b", {}),
+        ("-n1 -t9 --mem=0", {}),
+        ("-n1 -t9 --nodelist=n[1-3]", {}),
+        ("-n1 -t9 --nodes=1-2", {}),
         ("-n1 --time=0", {}),
         ("-n1 --time=soon", {}),
-        ("-n1 --mem=0", {}),
-        ("-n1 --nodelist=n[1-3]", {}),
-        ("-n1 --nodes=1-2", {}),
-        ("-n 4", {}),
-        ("-N 1", {}),
-        ("-n1", {"SBATCH_ACCOUNT": "lab"}),
-        ("-n1", {"BLOB": "\udcff"}),
+        ("-n1", {}),
+        ("-n4 -t9", {}),
+        ("-N1 -t9", {}),
+        ("-n1 -t9", {"SBATCH_ACCOUNT": "lab"}),
+        ("-n1 -t9", {"BLOB": "\udcff"}),
     ],
 )
 def test_what_is_not_known_to_mean_the_same_is_left_to_sbatch(options, environment):

@@ -9,17 +9,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from reconciler.batch_script import BatchScript, parse_time_limit
 from reconciler.ports import Submission
 
-Limits = Mapping[str, int]
-"""The submitter's soft limits by name (``CORE``, ``NOFILE``, …), -1 for none."""
+
+@dataclass(frozen=True)
+class Submitter:
+    """Where a job is submitted from, as far as that comes through to the job. ``limits`` are the soft limits by name (``CORE``, …),
+    -1 for none; ``release`` is Slurm's, such as (24, 11)."""
+
+    host: str
+    umask: int
+    limits: Mapping[str, int]
+    release: tuple[int, int]
+
 
 _PLAIN = re.compile(r"[\w.@/+-]+")
 _MEMORY = re.compile(r"(\d+)([KMGT]?)B?", re.IGNORECASE)
 _NO_LIMIT = (1 << 64) - 1  # RLIM_INFINITY, as sbatch prints it
+_CPUS_COMPARED = (24, 11)  # what srun reads of --cpus-per-task was another variable before
 _UNITS = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024 * 1024}
 
 # Set by sbatch itself since 23.11, for MPI launchers inside the job; a job without them would start its ranks in another way.
@@ -37,9 +48,7 @@ class OnlySbatchCan(Exception):
     """The script or the environment asks for something that this module does not know how to say; the message names it."""
 
 
-def describe(
-    job: Submission, script: BatchScript, environment: Mapping[str, str], host: str, umask: int, limits: Limits
-) -> dict[str, Any]:
+def describe(job: Submission, script: BatchScript, environment: Mapping[str, str], submitter: Submitter) -> dict[str, Any]:
     """The attributes of a ``JobSubmitDescription``. Raises OnlySbatchCan."""
     named = sorted(name for name in environment if name.startswith("SBATCH_"))
     if named:
@@ -50,11 +59,7 @@ def describe(
         if convert is None:
             raise OnlySbatchCan(f"--{directive.option}")
         found |= convert(directive.value or "")
-    if "time_limit" in found and found["time_limit"] is None:
-        raise OnlySbatchCan("--time without a limit")
-    if "ntasks" not in found or (found["ntasks"] != 1 and "nodes" not in found):
-        # pyslurm asks for one task and one node where sbatch would leave both open, and that shows in the job's environment.
-        raise OnlySbatchCan("a script that leaves the number of tasks or nodes open")
+    _refuse_what_pyslurm_would_fill_in(found, submitter)
     directory = str(job.directory / found.pop("working_directory", ""))
     return found | {
         "name": job.name,
@@ -64,14 +69,26 @@ def describe(
         "profile_types": "none",  # left out, pyslurm asks for every profile
         **({"begin_time": f"now+{job.begin_in}"} if job.begin_in else {}),
         **({"priority": 0} if job.held or "priority" in found else {}),
-        "environment": _environment(environment, str(job.directory), host, umask, limits),
+        "environment": _environment(environment, str(job.directory), found.get("cpus_per_task"), submitter),
     }
 
 
-def _environment(environment: Mapping[str, str], directory: str, host: str, umask: int, limits: Limits) -> dict[str, str]:
+def _refuse_what_pyslurm_would_fill_in(found: Mapping[str, Any], submitter: Submitter) -> None:
+    """Where a script leaves something open, sbatch does too, and pyslurm puts a number there that the job would see."""
+    if found.get("time_limit") is None:
+        raise OnlySbatchCan("a script without a time limit")  # it would get one of 365 days
+    if "ntasks" not in found or (found["ntasks"] != 1 and "nodes" not in found):
+        raise OnlySbatchCan("a script that leaves the number of tasks or nodes open")
+    if "cpus_per_task" in found and submitter.release < _CPUS_COMPARED:
+        raise OnlySbatchCan("--cpus-per-task on this release of Slurm")
+
+
+def _environment(environment: Mapping[str, str], directory: str, cpus: int | None, submitter: Submitter) -> dict[str, str]:
     """What sbatch hands to a job: the submitter's variables, and its own (sbatch.c, env_array_for_batch_job)."""
-    own = {f"SLURM_RLIMIT_{name}": str(_NO_LIMIT if value < 0 else value) for name, value in limits.items()}
-    own |= {"SLURM_SUBMIT_DIR": directory, "SLURM_SUBMIT_HOST": host, "SLURM_UMASK": f"{umask:04o}", "SLURM_PRIO_PROCESS": "0"}
+    own = {f"SLURM_RLIMIT_{name}": str(_NO_LIMIT if value < 0 else value) for name, value in submitter.limits.items()}
+    own |= {"SLURM_SUBMIT_DIR": directory, "SLURM_SUBMIT_HOST": submitter.host, "SLURM_PRIO_PROCESS": "0"}
+    own |= {"SLURM_UMASK": f"{submitter.umask:04o}"}
+    own |= {} if cpus is None else {"SLURM_CPUS_PER_TASK": str(cpus), "SLURM_TRES_PER_TASK": f"cpu={cpus}"}
     variables = {**_FOR_LAUNCHERS, **environment, **own}
     if not all(_is_text(name) and _is_text(value) for name, value in variables.items()):
         raise OnlySbatchCan("a variable of the environment that is not UTF-8")
@@ -177,7 +194,6 @@ _OPTIONS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "nodelist": _listed("required_nodes"),
     "nodes": _number("nodes"),
     "ntasks": _number("ntasks"),
-    "ntasks-per-node": _number("ntasks_per_node"),
     "open-mode": _word("log_files_open_mode"),
     "output": _as("standard_output"),
     "partition": _listed("partitions"),

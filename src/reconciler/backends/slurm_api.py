@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reconciler.backends.job_description import OnlySbatchCan, describe
+from reconciler.backends.job_description import OnlySbatchCan, Submitter, describe
 from reconciler.backends.slurm_api_process import NothingSent, SlurmRefused, Worker, WorkerFailed
 from reconciler.backends.slurm_cli import SlurmCli, kind_of_refusal, submission_environment
 from reconciler.backends.slurm_states import base_state, is_held, phase_of
@@ -40,7 +40,7 @@ class SlurmApi:
         self._environment = dict(os.environ if environment is None else environment)
         self._worker: Worker | None = None
         self._is_given_up = False
-        self._filters: list[str] | None = None
+        self._site: Mapping[str, Any] | None = None
 
     def identity(self) -> str:
         """``slurm:<ClusterName>``, as the commands have it."""
@@ -148,16 +148,23 @@ class SlurmApi:
         return True
 
     def _describe(self, job: Submission) -> Mapping[str, Any]:
-        if self._filters is None:
-            self._filters = self._ask("filters")
-        if self._filters:
-            raise OnlySbatchCan(f"this site changes submissions in sbatch: {self._filters[0]}")
+        if self._site is None:
+            self._site = self._ask("site") or {"release": "", "filters": []}
+        if self._site["filters"]:
+            raise OnlySbatchCan(f"this site changes submissions in sbatch: {self._site['filters'][0]}")
         text = job.script.read_bytes()
         if b"\r" in text or not text.startswith(b"#!"):
             raise OnlySbatchCan("a script that sbatch refuses")
         script = parse_batch_script(job.script, text.decode())
         environment = submission_environment(self._environment)
-        return describe(job, script, environment, socket.gethostname(), _umask(), _soft_limits())
+        submitter = Submitter(socket.gethostname(), _umask(), _soft_limits(), _release(self._site["release"]))
+        return describe(job, script, environment, submitter)
+
+
+def _release(text: str) -> tuple[int, int]:
+    """(24, 11) of ``24.11.5``; (0, 0) where nothing tells."""
+    numbers = text.split(".")[:2]
+    return (int(numbers[0]), int(numbers[1])) if len(numbers) == 2 and all(n.isdecimal() for n in numbers) else (0, 0)
 
 
 def _umask() -> int:

@@ -93,12 +93,14 @@ class _Calls:
         """The ClusterName of slurm.conf; asks nobody."""
         return str(self._pyslurm.settings.LOCAL_CLUSTER)
 
-    def call_filters(self) -> list[str]:
-        """What changes submissions on this host, and acts in sbatch alone (slurm.conf: CliFilterPlugins; plugstack.conf)."""
+    def call_site(self) -> dict[str, Any]:
+        """The controller's release, and what changes submissions on this host and acts in sbatch alone (slurm.conf:
+        CliFilterPlugins; plugstack.conf)."""
         config = self._pyslurm.slurmctld.Config.load()
         named = [str(plugin) for plugin in getattr(config, "cli_filter_plugins", None) or []]
         beside = Path(os.environ.get("SLURM_CONF") or "/etc/slurm/slurm.conf").with_name("plugstack.conf")
-        return [*named, *_spank_plugins(Path(getattr(config, "plugin_stack_config", None) or beside))]
+        filters = [*named, *_spank_plugins(Path(getattr(config, "plugin_stack_config", None) or beside))]
+        return {"release": str(getattr(config, "version", None) or ""), "filters": filters}
 
     def call_queue(self, uid: int) -> list[dict[str, Any]]:
         """One user's jobs; the API has no request for less than everyone's."""
