@@ -18,7 +18,7 @@ from reconciler.ports import Submission
 
 @dataclass(frozen=True)
 class Submitter:
-    """Where a job is submitted from, as far as that comes through to the job. ``limits`` are the soft limits by name (``CORE``, …),
+    """Where a job is submitted from, as far as that comes through to the job. ``limits`` are the soft limits by name (``CORE``),
     -1 for none; ``release`` is Slurm's, such as (24, 11)."""
 
     host: str
