@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.backends import slurm_api
+from reconciler.backends import choose, slurm_api
 from reconciler.backends.job_description import OnlySbatchCan, Submitter, describe
 from reconciler.backends.slurm_api import SlurmApi, accounted_job, queue_job, submission_failure
 from reconciler.backends.slurm_cli import SlurmCli
 from reconciler.batch_script import parse_batch_script
-from reconciler.errors import ClusterUnreachable, LimitReached, SubmissionRefused, SubmissionUncertain
+from reconciler.errors import ClusterUnreachable, LimitReached, SubmissionRefused, SubmissionUncertain, UsageError
 from reconciler.model import Phase
 from reconciler.ports import Doubt, Submission
 
@@ -84,6 +84,27 @@ def worker_with(tmp_path, monkeypatch, module: str) -> tuple[SlurmApi, list[str]
 
 def submission(tmp_path, **more) -> Submission:
     return Submission(tmp_path / "job.slurm", "train.rc-1", **more)
+
+
+# --- choosing ----------------------------------------------------------------------------------------
+
+
+def test_auto_takes_pyslurm_where_it_is_beside_the_commands_and_never_local(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterUnreachable, match="--backend local"):
+        choose("auto", None, print)
+    with pytest.raises(UsageError, match="pip install"):
+        choose("pyslurm", None, print)
+    for command in ("sbatch", "squeue"):
+        (tmp_path / command).write_text("#!/bin/sh\n")
+        (tmp_path / command).chmod(0o755)
+    assert choose("auto", None, print).name == "cli"
+    (tmp_path / "pyslurm.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert choose("auto", None, print).name == "pyslurm"
+    assert choose("cli", None, print).name == "cli"
+    with pytest.raises(UsageError, match="local"):
+        choose("slurm", None, print)
 
 
 # --- isolation ---------------------------------------------------------------------------------------

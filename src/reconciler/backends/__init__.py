@@ -14,30 +14,29 @@ def choose(name: str, slots: int | None, say: Callable[[str], None]) -> Backend:
     """The backend of a name. ``slots`` is how many jobs ``local`` runs at a time (None: one); ``say`` hears where one backend has
     to stand in for another.
 
-    ``auto`` takes pyslurm where it is installed, else Slurm's commands, and never ``local``: cron on a login node without Slurm
-    on its PATH would train there. Raises UsageError, or ClusterUnreachable where ``auto`` finds no Slurm.
+    ``auto`` takes pyslurm where it is installed beside Slurm's commands, which stand in for it, else the commands, and never
+    ``local``: cron on a login node without Slurm on its PATH would train there. Raises UsageError, or ClusterUnreachable where
+    ``auto`` finds no Slurm.
     """
-    has_api = name in ("auto", "pyslurm") and importlib.util.find_spec("pyslurm") is not None
     if name == "local":
         from reconciler.backends.local import LocalBackend, default_state_dir
 
         return LocalBackend(default_state_dir(), slots or 1)
-    if has_api:
-        from reconciler.backends.slurm_api import SlurmApi
-        from reconciler.backends.slurm_cli import SlurmCli
-
-        return SlurmApi(SlurmCli(), say)
-    if name == "cli" or (name == "auto" and all(shutil.which(command) for command in ("sbatch", "squeue"))):
-        from reconciler.backends.slurm_cli import SlurmCli
-
-        return SlurmCli()
-    if name == "auto":
+    if name == "auto" and not all(shutil.which(command) for command in ("sbatch", "squeue")):
         raise ClusterUnreachable(
             "sbatch and squeue are not on PATH, so there is no cluster to ask; on a machine without Slurm, "
             "say --backend local to run the batch scripts here (auto never chooses that by itself)"
         )
-    if name == "pyslurm":
-        raise UsageError(
-            "pyslurm is not installed here: `pip install 'reconciler[pyslurm]'` builds it for this Slurm, or use cli"
-        )
-    raise UsageError(f"no backend is called {name!r}; there are auto, pyslurm, cli and local")
+    has_api = importlib.util.find_spec("pyslurm") is not None
+    if name == "pyslurm" and not has_api:
+        how = "`pip install 'reconciler[pyslurm]'` builds it for this Slurm; --backend cli does without"
+        raise UsageError(f"pyslurm is not installed here: {how}")
+    if name not in ("auto", "pyslurm", "cli"):
+        raise UsageError(f"no backend is called {name!r}; there are auto, pyslurm, cli and local")
+    from reconciler.backends.slurm_cli import SlurmCli
+
+    if name == "cli" or not has_api:
+        return SlurmCli()
+    from reconciler.backends.slurm_api import SlurmApi
+
+    return SlurmApi(SlurmCli(), say)
