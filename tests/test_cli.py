@@ -81,6 +81,22 @@ def test_the_experiment_may_be_left_out_where_one_stands_in_it(example, monkeypa
     assert reconcile("hold").returncode == 2
 
 
+def test_every_command_speaks_json_in_its_published_form(example):
+    step = "r8_lr1e-5/finetune"
+    for form, *command in (
+        ("problems", "validate", example),
+        ("explanation", "explain", example, step),
+        ("words", "hold", example, step),
+        ("explanation", "explain", example, step),
+        ("words", "release", example, step),
+        ("words", "release", example),
+        ("status", "status", example),
+    ):
+        told = reconcile(*command, "--output", "json")
+        assert told.returncode == 0, told.stderr
+        jsonschema.validate(json.loads(told.stdout), schema(form))
+
+
 def test_quiet_says_nothing_where_nothing_changed_and_verbose_says_more(example):
     (example / "stray").mkdir()
     (example / "stray" / "finetune.slurm").write_text("#!/bin/bash\n")

@@ -14,7 +14,8 @@ from typing import Any
 
 from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory
-from reconciler.model import Action, Condition, Verb
+from reconciler.model import Action, Condition, Desired, Verb
+from reconciler.words import Done
 
 _GROUPS: tuple[tuple[str, str, str], ...] = (
     ("Cancel", "-", "red"),
@@ -246,8 +247,21 @@ def status_json(seen: Pass) -> dict[str, Any]:
     }
 
 
+def words_json(done: Sequence[Done]) -> dict[str, Any]:
+    """What the commands that take a person's word print; its form is schemas/words.schema.json."""
+    return {"done": [{"step": each.step or None, "message": each.message} for each in done]}
+
+
+def problems_json(desired: Desired) -> dict[str, Any]:
+    """What ``validate`` prints; its form is schemas/problems.schema.json."""
+    problems = [
+        {"file": str(p.file), "line": p.line, "message": p.message, "run": p.run, "warning": p.warning} for p in desired.problems
+    ]
+    return {"experiment": desired.name, "steps": [step.key for step in desired.steps], "problems": problems}
+
+
 def explained(seen: Pass, key: str) -> dict[str, Any]:
-    """What ``explain`` prints as JSON."""
+    """What ``explain`` prints; its form is schemas/explanation.schema.json."""
     action, step, memory = seen.plan.of(key), seen.desired.step(key), seen.memory.of(key)
     assert step is not None
     outputs = seen.observed.outputs.get(key)

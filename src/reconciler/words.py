@@ -41,6 +41,14 @@ class Prospect:
 
 
 @dataclass(frozen=True)
+class Done:
+    """What an order did; ``step`` is empty where it concerns the experiment as a whole."""
+
+    step: str
+    message: str
+
+
+@dataclass(frozen=True)
 class _Case:
     """One step before an order: how it stands, its jobs that have not ended, what its outputs amount to where that matters."""
 
@@ -66,7 +74,10 @@ class _Court:
     scene: Scene
     ledger: Ledger
     order: Order
-    said: list[str] = field(default_factory=list)
+    done: list[Done] = field(default_factory=list)
+
+    def tell(self, case: _Case, message: str) -> None:
+        self.done.append(Done(case.key, message))
 
     def write(self, event: str, step: str, **facts: Any) -> None:
         self.ledger.append(event, step=step, user=self.scene.user, why=self.order.why, **facts)
@@ -78,8 +89,8 @@ class _Court:
         return f"{_named(jobs)} cancelled" if jobs else ""
 
 
-def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -> tuple[str, ...]:
-    """Give an order; returns what was done, a sentence a step. Nothing is done where ``confirm`` says no or a step refuses.
+def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
+    """Give an order; returns what was done, step by step. Nothing is done where ``confirm`` says no or a step refuses.
 
     Raises ClusterUnreachable where the queue cannot be asked, UsageError where the verb makes no sense for a step.
     """
@@ -91,11 +102,11 @@ def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -
             asks=order.verb == "rerun" and any(c.action.condition in (Condition.DONE, Condition.DRIFTED) for c in cases),
         )
         if not confirm(prospect):
-            return ("nothing was done",)
+            return ()
         court = _Court(scene, Ledger(desired.directory, scene.clock), order)
         for case in cases:
             _VERBS[order.verb](court, case)
-    return tuple(court.said)
+    return tuple(court.done)
 
 
 def _look(scene: Scene, order: Order) -> list[_Case]:
@@ -121,15 +132,15 @@ def _look(scene: Scene, order: Order) -> list[_Case]:
     ]
 
 
-def release_experiment(scene: Scene) -> tuple[str, ...]:
+def release_experiment(scene: Scene) -> tuple[Done, ...]:
     """Let submissions go on after a wave of failures."""
     desired = load(scene.experiment, scene.tools, scene.disk)
     with pass_lock(desired.directory):
         Ledger(desired.directory, scene.clock).append("release", user=scene.user)
-    return (f"{desired.name}: submissions may go on",)
+    return (Done("", "submissions may go on"),)
 
 
-def accept_identity(scene: Scene, what: str) -> tuple[str, ...]:
+def accept_identity(scene: Scene, what: str) -> tuple[Done, ...]:
     """A person's word on whose experiment this is: ``moved``, ``copied``, ``cluster``, ``user`` or ``environment``.
 
     A copy starts without memory: what the ledger tells of jobs belongs to the original. The old ledger is kept beside it.
@@ -146,7 +157,7 @@ def accept_identity(scene: Scene, what: str) -> tuple[str, ...]:
         here = current_identity(scene, desired.directory)
         facts = {"cluster": here.cluster, "path": here.path, "user": here.user}
         ledger.append("opened", **facts, environment=environment_facts(scene.environment))
-    return (f"{desired.name}: reconciled from now on as {here.user} on {here.cluster} at {here.path}",)
+    return (Done("", f"reconciled from now on as {here.user} on {here.cluster} at {here.path}"),)
 
 
 def _live(ours: Ownership, step: Step) -> tuple[Job, ...]:
@@ -229,7 +240,7 @@ def _release(court: _Court, case: _Case) -> None:
     held = [job for job in case.queued if job.held] if case.action.reason.code == "JobHeld" else []
     for job in held:
         court.scene.backend.release(job.id)
-    court.said.append(f"{case.key}: {f'{_named(held)} ' if held else ''}released, decided afresh by the next pass")
+    court.tell(case, f"{f'{_named(held)} ' if held else ''}released, decided afresh by the next pass")
 
 
 def _hold(court: _Court, case: _Case) -> None:
@@ -237,14 +248,14 @@ def _hold(court: _Court, case: _Case) -> None:
     for job in case.queued:
         court.scene.backend.hold(job.id)
     what = f"{_named(case.queued)} held" if case.queued else "held"
-    court.said.append(f"{case.key}: {what} until you release it" + ("; its job runs on" if case.live and not case.queued else ""))
+    court.tell(case, f"{what} until you release it" + ("; its job runs on" if case.live and not case.queued else ""))
 
 
 def _cancel(court: _Court, case: _Case) -> None:
     """The word is written first: a job that was cancelled without it would look like a failure."""
     court.write("cancel", case.key)
     cancelled = court.cancel(case.live)
-    court.said.append(f"{case.key}: {f'{cancelled}, and ' if cancelled else ''}held until you release it")
+    court.tell(case, f"{f'{cancelled}, and ' if cancelled else ''}held until you release it")
 
 
 def _accept(court: _Court, case: _Case) -> None:
@@ -252,7 +263,7 @@ def _accept(court: _Court, case: _Case) -> None:
     step = case.step
     if case.queued:
         court.write("placed", case.key, attempt=case.action.attempt, placement=step.placement)
-        court.said.append(f"{case.key}: {_named(case.queued)} stands as it is")
+        court.tell(case, f"{_named(case.queued)} stands as it is")
         return
     evidence = case.outputs.evidence if case.outputs else ()
     court.write(
@@ -263,14 +274,14 @@ def _accept(court: _Court, case: _Case) -> None:
         by_person=True,
         evidence=[asdict(file) for file in evidence],
     )
-    court.said.append(f"{step.key}: accepted as done")
+    court.tell(case, "accepted as done")
 
 
 def _rerun(court: _Court, case: _Case) -> None:
     """The word first; what it replaces is cancelled now, and outputs are moved aside by the submission that follows."""
     court.write("rerun", case.key, newest=case.outputs.newest if case.outputs else None)
     cancelled = court.cancel(case.live)
-    court.said.append(f"{case.key}: {f'{cancelled}; ' if cancelled else ''}the next pass submits it again")
+    court.tell(case, f"{f'{cancelled}; ' if cancelled else ''}the next pass submits it again")
 
 
 _VERBS: dict[str, Callable[[_Court, _Case], None]] = {

@@ -7,7 +7,7 @@ import os
 import pwd
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import wraps
 from pathlib import Path
@@ -222,11 +222,7 @@ def validate(asked: Asked) -> int:
     desired = load(asked.experiment, all_tools(), RealDisk())
     faults = [problem for problem in desired.problems if not problem.warning]
     if asked.form == "json":
-        problems = [
-            {"file": str(p.file), "line": p.line, "message": p.message, "run": p.run, "warning": p.warning}
-            for p in desired.problems
-        ]
-        _print_json({"experiment": desired.name, "steps": [step.key for step in desired.steps], "problems": problems})
+        _print_json(render.problems_json(desired))
         return 2 if faults else 0
     for problem in desired.problems:
         print(f"{'warning' if problem.warning else 'error'}: {render.plain(str(problem))}")
@@ -321,33 +317,39 @@ def _give(asked: Asked, arguments: tuple[str, ...], order: words.Order, yes: boo
     asked, steps = _with_steps(asked, arguments)
 
     def confirm(prospect: words.Prospect) -> bool:
-        for sentence in prospect.sentences:
+        for sentence in prospect.sentences if prospect.asks or not asked.quiet else ():
             print(render.plain(sentence), file=sys.stderr)
         return yes or not prospect.asks or click.confirm("go on?", err=True)
 
-    return _say(words.carry_out(_scene(asked), replace(order, steps=steps), confirm))
+    return _tell(asked, words.carry_out(_scene(asked), replace(order, steps=steps), confirm))
 
 
-def _say(sentences: Iterable[str]) -> int:
-    for sentence in sentences:
-        print(render.plain(sentence))
+def _tell(asked: Asked, done: Sequence[words.Done]) -> int:
+    if asked.form == "json":
+        _print_json(render.words_json(done))
+    elif not asked.quiet:
+        for each in done:
+            print(render.plain(f"{each.step}: {each.message}" if each.step else each.message))
+        if not done:
+            print("nothing was done")
     return 0
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND)
+@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
 @_WHY
 @_YES
 def release(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Let held or failed steps be decided afresh; without a step, lift the stop after many failures."""
     if not arguments or (len(arguments) == 1 and _is_experiment(Path(arguments[0]))):
         experiment = Path(arguments[0]) if arguments else Path()
-        return _say(words.release_experiment(_scene(replace(asked, experiment=experiment))))
+        asked = replace(asked, experiment=experiment)
+        return _tell(asked, words.release_experiment(_scene(asked)))
     return _give(asked, arguments, words.Order("release", why=why), yes)
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND)
+@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
 @_WHY
 @_YES
 def hold(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
@@ -356,7 +358,7 @@ def hold(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND)
+@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
 @_WHY
 @_YES
 def cancel(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
@@ -365,7 +367,7 @@ def cancel(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND)
+@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
 @_WHY
 @_YES
 @click.option("--now", is_flag=True, help="Replace a running job too.")
@@ -376,7 +378,7 @@ def rerun(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, now: bo
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND)
+@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
 @_WHY
 @_YES
 @click.option("--moved", "what", flag_value="moved", help="The experiment was moved here.")
@@ -391,4 +393,5 @@ def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: 
     if len(arguments) > 1:
         raise click.UsageError(f"--{what} concerns the experiment as a whole; name no steps with it")
     experiment = Path(arguments[0]) if arguments else Path()
-    return _say(words.accept_identity(_scene(replace(asked, experiment=experiment)), what))
+    asked = replace(asked, experiment=experiment)
+    return _tell(asked, words.accept_identity(_scene(asked), what))
