@@ -274,7 +274,9 @@ class History:
         """Somebody begins a training where a step of ours would write, and no job of ours ever did."""
         key = f"{run}/finetune"
         has_jobs = self._submitting or any(self._key(job) == key for job in self.cluster.queue())
-        if run in self.runs and not has_jobs and not self._memory().of(key).attempts and not self.result(key).exists():
+        known = self._memory().of(key)
+        is_untouched = not known.attempts and known.rerun is None and not self.result(key).exists()
+        if run in self.runs and not has_jobs and is_untouched:
             self._write(key, "a stranger's")
             self._foreign.add(key)
 

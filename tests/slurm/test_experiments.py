@@ -245,11 +245,13 @@ def test_a_colleague_is_told_whose_experiment_it_is_and_submits_nothing(person, 
 def test_a_scratch_directory_that_vanishes_makes_steps_wait_and_comes_back(person):
     experiment = person.new_experiment("vanishing")
     configure(experiment)
+    outputs = experiment.parent / "ck-outputs"
     person.reconcile("apply", experiment, **QUICK)
-    person.reconcile("apply", experiment, **QUICK)
+    until(lambda: outputs.exists() and any(outputs.iterdir()))
+    person.reconcile("apply", experiment, **QUICK)  # a pass that sees the directory
     until(lambda: sum(started(experiment).values()) >= 5)
     until(lambda: person.run("squeue", "--me", "-h").stdout == "", 60)
-    root = next((experiment.parent / "ck-outputs").iterdir())
+    root = next(outputs.iterdir())
     away = root.with_name("unmounted")
     os.rename(root, away)  # noqa: PTH104 - as an unmount, in one step
     for _ in range(3):
