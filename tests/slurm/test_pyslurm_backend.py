@@ -26,7 +26,7 @@ REPORT = 'echo "--- env"; env | sort; echo "--- limits"; ulimit -a; echo "--- um
 # lacks what --cpus-per-task also says as TresPerTask.
 DIFFERENT = re.compile(
     r"^\s*(JobId|AllocNode:Sid|Command|StdErr|StdOut|SubmitTime|EligibleTime|AccrueTime|StartTime|EndTime|LastSchedEval|RunTime"
-    r"|OOMKillStep|TresPerTask|Priority|SLURM_JOB_?ID|SLURM_TASK_PID|SLURM_PROFILE|SLURM_JOB_(START|END)_TIME|_|SLURMD_\w+)=\S*"
+    r"|OOMKillStep|TresPerTask|Scheduler|Priority|SLURM_JOB_?ID|SLURM_TASK_PID|SLURM_PROFILE|SLURM_JOB_(START|END)_TIME|_|SLURMD_\w+)=\S*"
 )
 
 
