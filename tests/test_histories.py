@@ -6,12 +6,13 @@ Five hundred run with the other tests, always the same ones; ``make fuzz`` runs 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
 
-from fake_slurm.faults import Kind
+from fake_slurm.faults import Fault, Kind
 from fake_slurm.jobs import State
 from fake_slurm.site import Partition, Site
 from histories import Fate, History
@@ -131,6 +132,17 @@ class Histories(RuleBasedStateMachine):
     def something_will_go_wrong(self, call: str, kind: Kind, seconds: float, times: int) -> None:
         self.history.inject(call, kind, seconds, times)
 
+    @rule(times=st.integers(1, 2), call=st.sampled_from(["queue", "*"]), database=st.booleans())
+    def a_submission_hides_until_it_is_given_up(self, times: int, call: str, database: bool) -> None:
+        """Accepted without an answer, and beyond ``grace`` in no answer of the cluster's either."""
+        self.history.inject("submit", Kind.LOST_AFTER, 0.0, 1)
+        self.history.apply()
+        self.history.pass_time(601.0)
+        if not database:
+            self.history.cluster.accounting.stop()
+        self.history.inject(call, Kind.EMPTY, 0.0, times)
+        self.history.apply()
+
     @rule()
     def the_database_stops(self) -> None:
         self.history.cluster.accounting.stop()
@@ -180,6 +192,39 @@ class Histories(RuleBasedStateMachine):
                 f"{self.history.cluster.now - 2e9:.0f} s: "
                 + ", ".join(f"{j.id} {j.state.value}" for j in self.history.live_jobs())
             )
+
+
+def test_a_lost_ledger_and_an_empty_squeue_submit_nothing_beside_what_the_accounting_has_as_live():
+    history = History(Site(has_accounting=True))
+    history.apply()
+    history.pass_time(60)
+    (history.directory / ".reconcile" / "ledger.jsonl").unlink()
+    history.wire.faults.inject(Fault("queue", Kind.EMPTY))
+    before = len(history.live_jobs())
+    history.apply()
+    assert len(history.live_jobs()) == before
+    history.settle_down()
+    history.close()
+
+
+def test_a_submission_that_surfaces_after_it_was_given_up_never_runs_beside_its_replacement():
+    """It was accepted without an answer, waits for its begin time, and neither squeue nor sacct shows it when it is asked for."""
+    history = History(Site(shows_waiting=False))
+    history.policy = replace(history.policy, stagger=5000.0, max_in_flight=1)
+    history.apply()
+    history.policy = replace(history.policy, max_in_flight=2)
+    history.inject("submit", Kind.LOST_AFTER, 0.0, 1)
+    history.apply()
+    _, hidden = history.live_jobs()
+    history.pass_time(601)
+    history.inject("queue", Kind.EMPTY, 0.0, 1)
+    history.apply()
+    (replacement,) = [job for job in history.live_jobs() if job.name[:-1] == hidden.name[:-1] and job.id != hidden.id]
+    assert (replacement.request.held, replacement.hold) == (True, "user")
+    history.policy = replace(history.policy, stagger=5.0)
+    history.pass_time(20_000)
+    history.settle_down()
+    history.close()
 
 
 def test_every_promise_holds_in_every_history():

@@ -17,8 +17,8 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.memory import Identity, Memory
-from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason
-from reconciler.observe import asks_cluster, observe, roots_seen
+from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Verb
+from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
 from reconciler.plan import Gate, Plan, make_plan
 from reconciler.ports import Backend, Clock, Disk, Environment, Tools
 from reconciler.record import record
@@ -116,6 +116,9 @@ def _look_and_plan(scene: Scene, desired: Desired, memory: Memory) -> Pass:
     now = scene.clock()
     gate = _environment_gate(memory, scene.environment)
     plan = make_plan(desired, observed, memory, scene.policy, now, gate, scene.select)
+    if any(action.verb is Verb.SUBMIT for action in plan.actions):
+        observed = doubt_an_empty_queue(observed, scene.backend, now)
+        plan = make_plan(desired, observed, memory, scene.policy, now, gate, scene.select)
     return Pass(desired, observed, memory, plan, now, select=scene.select)
 
 

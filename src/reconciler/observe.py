@@ -6,6 +6,7 @@ It asks only what the steps that are not done need, and never changes anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnreadable
@@ -14,6 +15,7 @@ from reconciler.model import Desired, Job, Observed, Outputs, OutputState, Reaso
 from reconciler.ports import Backend, Disk, Doubt, Tools
 from reconciler.situation import CLOCK_SKEW
 
+_RECENT = 3600.0  # s; sacct shows what was live at any time since (man sacct, --starttime)
 _ABNORMAL_ENDS = {"NodeFailure", "BootFailure", "Vanished"}
 
 
@@ -90,8 +92,20 @@ def _ask_accounting(memory: Memory, queue: tuple[Job, ...], backend: Backend) ->
         return None
     ids = tuple(attempt.job for attempt in doubtful if attempt.job is not None)
     since = min(attempt.at for attempt in doubtful) - CLOCK_SKEW
+    return _accounted(backend, Doubt(since, ids, has_unnamed=len(ids) < len(doubtful)))
+
+
+def doubt_an_empty_queue(observed: Observed, backend: Backend, now: float) -> Observed:
+    """What the accounting has of the last hour, where the queue showed nothing at all and something is about to be submitted: a
+    squeue may be empty by mistake, and a ledger may have been lost. An accounting that cannot be asked changes nothing."""
+    if observed.queue != () or observed.accounting is not None:
+        return observed
+    return replace(observed, accounting=_accounted(backend, Doubt(now - _RECENT, has_unnamed=True)))
+
+
+def _accounted(backend: Backend, doubt: Doubt) -> tuple[Job, ...] | Unknown:
     try:
-        return backend.accounting(Doubt(since, ids, has_unnamed=len(ids) < len(doubtful)))
+        return backend.accounting(doubt)
     except AccountingDisabled:
         return ()
     except ClusterUnreachable as error:

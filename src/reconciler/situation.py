@@ -154,7 +154,8 @@ def attempt_of(situation: Situation, job: Job) -> Attempt | None:
 def remember_ends(situation: Situation) -> StepMemory:
     """Memory with what the world newly tells of open attempts: their jobs' ends, and submissions given up for lost.
 
-    A job of ours that ended and that nothing in writing knows is an attempt too: the ledger was lost, not the job.
+    A job of ours that nothing in writing knows is an attempt too: the ledger was lost, not the job. One that the queue shows live
+    is for the ladder to take over.
     """
     memory = situation.memory
     attempts = []
@@ -164,16 +165,17 @@ def remember_ends(situation: Situation) -> StepMemory:
     known = {attempt.number for attempt in attempts}
     for job in situation.jobs:
         token = Token.parse(job.name)
-        if token is not None and job.phase is Phase.ENDED and token.attempt not in known:
+        if token is not None and not job.is_live and token.attempt not in known:
             known.add(token.attempt)
-            attempts.append(_found_over(situation, job, token.attempt))
+            attempts.append(_found(situation, job, token.attempt))
     return replace(memory, attempts=tuple(sorted(attempts, key=lambda attempt: attempt.number)))
 
 
-def _found_over(situation: Situation, job: Job, number: int) -> Attempt:
+def _found(situation: Situation, job: Job, number: int) -> Attempt:
     situation.learn("adopted", attempt=number, job=job.id, name=job.name)
     at = situation.now if job.submitted is None else job.submitted
-    return _over(situation, Attempt(number, job.name, at, at, LATEST, job=job.id), job)
+    attempt = Attempt(number, job.name, at, at, LATEST, job=job.id)
+    return _over(situation, attempt, job) if job.phase is Phase.ENDED else _unseen(situation, attempt)
 
 
 def supersede(situation: Situation) -> None:
