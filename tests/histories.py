@@ -362,7 +362,7 @@ class History:
             live.setdefault(self._key(job) or "", []).append(job)
         for key, jobs in live.items():
             # Replacements that were submitted held beside one thought lost do not start before that is settled.
-            free = [job for job in jobs if not (job.request.held and job.hold)]
+            free = [job for job in jobs if not (job.request.held and job.hold and job.state is State.PENDING)]
             if len(free) > 1:
                 self._break(f"{key} has jobs {[(job.id, job.state.value, job.hold) for job in jobs]} at once")
 
