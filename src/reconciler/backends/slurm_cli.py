@@ -242,7 +242,7 @@ def read_submission(code: int, output: str, errors: str) -> str:
     ``--parsable`` prints ``ID`` or ``ID;cluster``; warnings go to stderr. A failure that is not recognised may
     have been accepted.
     """
-    lines = output.strip().splitlines()
+    lines = output.strip().splitlines() if output.endswith("\n") else []  # half an id is another job's
     found = re.fullmatch(r"(\d+)(;\S+)?", lines[-1].strip()) if lines else None
     if code == 0 and found:
         return found[1]
