@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 SOURCES := . examples/trainers/tune examples/trainers/inspect
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format format-check lint types contract test-slurm build clean
+.PHONY: help demo test fuzz agreement check format format-check lint types contract test-slurm build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,12 @@ demo: $(STAMP) ## bring a small experiment to its desired state, without Slurm o
 
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest
+
+fuzz: $(STAMP) ## try ten thousand new histories of an experiment on the simulated cluster, which takes a while
+	RECONCILE_HISTORIES=10000 $(BIN)/python -m pytest tests/test_histories.py
+
+agreement: $(STAMP) ## print which faces of the simulated cluster agree on which scenario
+	$(BIN)/python -m pytest -rP --no-header tests/test_agreement.py
 
 check: format-check lint types contract test ## everything that must hold before a change goes in
 
