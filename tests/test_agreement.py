@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from agreement import ALONE, NEVER, SCENARIOS, WITHOUT_ACCOUNTING, Scenario, World, differences, story, table, words
+from agreement import ALONE, NEVER, OF_22_05, SCENARIOS, WITHOUT_ACCOUNTING, Scenario, World, differences, story, table, words
 from faces import CommandsHere, fake_face
 from fake_slurm.faults import Fault, Kind
 from reconciler.backends import slurm_cli
 
 FACES = ("cli", "pyslurm")  # held to what is seen in process
 ON_PATH = ("a_job_completes", "bad_submissions_are_refused", "a_job_that_waits_for_its_time_is_cancelled")
-ALL = (*SCENARIOS, *ALONE, *WITHOUT_ACCOUNTING)
+ALL = (*SCENARIOS, *OF_22_05, *ALONE, *WITHOUT_ACCOUNTING)
 _results: dict[str, dict[str, str]] = {}
 
 
@@ -62,7 +62,7 @@ def something_goes_wrong(w: World) -> None:
     w.see("1")
 
 
-CALLS = ("queue", "accounting", "submit", "hold", "release", "cancel")
+CALLS = ("queue", "accounting", "submit", "hold")
 KINDS = [kind for kind in Kind if "hangs" not in kind.value]
 
 

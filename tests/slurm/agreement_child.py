@@ -70,7 +70,10 @@ def backend(name: str) -> Backend:
 
 def main() -> None:
     name, place, *wanted = sys.argv[1:]
-    known = {each.__name__: each for each in (*agreement.SCENARIOS, *agreement.ALONE, *agreement.WITHOUT_ACCOUNTING)}
+    known = {
+        each.__name__: each
+        for each in (*agreement.SCENARIOS, *agreement.OF_22_05, *agreement.ALONE, *agreement.WITHOUT_ACCOUNTING)
+    }
 
     def tell(scenario: str) -> object:
         directory = Path(place) / scenario

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machine import slurm_release
 
 from conftest import BACKEND, Person
 
@@ -18,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "fixtures")]
 
 from agreement import (  # noqa: E402 - found by the path above
+    OF_22_05,
     SCENARIOS,
     WITHOUT_ACCOUNTING,
     Scenario,
@@ -81,7 +83,8 @@ def compare(scenarios: Iterable[Scenario], stories: dict[str, Any], tmp_path: Pa
 
 
 def test_the_simulated_cluster_tells_of_jobs_what_the_real_one_does(person, tmp_path):
-    compare(SCENARIOS, told(person, tmp_path, *SCENARIOS), tmp_path)
+    scenarios = (*SCENARIOS, *(OF_22_05 if slurm_release(person.cluster.machine) == (22, 5) else ()))
+    compare(scenarios, told(person, tmp_path, *scenarios), tmp_path)
 
 
 def test_the_database_goes_away_as_it_does_in_the_simulation(person, cluster, tmp_path):
