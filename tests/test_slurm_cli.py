@@ -107,7 +107,15 @@ def test_each_known_message_means_what_the_table_says(sign):
 
 @pytest.mark.parametrize(
     ("code", "output", "errors"),
-    [(0, "", ""), (0, "Submitted", ""), (124, "", ""), (137, "", ""), (1, "", "something nobody has seen"), (1, "17\n", "x")],
+    [
+        (0, "", ""),
+        (0, "Submitted", ""),
+        (0, "1", ""),
+        (124, "", ""),
+        (137, "", ""),
+        (1, "", "something nobody has seen"),
+        (1, "17\n", "x"),
+    ],
 )
 def test_what_is_not_surely_refused_is_unknown(code, output, errors):
     with pytest.raises(SubmissionUncertain):
