@@ -17,8 +17,9 @@ demo: $(STAMP) ## bring a small experiment to its desired state, without Slurm o
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest
 
-fuzz: $(STAMP) ## try ten thousand new histories of an experiment on the simulated cluster, which takes a while
-	RECONCILE_HISTORIES=10000 $(BIN)/python -m pytest tests/test_histories.py
+fuzz: $(STAMP) ## try ten thousand new histories on the simulated cluster, and thousands of other examples, which takes a while
+	RECONCILE_HISTORIES=10000 $(BIN)/python -m pytest tests/test_histories.py tests/test_plan_properties.py \
+	  tests/test_experiment.py tests/test_status_tables.py tests/test_torchtune.py tests/test_inspect_ai.py
 
 agreement: $(STAMP) ## print which faces of the simulated cluster agree on which scenario
 	$(BIN)/python -m pytest -rP --no-header tests/test_agreement.py

@@ -66,7 +66,7 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
         directory=directory,
         document=directory / document.path.name,
         steps=tuple(_apart(step, shared) for step in steps),
-        problems=(*document.problems, *found, *shared, *scene.unlisted()),
+        problems=(*document.problems, *found, *shared, *scene.unlisted(), *_patterns_in_path(directory, document)),
     )
 
 
@@ -254,6 +254,13 @@ def _shared_outputs(steps: Iterable[Step], document: Document) -> Iterator[Probl
             named = ", ".join(f"`{other}`" for other in sorted(others[run]))
             message = f"run `{run}` trains into the directory of {named}, {directory}; each needs its own, none inside another"
             yield Problem(document.path, lines.get(run, 0), message, run)
+
+
+def _patterns_in_path(directory: Path, document: Document) -> Iterator[Problem]:
+    """Slurm expands ``%`` in the whole path of an output file (seen on 22.05 and 24.11), not in its name alone."""
+    if "%" in str(directory):
+        message = f"Slurm takes the `%` in {directory} for a pattern, and jobs may end without a log; use a path without it"
+        yield Problem(document.path, 0, message, warning=True)
 
 
 def _apart(step: Step, shared: tuple[Problem, ...]) -> Step:
