@@ -353,6 +353,13 @@ def test_a_reused_job_id_under_another_name_is_not_ours():
     assert action.reason.code == "JobNotSeen"
 
 
+def test_an_end_in_the_accounting_is_told_although_its_id_is_another_jobs_by_now():
+    ended_long_ago = job(STEP, Phase.ENDED, source="sacct")
+    stranger = replace(job(STEP), name="someone-elses")
+    plan = plan_for(STEP, events=submitted(STEP), queue=(stranger,), accounting=(ended_long_ago,))
+    assert [e["state"] for e in plan.learned if e["event"] == "ended"] == ["COMPLETED"]
+
+
 def test_a_job_submitted_by_hand_from_the_steps_directory_is_taken_over():
     step = replace(STEP, job_name="train-a")
     by_hand = replace(job(step), name="train-a", workdir=str(step.directory))

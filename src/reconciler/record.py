@@ -56,7 +56,7 @@ def record(
 ) -> Recorded:
     """Update the status tables and append to the tools' logs."""
     memory = ledger.memory()
-    jobs = {job.id: job for job in all_jobs(observed)}
+    jobs = {(job.id, job.name): job for job in all_jobs(observed)}  # ids come back
     steps = [(step, outcome) for step, outcome in zip(desired.steps, outcomes, strict=True)]
     rows = {step.key: row for step, outcome in steps if (row := _row(step, outcome.action, memory.of(step.key), jobs))}
     notes: tuple[str, ...] = ()
@@ -75,13 +75,13 @@ def record(
 # --- rows --------------------------------------------------------------------------------------------
 
 
-def _row(step: Step, action: Action, memory: StepMemory, jobs: Mapping[str, Job]) -> StatusRow | None:
+def _row(step: Step, action: Action, memory: StepMemory, jobs: Mapping[tuple[str, str], Job]) -> StatusRow | None:
     """A step's row; None where nobody knows how it stands, so that what the table says stays."""
     status = status_word(action)
     if status is None:
         return None
     last = memory.last
-    job = jobs.get(last.job) if last is not None and last.job is not None else None
+    job = jobs.get((last.job, last.name)) if last is not None and last.job is not None else None
     end = last.end if last is not None else None
     started = (end.started if end else None) or (job.started if job else None)
     is_over = action.condition in (Condition.DONE, Condition.FAILED)

@@ -82,7 +82,8 @@ def all_jobs(observed: Observed) -> tuple[Job, ...]:
     queue = () if isinstance(observed.queue, Unknown) else observed.queue
     accounting = observed.accounting if isinstance(observed.accounting, tuple) else ()
     told = (replace(job, phase=Phase.UNLISTED) if job.is_live else job for job in accounting)
-    seen = {job.id: job for job in told} | {job.id: job for job in queue}
+    # By name too: ids come back, and an old job of ours may have the id of somebody's new one.
+    seen = {(job.id, job.name): job for job in told} | {(job.id, job.name): job for job in queue}
     return tuple(sorted(seen.values(), key=lambda job: (job.submitted or 0.0, job.id)))
 
 
