@@ -391,6 +391,8 @@ class History:
     def _job_starts(self, job: Job) -> None:
         """Told by the cluster when a job begins to run."""
         key = self._key(job)
+        if key in self._cancelled:
+            self._break(f"{key} was cancelled by a person and runs again, unasked")
         if key is None or "/eval/" not in key or key.startswith("base/"):
             return
         checkpoint = self.result(f"{key.partition('/')[0]}/finetune")
@@ -411,7 +413,7 @@ class History:
             self._break(f"{key} was verified and is submitted again, unasked")
         if key in self._foreign:
             self._break(f"{key} is submitted over a stranger's outputs")
-        if key in self._cancelled:
+        if key in self._cancelled and not job.held:  # a held one starts only when nothing has surfaced, see _job_starts
             self._break(f"{key} was cancelled by a person and is submitted again, unasked")
 
     def queue_was_not_seen(self) -> None:
