@@ -81,6 +81,7 @@ class History:
         self._cancelled: set[str] = set()
         self._done: set[str] = set()
         self._foreign: set[str] = set()
+        self._held: set[str] = set()
         self._has_lost_ledger = False
         self.ahead = 0.0
         self._submitting: list[_Running] = []
@@ -315,6 +316,9 @@ class History:
             self._foreign.discard(key)
         if verb in ("rerun", "release"):
             self._cancelled.discard(key)
+            self._held.discard(key)
+        if said and verb in ("hold", "cancel"):
+            self._held.add(key)
         self._check()
 
     def release_experiment(self) -> None:
@@ -344,6 +348,7 @@ class History:
             self._has_lost_ledger = True
             self.wire.faults.pending[:] = [fault for fault in self.wire.faults.pending if fault.kind is not Kind.EMPTY]
             self._cancelled.clear()
+            self._held.clear()
             self._done &= self._recorded_done()
 
     # --- what must hold
@@ -411,6 +416,8 @@ class History:
         result = self.result(key)
         if key not in self._asked and result.exists() and result.read_text() == "whole" and key in self._done:
             self._break(f"{key} was verified and is submitted again, unasked")
+        if key in self._held:
+            self._break(f"{key} is held by a person's word and is submitted")
         if key in self._foreign:
             self._break(f"{key} is submitted over a stranger's outputs")
         if key in self._cancelled and not job.held:  # a held one starts only when nothing has surfaced, see _job_starts
