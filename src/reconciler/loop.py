@@ -116,7 +116,7 @@ def _look_and_plan(scene: Scene, desired: Desired, memory: Memory) -> Pass:
     now = scene.clock()
     gate = _environment_gate(memory, scene.environment)
     plan = make_plan(desired, observed, memory, scene.policy, now, gate, scene.select)
-    if any(action.verb is Verb.SUBMIT for action in plan.actions):
+    if observed.queue == () and any(action.verb is Verb.SUBMIT for action in plan.actions):
         observed = doubt_an_empty_queue(observed, scene.backend, now)
         plan = make_plan(desired, observed, memory, scene.policy, now, gate, scene.select)
     return Pass(desired, observed, memory, plan, now, select=scene.select)

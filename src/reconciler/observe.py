@@ -98,7 +98,7 @@ def _ask_accounting(memory: Memory, queue: tuple[Job, ...], backend: Backend) ->
 def doubt_an_empty_queue(observed: Observed, backend: Backend, now: float) -> Observed:
     """What the accounting has of the last hour, where the queue showed nothing at all and something is about to be submitted: a
     squeue may be empty by mistake, and a ledger may have been lost. An accounting that cannot be asked changes nothing."""
-    if observed.queue != () or observed.accounting is not None:
+    if observed.accounting is not None:
         return observed
     return replace(observed, accounting=_accounted(backend, Doubt(now - _RECENT, has_unnamed=True)))
 
