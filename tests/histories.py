@@ -40,6 +40,10 @@ _AFTER = "\n## Afterwords\n\nWritten by hand; *nobody* touches this.\n"
 _TABLE = "\n## Training\n\n| Run Name | Status | Job ID | Started | Completed | Notes |\n|---|---|---|---|---|---|\n"
 
 
+# What the default policy tries again (see Policy.retry).
+_RETRIED = (State.NODE_FAIL, State.BOOT_FAIL, State.PREEMPTED)
+
+
 class Broken(AssertionError):
     """A promise was broken."""
 
@@ -79,6 +83,7 @@ class History:
         self.notes: dict[str, str] = {}
         self._asked: set[str] = set()
         self._cancelled: set[str] = set()
+        self._failed: set[str] = set()
         self._done: set[str] = set()
         self._foreign: set[str] = set()
         self._held: set[str] = set()
@@ -250,6 +255,9 @@ class History:
             if content is not None:
                 self._write(key, content)
             self.cluster.finish(job.id, exit_code, state=state)
+            is_over = job.state.is_final or job.state is State.COMPLETING
+            if is_over and state not in _RETRIED and not self._is_whole(key) and self._will_be_told(job, key):
+                self._failed.add(key)
         self._check()
 
     def write_half(self, job: Job) -> None:
@@ -265,12 +273,23 @@ class History:
         except SlurmError:
             return
         key = self._key(job)
-        # Without accounting a job that was cancelled and forgotten by the queue between two passes left no trace anywhere, and none
-        # that anybody looks for where the ledger was lost before.
-        is_known = key is not None and any(attempt.name == job.name for attempt in self._memory().of(key).attempts)
-        if verb == "cancel" and key is not None and is_known and self.site.has_accounting:
+        if verb == "cancel" and key is not None and self._will_be_told(job, key):
             self._cancelled.add(key)
+        if verb == "requeue" and key is not None:
+            self._cancelled.discard(key)
+            self._failed.discard(key)
         self._check()
+
+    def _will_be_told(self, job: Job, key: str) -> bool:
+        """Without accounting a job that ended and was forgotten by the queue between two passes left no trace anywhere, and none that
+        anybody looks for where the ledger was lost before."""
+        return self.site.has_accounting and any(attempt.name == job.name for attempt in self._memory().of(key).attempts)
+
+    def purge(self, key: str) -> None:
+        """A file system's cleaning takes the outputs of an evaluation that was done."""
+        if "/eval/" in key and key in self._done:
+            self.result(key).unlink(missing_ok=True)
+            self._check()
 
     def step_clock(self, ahead: float) -> None:
         """From now on this host's clock is so many seconds ahead of the cluster's; munge allows five minutes."""
@@ -316,6 +335,7 @@ class History:
             self._foreign.discard(key)
         if verb in ("rerun", "release"):
             self._cancelled.discard(key)
+            self._failed.discard(key)
             self._held.discard(key)
         if said and verb in ("hold", "cancel"):
             self._held.add(key)
@@ -348,6 +368,7 @@ class History:
             self._has_lost_ledger = True
             self.wire.faults.pending[:] = [fault for fault in self.wire.faults.pending if fault.kind is not Kind.EMPTY]
             self._cancelled.clear()
+            self._failed.clear()
             self._held.clear()
             self._done &= self._recorded_done()
 
@@ -378,8 +399,7 @@ class History:
         for key, step in memory.steps.items():
             if step.done is None or step.done.by_person or key in self._done:
                 continue
-            path = self.result(key)
-            if not path.exists() or path.read_text() != "whole":
+            if not self._is_whole(key):
                 self._break(f"{key} was called done without a result")
             self._done.add(key)
             self._asked.discard(key)
@@ -398,10 +418,11 @@ class History:
         key = self._key(job)
         if key in self._cancelled:
             self._break(f"{key} was cancelled by a person and runs again, unasked")
+        if key in self._failed:
+            self._break(f"{key} failed in a way that is not tried again, and runs again, unasked")
         if key is None or "/eval/" not in key or key.startswith("base/"):
             return
-        checkpoint = self.result(f"{key.partition('/')[0]}/finetune")
-        if not checkpoint.exists() or checkpoint.read_text() != "whole":
+        if not self._is_whole(f"{key.partition('/')[0]}/finetune"):
             self._break(f"{key} began before its checkpoint")
 
     def judge_submission(self, job: Submission) -> None:
@@ -413,8 +434,7 @@ class History:
             return
         if self._pass_saw_no_queue:
             self._break(f"{key} was submitted by a pass that could not see the queue")
-        result = self.result(key)
-        if key not in self._asked and result.exists() and result.read_text() == "whole" and key in self._done:
+        if key not in self._asked and (key in self._done or self._is_whole(key)):
             self._break(f"{key} was verified and is submitted again, unasked")
         if key in self._held:
             self._break(f"{key} is held by a person's word and is submitted")
@@ -430,6 +450,10 @@ class History:
     def _key(self, job: Job) -> str | None:
         token = Token.parse(job.name)
         return self._keys_by_token().get(token.step) if token else None
+
+    def _is_whole(self, key: str) -> bool:
+        path = self.result(key)
+        return path.exists() and path.read_text() == "whole"
 
     def _keys_by_token(self) -> dict[str, str]:
         runs = [p.name for p in self.directory.iterdir() if p.is_dir() and not p.name.startswith(".")]

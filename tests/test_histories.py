@@ -163,6 +163,10 @@ class Histories(RuleBasedStateMachine):
     def the_clock_of_this_host_steps(self, ahead: float) -> None:
         self.history.step_clock(ahead)
 
+    @rule(number=KEYS)
+    def outputs_are_purged(self, number: int) -> None:
+        self.history.purge(self._key(number))
+
     # --- people
 
     @rule(run=st.sampled_from(["a", "b", "c"]))
