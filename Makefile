@@ -21,6 +21,9 @@ fuzz: $(STAMP) ## try ten thousand new histories on the simulated cluster, and t
 	RECONCILE_HISTORIES=10000 $(BIN)/python -m pytest tests/test_histories.py tests/test_plan_properties.py \
 	  tests/test_experiment.py tests/test_status_tables.py tests/test_torchtune.py tests/test_inspect_ai.py
 
+faults: $(STAMP) ## break everything that can break, everywhere it can: every boundary, every error, every lie (RECONCILE_RELIABILITY=DIR counts)
+	RECONCILE_FAULTS=all $(BIN)/python -m pytest tests/faults
+
 agreement: $(STAMP) ## print which faces of the simulated cluster agree on which scenario
 	$(BIN)/python -m pytest -rP --no-header tests/test_agreement.py
 
