@@ -19,6 +19,7 @@ from reconciler.errors import (
     SubmissionRefused,
     SubmissionUncertain,
 )
+from reconciler.files import move
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory
 from reconciler.model import Action, Condition, Desired, Observed, Reason, Stage, Step, Token, Verb
@@ -228,8 +229,7 @@ def move_aside(path: Path, now: float) -> Path:
     for suffix in range(1000):
         destination = path.parent / f"moved-aside-{int(now)}{f'-{suffix}' if suffix else ''}" / path.name
         if not os.path.lexists(destination):
-            destination.parent.mkdir(exist_ok=True)
-            path.rename(destination)
+            move(path, destination)
             return destination
     raise DiskUnreadable(f"{path}: no free name to move it aside to")
 
