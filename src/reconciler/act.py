@@ -20,6 +20,7 @@ from reconciler.errors import (
     SubmissionUncertain,
 )
 from reconciler.files import move
+from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory
 from reconciler.model import Action, Condition, Desired, Observed, Reason, Stage, Step, Token, Verb
@@ -80,7 +81,11 @@ class _Pass:
         return found
 
     def do(self, action: Action) -> Outcome:
-        step = self.step(action)
+        """One action, whole: an interrupt comes before it or after it."""
+        with shielded():
+            return self._do(action, self.step(action))
+
+    def _do(self, action: Action, step: Step) -> Outcome:
         try:
             if action.verb is Verb.SUBMIT:
                 return self._submit(action, step)

@@ -7,10 +7,8 @@ did not happen is an error of the harness, and told as such.
 from __future__ import annotations
 
 import copy
-import errno
 import os
 import random
-import re
 import signal
 import subprocess
 import tempfile
@@ -19,12 +17,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-
-from fake_slurm.faults import Fault, Kind
 from half_way import HalfWay
 from power import Image, Replay
-from reconciler.ledger import Ledger
 from syscalls import Call, Traced, can_trace, run_traced
+
+from fake_slurm.faults import Fault, Kind
+from reconciler.ledger import Ledger
 
 ALL = os.environ.get("RECONCILE_FAULTS") == "all"
 _PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -66,7 +64,9 @@ def boundaries(world: HalfWay) -> tuple[Call, ...]:
     traced = run(world)
     assert traced.code == 0, traced.errors
     assert not world.settle()
-    first = next(n for n, call in enumerate(traced.boundaries) if str(world.experiment) in call.arguments and call.name != "execve")
+    first = next(
+        n for n, call in enumerate(traced.boundaries) if str(world.experiment) in call.arguments and call.name != "execve"
+    )
     return traced.boundaries[first:]
 
 
