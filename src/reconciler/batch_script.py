@@ -68,6 +68,13 @@ class BatchScript:
         return None if directory is None or "%" in str(directory) else directory
 
     @property
+    def log_patterns(self) -> tuple[str, ...]:
+        """Where a job's output and errors go, as Slurm's patterns from its working directory (man sbatch, "FILENAME PATTERN")."""
+        output = self.value("output") or "slurm-%j.out"
+        found = dict.fromkeys(os.path.join(self.workdir, value) for value in (output, self.value("error")) if value)  # noqa: PTH118
+        return tuple(found)
+
+    @property
     def placement(self) -> str:
         """The directives in one canonical text: where and how large the job runs, never what it computes."""
         return "\n".join(sorted(f"{d.option}={d.value or ''}" for d in self.directives))
@@ -105,6 +112,15 @@ def _directives(text: str, line: int) -> list[Directive]:
             attached = word[2:].removeprefix("=") or None
             found.append(Directive(option, attached if attached or option in _SWITCHES else next(rest, None), line))
     return found
+
+
+def log_path(pattern: str, job: str, name: str, user: str) -> Path | None:
+    """The file of a job's output; None where only the job itself knows (``%N``, ``%a``, …)."""
+    known = {"%%": "%", "%j": job, "%J": job, "%A": job, "%x": name, "%u": user, "%n": "0", "%t": "0", "%s": "batch"}
+    parts = re.split(r"(%%|%0?\d*[a-zA-Z])", pattern)
+    if any(part.startswith("%") and part not in known for part in parts):
+        return None
+    return Path("".join(known.get(part, part) for part in parts))
 
 
 def parse_time_limit(text: str | None) -> float | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from reconciler.failures import sentence
+from reconciler.failures import CANCELLED, sentence
 from reconciler.memory import Attempt, StepMemory, Word
 from reconciler.model import (
     Action,
@@ -185,6 +185,8 @@ def _is_unconfirmed(s: Situation) -> Action | None:
     last = s.memory.last
     if last is None or not last.is_open:
         return None
+    if s.unread_log:
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "DiskUnknown", s.unread_log)
     if isinstance(s.observed.accounting, Unknown):
         what = f"job {last.job} left the queue" if last.job else "a submission is unconfirmed"
         message = f"{what} and the accounting cannot be asked: {s.observed.accounting.why}"
@@ -212,7 +214,7 @@ def _is_verified(s: Situation) -> Action | None:
     if s.step.need is not None and (s.need is None or s.need.condition is not Condition.DONE):
         return _are_needs_unmet(s)
     last = s.memory.last
-    ended = last is not None and last.end is not None and last.end.failure == "CompletedWithoutEvidence"
+    ended = last is not None and last.end is not None and last.end.state == "COMPLETED"
     if not s.outputs.marked and not ended and s.now - _last_written(s) < s.policy.settle:
         message = f"the outputs verify, and must stay quiet for {s.policy.settle:.0f} s before they count"
         return s.decide(Verb.WAIT, Condition.VERIFYING, "Settling", message)
@@ -409,7 +411,7 @@ def _last_written(s: Situation) -> float:
 def _may_have_made(attempt: Attempt, outputs: Outputs) -> bool:
     """True where an attempt of ours may have left these outputs: its job may have run, and they are not from before it."""
     end = attempt.end
-    never_ran = attempt.job is None or (end is not None and end.failure == "Cancelled" and end.started is None)
+    never_ran = attempt.job is None or (end is not None and end.failure in CANCELLED and end.started is None)
     return not never_ran and (outputs.newest is None or outputs.newest >= attempt.at - CLOCK_SKEW)
 
 
@@ -421,7 +423,7 @@ def _by_whom(word: Word) -> str:
 def _why_failed(s: Situation, attempt: Attempt) -> str:
     assert attempt.end is not None
     found = f"; {s.outputs.reason.message}" if s.outputs and s.outputs.state is OutputState.INCOMPLETE else ""
-    return sentence(attempt.end.failure, attempt.end.exit_code) + found
+    return sentence(attempt.end.failure, attempt.end.detail) + found
 
 
 def _since_release(memory: StepMemory) -> tuple[Attempt, ...]:

@@ -22,7 +22,8 @@ LATEST = sys.maxsize
 
 @dataclass(frozen=True)
 class End:
-    """How an attempt's job ended, as the cluster told it; ``failure`` is the class that retries are counted by."""
+    """How an attempt's job ended, as the cluster told it; ``failure`` is the class that retries are counted by, ``detail`` the
+    words that told it."""
 
     state: str
     failure: str
@@ -30,6 +31,7 @@ class End:
     started: float | None = None
     exit_code: str = ""
     order: int = LATEST
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,9 @@ _OUTCOMES: Mapping[str, Any] = {
     "missing": lambda order, e: {"missing_at": float(e["at"])},
     "ended": lambda order, e: {
         "job": str(e["job"]),
-        "end": End(e["state"], e["failure"], float(e["ended"]), e.get("started"), e.get("exit_code", ""), order),
+        "end": End(
+            e["state"], e["failure"], float(e["ended"]), e.get("started"), e.get("exit_code", ""), order, e.get("detail", "")
+        ),
     },
     "placed": lambda order, e: {"placement": e["placement"]},
     "reopened": lambda order, e: {"end": None, "missing_at": None, "unseen_at": None},

@@ -39,6 +39,16 @@ class Reason:
     message: str
 
 
+@dataclass(frozen=True)
+class Sign:
+    """A line of a job's log that tells why the job failed: the class of failure that it stands for, a regular expression (one
+    line, not anchored), and a line as it was seen."""
+
+    failure: str
+    pattern: str
+    sample: str
+
+
 # --- desired -----------------------------------------------------------------------------------
 
 
@@ -86,7 +96,8 @@ class Step:
     preparation step will save to its directory. ``need`` is the key of the step that must be done before.
     ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
     ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
-    are how a person's own submission of the script would show in the queue. ``spec`` is the tool's own.
+    are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
+    as Slurm's patterns (``slurm-%j.out``). ``spec`` is the tool's own.
     """
 
     key: str
@@ -107,6 +118,7 @@ class Step:
     requeue: bool = False
     job_name: str = ""
     workdir: str = ""
+    logs: tuple[str, ...] = ()
     blocked: Reason | None = None
 
     @property
@@ -306,13 +318,17 @@ class Observed:
     """The world at one moment. ``queue`` and ``accounting`` are jobs of this user, or Unknown.
 
     ``accounting`` is None where it was not asked because nothing was in doubt. ``outputs`` has one entry per step examined;
-    ``objections`` are the tools' own sentences against a fresh attempt over them.
+    ``objections`` are the tools' own sentences against a fresh attempt over them. ``logs`` has the tail of the log of each job
+    (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
     """
 
     queue: tuple[Job, ...] | Unknown
     accounting: tuple[Job, ...] | Unknown | None
     outputs: Mapping[str, Outputs]
     objections: Mapping[str, str] = field(default_factory=dict)
+    logs: Mapping[tuple[str, str], str | Unknown | None] = field(default_factory=dict)
+    signs: Mapping[str, tuple[Sign, ...]] = field(default_factory=dict)
+    uid: str = ""
 
 
 # --- decided -------------------------------------------------------------------------------------

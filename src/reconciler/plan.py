@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from reconciler.failures import CANCELLED, INFRASTRUCTURE
 from reconciler.ladder import climb, need_blocked
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Unknown, Verb
@@ -126,15 +127,17 @@ def _hold_back(
     """Submissions that the experiment as a whole does not allow become waits; evaluations go before new fine-tunes."""
     in_flight = 0 if isinstance(observed.queue, Unknown) else sum(job.is_live for job in observed.queue)
     held_back = dict(decided)
+    full = {step.root: decided[step.key] for step in reversed(desired.steps) if decided[step.key].reason.code == "DiskQuota"}
     for step in sorted(desired.steps, key=lambda step: step.stage is not Stage.EVALUATION):
         action = decided[step.key]
         if action.verb is not Verb.SUBMIT:
             continue
-        if gate is not None:
-            condition = Condition.HELD if gate.needs_person else Condition.WAITING
-            verb = Verb.HOLD if gate.needs_person else Verb.WAIT
+        closed = gate or _full_disk_gate(step, full)
+        if closed is not None:
+            condition = Condition.HELD if closed.needs_person else Condition.WAITING
+            verb = Verb.HOLD if closed.needs_person else Verb.WAIT
             held_back[step.key] = replace(
-                action, verb=verb, condition=condition, reason=gate.reason, attempt=None, move_aside=(), changes=(), held=False
+                action, verb=verb, condition=condition, reason=closed.reason, attempt=None, move_aside=(), changes=(), held=False
             )
         elif policy.max_in_flight is not None and in_flight >= policy.max_in_flight:
             reason = Reason(
@@ -162,6 +165,15 @@ def _names_gate(memory: Memory) -> Gate | None:
     return Gate(Reason("NamesRewritten", message))
 
 
+def _full_disk_gate(step: Step, full: Mapping[Path, Action]) -> Gate | None:
+    """A full disk fails every run that writes to it, and tears the checkpoint that it is in the midst of."""
+    failed = full.get(step.root)
+    if failed is None:
+        return None
+    message = f"{failed.step} failed because {step.root} is full or its quota is used up; make room, then release {failed.step}"
+    return Gate(Reason("DiskQuota", message), needs_person=False)
+
+
 def _wave_gate(failed: Sequence[str], policy: Policy) -> Gate | None:
     if len(failed) < policy.stop_after_failures:
         return None
@@ -184,13 +196,14 @@ def failures_in_a_row(
     if any(action.verb is Verb.MARK_DONE for action in decided.values()):
         return []
     since = max([memory.released, *(m.done.order for m in known.values() if m.done is not None)])
-    not_counted = {"Cancelled", *policy.retry}
+    not_counted = CANCELLED | INFRASTRUCTURE
     failed = []
     for key, action in decided.items():
         last = known[key].last
         if last is None or last.end is None or last.end.failure in not_counted or last.end.order <= since:
             continue
-        is_suspect = action.reason.code == "OutputsMissing" and last.end.failure != "CompletedWithoutEvidence"
+        is_retried = policy.retry.get(last.end.failure, 0) > 0
+        is_suspect = action.reason.code == "OutputsMissing" and last.end.state != "COMPLETED" and not is_retried
         if action.condition is Condition.FAILED or is_suspect:
             failed.append(key)
     return failed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from reconciler.model import Job, Outputs, Reading, RunInput, Stage, Step
+from reconciler.model import Job, Outputs, Reading, RunInput, Sign, Stage, Step
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,15 @@ class Disk(Protocol):
 class Tool(Protocol):
     """One tool in four parts, one file each; no other module knows its name.
 
-    ``is_default`` is True for the tool that a document means by naming none of its stage.
+    ``is_default`` is True for the tool that a document means by naming none of its stage. ``signs`` are lines that its jobs' logs
+    may hold, and what they mean; they come before those that every log may hold (failures.py).
     """
 
     name: str
     stage: Stage
     log_file: str
     is_default: bool
+    signs: tuple[Sign, ...]
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """1, input: the steps of a run, from the document's row and the scaffolding; every fault found is a Problem."""
@@ -87,9 +89,13 @@ class Doubt:
 
 
 class Backend(Protocol):
-    """A cluster. Every method either answers in full or raises ClusterUnreachable; silence is never an answer."""
+    """A cluster. Every method either answers in full or raises ClusterUnreachable; silence is never an answer.
+
+    ``uid`` is this user's, as ``Job.cancelled_by`` has it.
+    """
 
     name: str
+    uid: str
 
     def identity(self) -> str:
         """Which cluster this is, stable between passes, such as ``slurm:mini`` or ``local:<host>``."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from reconciler.act import Outcome
 from reconciler.errors import PermanentError, TemporaryError
+from reconciler.failures import CANCELLED
 from reconciler.files import replace_file
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory, StepMemory
@@ -33,7 +34,7 @@ _WORDS = {
     Condition.BLOCKED: "WAITING",
 }
 _ORDINARY_WAITS = ("NotStarted", "NeedUnmet", "MaxInFlight")  # a step whose turn has not come: PENDING, without a note
-_FAILURES = {"TimeLimit": "TIMEOUT", "OutOfMemoryHost": "OUT_OF_MEMORY", "Cancelled": "CANCELLED"}
+_FAILURES = {"TimeLimit": "TIMEOUT", "OutOfMemoryHost": "OUT_OF_MEMORY", **dict.fromkeys(CANCELLED, "CANCELLED")}
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,7 @@ class SlurmCli:
 
     def __init__(self, environment: Environment | None = None) -> None:
         self._environment = dict(os.environ if environment is None else environment)
+        self.uid = str(os.getuid())
 
     def identity(self) -> str:
         """``slurm:<ClusterName>``."""

@@ -41,6 +41,7 @@ class Torchtune:
     stage = Stage.FINETUNE
     log_file = "run-torchtune.log"
     is_default = True
+    signs = ()
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """The run's one training; where its scaffolding is at fault, blocked and with a Problem for each fault."""
@@ -274,6 +275,7 @@ def _with_script(step: Step, script: BatchScript) -> Step:
         requeue=requeue[-1:] == ["requeue"],
         job_name=script.job_name,
         workdir=script.workdir,
+        logs=script.log_patterns,
     )
 
 
