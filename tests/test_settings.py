@@ -147,7 +147,7 @@ def test_the_published_schema_knows_the_very_settings_that_there_are() -> None:
 def test_every_failure_but_a_persons_own_cancelling_may_be_retried() -> None:
     states = ["COMPLETED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "FAILED"]
     classes = {classify(Job("1", "x", state, Phase.ENDED)).code for state in states}
-    assert classes <= set(schema("reconcile")["properties"]["retry"]["properties"])
+    assert classes <= set(schema("reconcile")["$defs"]["retry"]["properties"])
 
 
 def test_the_published_schemas_are_valid_schemas() -> None:

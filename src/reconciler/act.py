@@ -12,12 +12,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from reconciler.batch_script import parse_batch_script
+from reconciler.config_edit import make_edits, open_edits
 from reconciler.errors import (
     ClusterUnreachable,
     DiskUnreadable,
     LimitReached,
+    PermanentError,
     SubmissionRefused,
     SubmissionUncertain,
+    TemporaryError,
 )
 from reconciler.files import move
 from reconciler.interrupts import shielded
@@ -109,8 +112,12 @@ class _Pass:
             return _waiting(action, self._stopped.code, self._stopped.message, "failed")
         try:
             self._prepare(action, step)
-        except (OSError, DiskUnreadable) as error:
+            self._edit(action, step)
+        except (OSError, DiskUnreadable, TemporaryError) as error:
             return _waiting(action, "DiskUnknown", str(error), "failed")
+        except PermanentError as error:
+            held = replace(action, verb=Verb.HOLD, condition=Condition.HELD, reason=Reason("EditRefused", str(error)))
+            return Outcome(held, "failed")
         name = self._write_intent(action, step)
         job = Submission(
             step.script,
@@ -118,6 +125,7 @@ class _Pass:
             begin_in=0 if action.held else max(0, round(self._eligible_at - self._world.clock())),
             held=action.held,
             requeue=step.requeue or self._world.requeue,
+            options=action.options,
             keep_open=(self._world.lock,),
         )
         return self._hand_over(action, step, job)
@@ -138,6 +146,8 @@ class _Pass:
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),
+            options=dict(action.options),
+            from_epoch=action.from_epoch,
         )
         return name
 
@@ -188,6 +198,16 @@ class _Pass:
             directory = script.directory_of(option)
             if directory is not None:
                 directory.mkdir(parents=True, exist_ok=True)
+
+    def _edit(self, action: Action, step: Step) -> None:
+        """Each edit is in writing before it is made: what is written down and not made, the next pass makes."""
+        for path in dict.fromkeys(edit.path for edit in action.edits):
+            edits = open_edits(path, [edit for edit in action.edits if edit.path == path])
+            for edit in edits:
+                facts = {"path": str(path), "key": edit.key, "before": edit.before, "after": edit.after}
+                self._world.ledger.append("edited", step=step.key, **facts)
+            if edits:
+                make_edits(path, edits, self._world.ledger.path.parent / "originals" / step.run / path.name)
 
     # --- the past
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _SHORT = {
 }  # fmt: skip
 _SWITCHES = {"hold", "wait", "test-only", "requeue", "no-requeue", "parsable", "exclusive", "overcommit", "contiguous"}
 _PREFIX = "#SBATCH"
+_MEGABYTES = {"K": 1 / 1024, "": 1.0, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 _DAYS_FIRST = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
 _CLOCK = re.compile(r"(\d+)(?::(\d+))?(?::(\d+))?")
 
@@ -49,6 +51,11 @@ class BatchScript:
         """The value given for an option, or None."""
         found = self.find(option)
         return found.value if found else None
+
+    @property
+    def asks(self) -> Mapping[str, str]:
+        """What the script asks for, by long name; a switch has an empty value."""
+        return {directive.option: directive.value or "" for directive in self.directives}
 
     @property
     def job_name(self) -> str:
@@ -135,3 +142,9 @@ def parse_time_limit(text: str | None) -> float | None:
         hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
         return float((hours * 60 + minutes) * 60 + seconds)
     raise ValueError(f"Invalid --time specification: {text} (accepted: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S)")
+
+
+def parse_memory(text: str | None) -> float | None:
+    """Megabytes of a ``--mem`` (man sbatch: of a bare number too); None for none that can be told (``0`` is the whole node's)."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text or "", re.IGNORECASE)
+    return (float(found[1]) * _MEGABYTES[found[2].upper()] or None) if found else None

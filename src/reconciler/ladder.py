@@ -25,6 +25,7 @@ from reconciler.model import (
     Verb,
     digest,
 )
+from reconciler.remedies import advanced, remedy_for, suggestion
 from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
 
 _MAX_REFUSALS = 3
@@ -275,8 +276,14 @@ def _are_retries_spent(s: Situation) -> Action | None:
     if last.end is None:
         return None
     failure = last.end.failure
-    if _count(attempts, failure) > s.policy.retry.get(failure, 0):
-        return s.decide(Verb.HOLD, Condition.FAILED, failure, f"job {last.job}: {_why_failed(s, last)}")
+    remedy = remedy_for(s.step, s.memory, attempts, s.outputs, s.policy)
+    if remedy.is_new:
+        return None
+    did_advance = advanced(attempts, s.outputs) if s.policy.resume else frozenset()
+    if remedy.refusal or _count([a for a in attempts if a.number not in did_advance], failure) > s.policy.retry.get(failure, 0):
+        advice = remedy.refusal or suggestion(failure, s.step)
+        why = f"{_why_failed(s, last)}; {advice}" if advice else _why_failed(s, last)
+        return s.decide(Verb.HOLD, Condition.FAILED, failure, f"job {last.job}: {why}")
     return None
 
 
@@ -343,8 +350,11 @@ def _submit(s: Situation) -> Action:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
         message = s.outputs.reason.message
-    aside = s.outputs.torn if s.outputs.state is OutputState.INCOMPLETE else ()
-    changes = tuple(f"moves {path} aside" for path in aside)
+    remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
+    torn = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
+    aside = torn if s.outputs.state is OutputState.INCOMPLETE else ()
+    goes_on = (f"goes on from {s.outputs.resumable} whole epochs",) if remedy.resumes else ()
+    changes = (*goes_on, *remedy.changes, *(f"moves {path} aside" for path in aside))
     return s.decide(
         Verb.SUBMIT,
         Condition.WAITING,
@@ -355,6 +365,9 @@ def _submit(s: Situation) -> Action:
         held=replaces_lost,
         move_aside=aside,
         changes=changes,
+        options=remedy.options,
+        edits=(*remedy.edits, *remedy.reverts),
+        from_epoch=s.outputs.resumable if remedy.resumes else 0,
     )
 
 

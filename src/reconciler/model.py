@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from reconciler.errors import Problem, UsageError
 
@@ -49,6 +50,27 @@ class Sign:
     sample: str
 
 
+@dataclass(frozen=True)
+class Edit:
+    """One top-level value of a run's configuration, as it is and as it shall be, as Python's ``str`` has it (None: no such key).
+
+    ``via`` are values that we gave it in between, ``order`` is its place in the ledger once it was made.
+    """
+
+    path: Path
+    key: str
+    before: str | None
+    after: str | None
+    via: tuple[str | None, ...] = ()
+    order: int = 0
+
+    @property
+    def words(self) -> str:
+        """``batch_size 4 → 2``."""
+        before, after = (value if value is not None else "(none)" for value in (self.before, self.after))
+        return f"{self.key} {before} → {after}"
+
+
 # --- desired -----------------------------------------------------------------------------------
 
 
@@ -68,7 +90,8 @@ class RunInput:
     ``checkpoint_dir`` is where the document expects ``epoch_<N>/`` of this run. ``checkpoints`` is
     empty for the preparation tool and holds, for the evaluation tool, what the preparation step will produce.
     ``epochs`` is the document's number of epochs. ``planned`` False: the document has no evaluation plan,
-    so the scripts found in the scaffolding are the plan.
+    so the scripts found in the scaffolding are the plan. ``varied`` are the parameters in which the document's runs differ,
+    spelled as settings (``batch_size``).
     """
 
     name: str
@@ -85,6 +108,7 @@ class RunInput:
     checkpoints: Mapping[int, Path] = field(default_factory=dict)
     preparation_key: str | None = None
     checkpoint_generation: str = ""
+    varied: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -97,7 +121,9 @@ class Step:
     ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
     ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
-    as Slurm's patterns (``slurm-%j.out``). ``spec`` is the tool's own.
+    as Slurm's patterns (``slurm-%j.out``). ``asks`` are the script's ``#SBATCH`` options by their long names. ``resume`` is the
+    edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it needs less of a GPU's memory (empty, with
+    a reason, where there are none). ``spec`` is the tool's own.
     """
 
     key: str
@@ -119,6 +145,10 @@ class Step:
     job_name: str = ""
     workdir: str = ""
     logs: tuple[str, ...] = ()
+    asks: Mapping[str, str] = field(default_factory=dict)
+    resume: Edit | None = None
+    smaller_batch: tuple[Edit, ...] = ()
+    why_no_smaller_batch: str = ""
     blocked: Reason | None = None
 
     @property
@@ -291,9 +321,10 @@ class Outputs:
 
     ``marked`` is True where the outputs themselves prove that nothing more will be written to them; where False, completeness
     must be confirmed by the job's end or by quiet. ``newest`` is the latest modification time among them (epoch s).
-    ``evidence`` identifies the files that were verified; ``torn`` names what must be moved aside before another attempt
-    (empty for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh attempt would overwrite or build on
-    what is there. ``progress`` is a few words for status.
+    ``resumable`` is how many whole epochs a resumed training would go on from (0: there is nothing sound to resume), and
+    ``torn_to_resume`` what it must not find. ``evidence`` identifies the files that were verified; ``torn`` names what must be
+    moved aside before another attempt (empty for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh
+    attempt would overwrite or build on what is there. ``progress`` is a few words for status.
     """
 
     state: OutputState
@@ -304,6 +335,8 @@ class Outputs:
     torn: tuple[Path, ...] = ()
     has_work: bool = False
     progress: str = ""
+    resumable: int = 0
+    torn_to_resume: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -372,7 +405,8 @@ class Action:
 
     ``job`` is the job concerned, where there is one. ``changes`` tells, in words, what else the action will alter
     (torn outputs moved aside, and so on). ``held`` submits the job held; ``release`` frees a job that we held ourselves.
-    ``rule`` names the rung of the ladder that decided.
+    ``options`` are sbatch's, over the script's own, and ``edits`` what must hold in the run's configuration before the job is
+    submitted; ``from_epoch`` is how many whole epochs it goes on from. ``rule`` names the rung of the ladder that decided.
     """
 
     step: str
@@ -385,6 +419,9 @@ class Action:
     held: bool = False
     release: bool = False
     move_aside: tuple[Path, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
+    from_epoch: int = 0
     rule: str = ""
 
     @property
@@ -402,6 +439,14 @@ class Action:
 
 
 @dataclass(frozen=True)
+class Raise:
+    """More of something after each failure for want of it: times ``factor``, at most ``max`` (seconds of time, MB of memory)."""
+
+    factor: float
+    max: float
+
+
+@dataclass(frozen=True)
 class Policy:
     """The settings that decide. Durations are seconds; the sources are reconcile.yaml's keys of the same names."""
 
@@ -416,3 +461,16 @@ class Policy:
     stop_after_failures: int = 3
     document: str = "tables"
     requeue: bool = False
+    resume: bool = False
+    time: Raise | None = None
+    mem: Raise | None = None
+    shrink_batch: bool = False
+    exclude_after: int = 2
+    tools: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    def of(self, tool: str) -> Policy:
+        """The policy for one tool's steps: what is set for it, over what is set for all."""
+        own: dict[str, Any] = dict(self.tools.get(tool, {}))
+        if "retry" in own:
+            own["retry"] = {**self.retry, **own["retry"]}
+        return replace(self, **own) if own else self

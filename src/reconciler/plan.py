@@ -73,7 +73,7 @@ def make_plan(
             ours.of(step.key),
             observed.outputs.get(step.key),
             observed,
-            policy,
+            policy.of(step.tool),
             now,
             decided.get(step.need) if step.need else None,
             memory.of(step.need).word if step.need else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -62,7 +62,8 @@ class Tool(Protocol):
 class Submission:
     """One job to submit. ``begin_in`` seconds from now is when it becomes eligible (0: at once).
 
-    ``keep_open`` are file descriptors that the submitting process must inherit (the pass's lock).
+    ``options`` are further options of sbatch by their long names, which outrank the script's. ``keep_open`` are file descriptors
+    that the submitting process must inherit (the pass's lock).
     """
 
     script: Path
@@ -70,6 +71,7 @@ class Submission:
     begin_in: int = 0
     held: bool = False
     requeue: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
     keep_open: tuple[int, ...] = ()
 
     @property

@@ -202,7 +202,7 @@ def supersede(situation: Situation) -> None:
     state = OutputState.INCOMPLETE if is_finetune else OutputState.ABSENT
     torn = (situation.step.output_dir,) if is_finetune else ()
     reason = Reason("Superseded", "what is there is from before the rerun")
-    situation.outputs = replace(outputs, state=state, reason=reason, evidence=(), torn=torn, has_work=False)
+    situation.outputs = replace(outputs, state=state, reason=reason, evidence=(), torn=torn, has_work=False, resumable=0)
 
 
 def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:

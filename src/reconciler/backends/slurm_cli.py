@@ -78,6 +78,7 @@ class SlurmCli:
             command.append(f"--begin=now+{job.begin_in}")
         if job.held:
             command.append("--hold")
+        command += [f"--{name}={value}" for name, value in job.options.items()]
         try:
             # Never killed by us, whatever interrupts this pass: without timeout(1) above it a hanging sbatch would keep the lock
             # for ever. In a session of its own it outlives a Ctrl-C at the terminal too.

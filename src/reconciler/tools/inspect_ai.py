@@ -228,6 +228,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         job_name=script.job_name,
         workdir=script.workdir,
         logs=script.log_patterns,
+        asks=script.asks,
         requeue=[d.option for d in script.directives if d.option in ("requeue", "no-requeue")][-1:] == ["requeue"],
         blocked=blocked,
     ), problems
