@@ -12,7 +12,7 @@ from reconciler.config_edit import make_edits, open_edits
 from reconciler.errors import DiskUnreadable, PermanentError
 from reconciler.memory import fold
 from reconciler.model import Action, Condition, Edit, Outputs, OutputState, Policy, Raise, Reason, Verb
-from worlds import NOW, TORN, decide, ended, event, finetune, name_of
+from worlds import NOW, TORN, decide, ended, event, finetune, name_of, plan_for
 
 CONFIG = Path("/exp/a/finetune.yaml")
 RESUME = Edit(CONFIG, "resume_from_checkpoint", "False", "True")
@@ -258,3 +258,41 @@ def test_any_ordinary_layout_can_be_edited(config: Path, text: str):
     apply(config, Edit(config, "batch_size", "4", "2"))
     assert open_edits(config, [Edit(config, "batch_size", "2", "3")])
     assert config.read_bytes().count(b"\r") == text.count("\r")
+
+
+# --- nodes ---------------------------------------------------------------------------------------------------
+
+
+def on(node: str, run: str, failure: str = "NodeFailure") -> list[dict[str, Any]]:
+    return ended(finetune(run), failure, nodes=node)
+
+
+def test_a_node_that_fails_several_jobs_is_avoided_and_named():
+    steps = [finetune(run) for run in ("a", "b", "c")]
+    once = plan_for(*steps, events=[*on("n1", "a"), *on("n2", "b")], policy=policy())
+    assert all("exclude" not in action.options for action in once.actions)
+    twice = plan_for(*steps, events=[*on("n1", "a"), *on("n1", "b")], policy=policy())
+    assert [action.options.get("exclude") for action in twice.actions] == ["n1", "n1", "n1"]
+    assert "--exclude=n1" in twice.of("c/finetune").changes
+    assert all(
+        "exclude" not in a.options
+        for a in plan_for(*steps, events=[*on("n1", "a"), *on("n1", "b")], policy=policy(exclude_after=0)).actions
+    )
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [*on("n[1-2]", "a"), *on("n[1-2]", "b")],
+        [*on("", "a"), *on("", "b")],
+        [*on("n1", "a", "UserError"), *on("n1", "b", "UserError")],
+    ],
+)
+def test_only_a_nodes_own_failures_count_and_only_where_it_is_known_which(events: list[dict[str, Any]]):
+    plan = plan_for(*(finetune(run) for run in ("a", "b", "c")), events=events, policy=policy())
+    assert all("exclude" not in action.options for action in plan.actions)
+
+
+def test_a_node_that_was_avoided_once_is_not_avoided_for_ever():
+    action = after(failed("NodeFailure", options={"exclude": "n9"}))
+    assert "exclude" not in action.options

@@ -26,7 +26,7 @@ LATEST = sys.maxsize
 @dataclass(frozen=True)
 class End:
     """How an attempt's job ended, as the cluster told it; ``failure`` is the class that retries are counted by, ``detail`` the
-    words that told it."""
+    words that told it, ``nodes`` where it ran."""
 
     state: str
     failure: str
@@ -35,6 +35,7 @@ class End:
     exit_code: str = ""
     order: int = LATEST
     detail: str = ""
+    nodes: str = ""
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,11 @@ def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
     return others if whole.before == whole.after else (*others, whole)
 
 
+def _end(order: int, event: Event) -> End:
+    told = {key: event.get(key, "") for key in ("exit_code", "detail", "nodes")}
+    return End(event["state"], event["failure"], float(event["ended"]), event.get("started"), order=order, **told)
+
+
 _OUTCOMES: Mapping[str, Any] = {
     "submitted": lambda order, e: {"job": str(e["job"])},
     "refused": lambda order, e: {"refused": e["message"]},
@@ -255,9 +261,7 @@ _OUTCOMES: Mapping[str, Any] = {
     "missing": lambda order, e: {"missing_at": float(e["at"])},
     "ended": lambda order, e: {
         "job": str(e["job"]),
-        "end": End(
-            e["state"], e["failure"], float(e["ended"]), e.get("started"), e.get("exit_code", ""), order, e.get("detail", "")
-        ),
+        "end": _end(order, e),
     },
     "placed": lambda order, e: {"placement": e["placement"]},
     "reopened": lambda order, e: {"end": None, "missing_at": None, "unseen_at": None},

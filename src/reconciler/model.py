@@ -122,8 +122,8 @@ class Step:
     ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
     as Slurm's patterns (``slurm-%j.out``). ``asks`` are the script's ``#SBATCH`` options by their long names. ``resume`` is the
-    edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it needs less of a GPU's memory (empty, with
-    a reason, where there are none). ``spec`` is the tool's own.
+    edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it needs less of a GPU's memory (or
+    none, and why). ``spec`` is the tool's own.
     """
 
     key: str
@@ -254,7 +254,8 @@ class Job:
     """One job as the cluster showed it. ``state`` is Slurm's base word (``CANCELLED``, not ``CANCELLED by 7``).
 
     ``held`` is True where a person or an administrator holds it (or it was submitted held), ``pending_reason`` Slurm's word
-    for why it waits. ``exit_code`` is ``code:signal``. Times are epoch seconds or None where not yet known.
+    for why it waits. ``exit_code`` is ``code:signal``, ``nodes`` is where it runs or ran, as
+    Slurm lists them. Times are epoch seconds or None where not yet known.
     """
 
     id: str
@@ -271,6 +272,7 @@ class Job:
     ended: float | None = None
     exit_code: str = ""
     cancelled_by: str = ""
+    nodes: str = ""
     source: str = ""
 
     @property

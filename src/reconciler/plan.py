@@ -7,6 +7,8 @@ submission is lost) comes back as events to be written down.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -18,6 +20,8 @@ from reconciler.ladder import climb, need_blocked
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Unknown, Verb
 from reconciler.situation import Ownership, Situation, remember_ends, supersede, whose_jobs
+
+_ONE_NODE = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ def make_plan(
         learned += situation.learned
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
+    decided = _avoid_nodes(decided, failing_nodes(known, policy))
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
     held_back = _hold_back(desired, observed, policy, decided, gate)
     return Plan(tuple(held_back[step.key] for step in desired.steps), tuple(learned), ours.orphans)
@@ -104,6 +109,30 @@ def _ends_of_dropped_steps(
             remember_ends(situation)
             learned += situation.learned
     return learned
+
+
+def failing_nodes(known: Mapping[str, StepMemory], policy: Policy) -> tuple[str, ...]:
+    """Nodes on which so many jobs of this experiment ended by the node's own failure that no more are sent there. Where a job had
+    several nodes, nothing tells which of them it was."""
+    ends = (attempt.end for memory in known.values() for attempt in memory.attempts if attempt.end is not None)
+    counts = Counter(
+        end.nodes for end in ends if end.failure in ("NodeFailure", "BootFailure") and _ONE_NODE.fullmatch(end.nodes)
+    )
+    least = policy.exclude_after
+    return tuple(sorted(node for node, failures in counts.items() if least and failures >= least))
+
+
+def _avoid_nodes(decided: Mapping[str, Action], nodes: Sequence[str]) -> dict[str, Action]:
+    """Submissions keep away from nodes that fail jobs, and say so."""
+    if not nodes:
+        return dict(decided)
+    listed = ",".join(nodes)
+    return {
+        key: replace(action, options={**action.options, "exclude": listed}, changes=(*action.changes, f"--exclude={listed}"))
+        if action.verb is Verb.SUBMIT
+        else action
+        for key, action in decided.items()
+    }
 
 
 def _leave_alone(action: Action, select: str) -> Action:

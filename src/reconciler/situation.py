@@ -269,7 +269,7 @@ def _over(situation: Situation, attempt: Attempt, job: Job) -> Attempt:
     rerun = memory.rerun is not None and attempt.order < memory.rerun.order
     signs = observed.signs.get(situation.step.key, ())
     why = classify(job, log, signs, observed.uid, was_asked=word or rerun or attempt.withdrawn)
-    end = End(job.state, why.code, job.ended or situation.now, job.started, job.exit_code, detail=why.detail)
+    end = End(job.state, why.code, job.ended or situation.now, job.started, job.exit_code, detail=why.detail, nodes=job.nodes)
     return _ended(situation, attempt, job.id, end)
 
 
@@ -284,5 +284,6 @@ def _ended(situation: Situation, attempt: Attempt, job_id: str, end: End) -> Att
         started=end.started,
         exit_code=end.exit_code,
         detail=end.detail,
+        nodes=end.nodes,
     )
     return replace(attempt, job=job_id, end=end)

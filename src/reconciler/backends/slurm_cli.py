@@ -31,10 +31,10 @@ _SUBMIT_SECONDS = 60
 _FIELD, _RECORD = "\x1f", "\x1e"
 _SQUEUE_FIELDS = (
     ("JobArrayID", 60), ("State", 40), ("Reason", 100), ("SubmitTime", 30), ("StartTime", 30), ("EndTime", 30),
-    ("UserName", 100), ("exit_code", 20), ("Name", 1000), ("WorkDir", 4096),
+    ("UserName", 100), ("exit_code", 20), ("NodeList", 500), ("Name", 1000), ("WorkDir", 4096),
 )  # fmt: skip
 _SQUEUE_FORMAT = ",".join(f"{name}:.{width}{_RECORD if name == 'WorkDir' else _FIELD}" for name, width in _SQUEUE_FIELDS)
-_SACCT_FIELDS = ("JobID", "State", "ExitCode", "Submit", "Eligible", "Start", "End", "User", "WorkDir", "JobName")
+_SACCT_FIELDS = ("JobID", "State", "ExitCode", "Submit", "Eligible", "Start", "End", "User", "NodeList", "WorkDir", "JobName")
 # Every state by name: without them sacct leaves out jobs that were never eligible (held, begin time ahead, dependency).
 _SACCT_STATES = "BF,CA,CD,DL,F,NF,OOM,PD,PR,R,RS,S,TO"
 
@@ -293,6 +293,7 @@ def _queue_job(fields: Sequence[str]) -> Job:
         ended=_time(row["EndTime"]) if phase.value == "ended" else None,
         exit_code=_exit_code(row["exit_code"]),
         cancelled_by=by,
+        nodes=row["NodeList"],
         source="squeue",
     )
 
@@ -341,6 +342,7 @@ def _accounted_job(row: Mapping[str, str]) -> Job:
         ended=_time(row["End"]) if phase.value == "ended" else None,
         exit_code=row["ExitCode"],
         cancelled_by=by,
+        nodes="" if row["NodeList"] == "None assigned" else row["NodeList"],
         source="sacct",
     )
 
