@@ -32,6 +32,7 @@ class Lab(History):
     def __init__(self, site: Site | None = None) -> None:
         self.starts: Counter[str] = Counter()
         self.is_handing_over = False
+        self.has_looked = False
         self.asked_for = 0
         super().__init__(site or Site())
         self.edit_runs(["a"])
@@ -71,6 +72,10 @@ class Lab(History):
 
 
 class _Backend(_WatchedBackend):
+    def queue(self):  # type: ignore[no-untyped-def]
+        self._history.has_looked = True  # type: ignore[attr-defined]
+        return super().queue()
+
     def submit(self, job: Submission) -> str:
         self._history.is_handing_over = True  # type: ignore[attr-defined]
         return super().submit(job)
@@ -80,16 +85,21 @@ class _Backend(_WatchedBackend):
         return super().hand_over(job)
 
 
+def _first_pass(lab: Lab) -> None:
+    """It submits the training alone."""
+    run_pass(replace(lab.scene(), select=TRAINING))
+
+
 def _unconfirmed(lab: Lab) -> None:
     """The first submission timed out after it was accepted."""
     lab.wire.faults.inject(Fault("submit", Kind.LOST_AFTER))
-    lab.apply()
+    _first_pass(lab)
 
 
 def _never_arrived(lab: Lab) -> None:
     """The first submission timed out and was never accepted."""
     lab.wire.faults.inject(Fault("submit", Kind.LOST_BEFORE))
-    lab.apply()
+    _first_pass(lab)
 
 
 def _given_up(lab: Lab) -> None:
@@ -129,17 +139,15 @@ def _ended_torn(lab: Lab) -> None:
     """Its node died under it, half a result is there, and it is to be tried again."""
     _running(lab)
     lab.finish(TRAINING, "half", State.NODE_FAIL)
-    for _ in range(2):
-        lab.pass_time(310)
-        lab.apply()
+    lab.apply()
     lab.pass_time(310)
 
 
 def _ended_without(lab: Lab) -> None:
     _running(lab)
     lab.finish(TRAINING, None, State.FAILED)
-    lab.pass_time(310)
     lab.apply()
+    lab.pass_time(310)
 
 
 def _done(lab: Lab) -> None:
@@ -160,6 +168,9 @@ PHASES: dict[str, Callable[[Lab], None]] = {
     "ended without results": _ended_without,
     "done": _done,
 }
+FEW = tuple(PHASES) if ALL else ("nothing submitted yet", "to be tried again")
+"""The phases in which a pass has most to do, where every one would take too long."""
+
 RERUNS = {"to be tried again": 1, "ended without results": 1}
 """How often more than once a training runs that begins in this phase: its first job failed."""
 
