@@ -7,18 +7,29 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
+
+from faces import UID, USER, CommandsHere, _Done, _outcome
+from fake_slurm.commands import COMMANDS
 from fake_slurm.faults import Fault, Kind
 from fake_slurm.jobs import Job, State
+from fake_slurm.server import Server
 from fake_slurm.site import Site
 from histories import History, _WatchedBackend
 from mortality import Mortality, watched
+from reconciler.backends import slurm_cli
+from reconciler.backends.slurm_cli import SlurmCli
+from reconciler.errors import ReconcileError
 from reconciler.loop import Scene, run_pass
-from reconciler.ports import Submission
+from reconciler.ports import Backend, Submission
 
 ALL = os.environ.get("RECONCILE_FAULTS") == "all"
 TRAINING = "a/finetune"
@@ -34,7 +45,9 @@ class Lab(History):
         self.is_handing_over = False
         self.has_looked = False
         self.asked_for = 0
+        self.cli: Backend | None = None
         super().__init__(site or Site())
+        self.wire.user, self.wire.uid = USER, UID
         self.edit_runs(["a"])
         shutil.rmtree(self.directory / "b")
 
@@ -43,7 +56,7 @@ class Lab(History):
         super()._job_starts(job)
 
     def scene(self) -> Scene:
-        return replace(super().scene(), backend=_Backend(self))
+        return replace(super().scene(), backend=self.cli or _Backend(self))
 
     def effects(self) -> int:
         """How many effects a pass has now; it is made."""
@@ -69,6 +82,76 @@ class Lab(History):
         expected[TRAINING] += more_starts.get("training", 0) + self.asked_for
         assert dict(self.starts) == expected, f"ran {dict(self.starts)}, should have {expected}"
         assert {key: self.result(key).read_text() for key in KEYS} == dict.fromkeys(KEYS, "whole")
+
+
+# --- through Slurm's commands
+
+Said = tuple[int, bytes, bytes]
+"""A command's exit code, standard output and standard error."""
+Lie = Callable[[Callable[[], Said]], Said]
+"""What a command says in place of the truth, which it may call for, so that the cluster does what it was asked, or leave."""
+
+
+class Commands(CommandsHere):
+    """Slurm's commands in this process; ``lies`` are told, by the command's name, in place of what it would say."""
+
+    def __init__(self) -> None:
+        self.lies: dict[str, Lie] = {}
+        self.asked: Counter[str] = Counter()
+
+    def run(self, command, *, env, **_):  # type: ignore[no-untyped-def]
+        return subprocess.CompletedProcess(command, *self._say(command, env, str(Path.cwd())))
+
+    def Popen(self, command, *, env, cwd, **_):  # type: ignore[no-untyped-def]
+        try:
+            return _Done(*self._say(command, env, str(cwd)))
+        except subprocess.TimeoutExpired:
+            return _Silent(0, b"", b"")
+
+    def _say(self, command: list[str], env: Mapping[str, str], directory: str) -> Said:
+        name = next(word for word in command if word in COMMANDS)
+        self.asked[name] += 1
+        lie = self.lies.get(name)
+        truth = lambda: _outcome(command, env, directory)  # noqa: E731
+        return lie(truth) if lie else truth()
+
+
+class _Silent(_Done):
+    def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
+        raise subprocess.TimeoutExpired("sbatch", 60.0)
+
+
+class _JudgedCli(SlurmCli):
+    def __init__(self, lab: Lab, path: Path) -> None:
+        super().__init__({"FAKE_SLURM": str(path), "PATH": "/usr/bin"})
+        self._lab = lab
+
+    def queue(self):  # type: ignore[no-untyped-def]
+        try:
+            return super().queue()
+        except ReconcileError:
+            self._lab.queue_was_not_seen()
+            raise
+
+    def submit(self, job: Submission) -> str:
+        self._lab.judge_submission(job)
+        return super().submit(job)
+
+
+@contextmanager
+def commands_at(phase: str, monkeypatch: pytest.MonkeyPatch, site: Site | None = None) -> Iterator[tuple[Lab, Commands]]:
+    """A world whose training is in this phase, seen through the commands from now on."""
+    commands = Commands()
+    monkeypatch.setattr(slurm_cli, "subprocess", commands)
+    with lab_at(phase, replace(site or Site(), admins=frozenset())) as lab, tempfile.TemporaryDirectory(prefix="fs-") as place:
+        server = Server(lab.cluster, Path(place) / "socket")
+        server.faults = lab.wire.faults
+        server.start()
+        lab.cli = _JudgedCli(lab, server.path)
+        try:
+            yield lab, commands
+        finally:
+            server.stop()
 
 
 class _Backend(_WatchedBackend):
@@ -181,6 +264,7 @@ def lab_at(phase: str, site: Site | None = None) -> Iterator[Lab]:
     lab = Lab(site)
     try:
         PHASES[phase](lab)
+        lab.has_looked = False
         yield lab
     finally:
         lab.close()

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from lies import FEW, KEYS, PHASES, RERUNS, TRAINING, Lab, lab_at
 
+from faces import UID, USER
 from fake_slurm.backend import FakeBackend
 from fake_slurm.client import RemoteWire
 from fake_slurm.jobs import State
@@ -40,7 +41,7 @@ def all_at_once(lab: Lab, path: Path) -> Counter[str]:
     told = _SPAWN.SimpleQueue()
 
     def one() -> None:
-        scene = replace(lab.scene(), backend=FakeBackend(RemoteWire(str(path), "ana", 1000)))
+        scene = replace(lab.scene(), backend=FakeBackend(RemoteWire(str(path), USER, UID)))
         together.wait(30)
         try:
             run_pass(scene)
@@ -180,7 +181,6 @@ def test_a_pass_that_was_suspended_for_an_hour_submits_nothing_on_what_it_saw_be
         count = lab.effects()
     for effect in range(count):
         with lab_at(phase) as lab:
-            lab.has_looked = False
             may_have = []
 
             def sleep(lab: Lab = lab, may_have: list[int] = may_have) -> None:
@@ -233,7 +233,7 @@ def test_what_was_claimed_by_a_pass_that_died_before_its_intent_reached_the_disk
         lab.pass_time(601)
         lab.apply()
         (job,) = lab.jobs_of(TRAINING)
-        assert (job.hold, job.name[-2:]) == ("user", "-2")
+        assert (bool(job.hold), job.name[-2:]) == (True, "-2")
         lab.converges()
         assert set(lab.starts) == set(KEYS)
 

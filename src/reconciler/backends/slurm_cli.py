@@ -204,16 +204,7 @@ class _Sign:
 
 
 _SIGNS = (
-    _Sign(
-        "SubmitJob", LimitReached, "Batch job submission failed: Job violates accounting/QOS policy (QOSMaxSubmitJobPerUserLimit)"
-    ),
-    _Sign(
-        "accounting/QOS policy",
-        LimitReached,
-        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
-    ),
-    _Sign("unable to accept job", LimitReached, "Slurm temporarily unable to accept job, sleeping and retrying"),
-    _Sign("Resource temporarily unavailable", LimitReached, "Batch job submission failed: Resource temporarily unavailable"),
+    # Those of doubt first: a retry notice may stand before a timeout, and then the last try may have been accepted.
     _Sign("timed out", SubmissionUncertain, "Batch job submission failed: Socket timed out on send/recv operation"),
     _Sign(
         "Unable to contact",
@@ -227,6 +218,16 @@ _SIGNS = (
     _Sign("Insane message", SubmissionUncertain, "Batch job submission failed: Insane message length"),
     _Sign("standby mode", SubmissionUncertain, "Batch job submission failed: Slurm backup controller in standby mode"),
     _Sign("authentication", SubmissionUncertain, "Batch job submission failed: Protocol authentication error"),
+    _Sign(
+        "SubmitJob", LimitReached, "Batch job submission failed: Job violates accounting/QOS policy (QOSMaxSubmitJobPerUserLimit)"
+    ),
+    _Sign(
+        "accounting/QOS policy",
+        LimitReached,
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+    ),
+    _Sign("unable to accept job", LimitReached, "Slurm temporarily unable to accept job, sleeping and retrying"),
+    _Sign("Resource temporarily unavailable", LimitReached, "Batch job submission failed: Resource temporarily unavailable"),
     _Sign("Batch job submission failed", SubmissionRefused, "Batch job submission failed: Invalid partition name specified"),
     _Sign("Batch script", SubmissionRefused, "Batch script contains DOS line breaks (\\r\\n)"),
     _Sign("batch script", SubmissionRefused, "This does not look like a batch script."),
