@@ -31,6 +31,8 @@ SAID: dict[str, Said] = {
     ),
     "is ended by timeout(1)": (124, b"", b""),
     "is killed by timeout(1)": (137, b"", b""),
+    "is ended by timeout(1) while it retries": (124, b"", 2 * _RETRYING),
+    "is killed by timeout(1) after a refusal": (137, b"", _FAILED + b"Resource temporarily unavailable\n"),
     "is killed with half an id told": (137, b"1", b""),
     "prints nothing, exit 0": (0, b"", b""),
     "prints an empty line, exit 0": (0, b"\n", b""),

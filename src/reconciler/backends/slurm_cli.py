@@ -237,6 +237,10 @@ _SIGNS = (
 )
 
 
+_CUT_SHORT = (124, 137, 143, -9, -15)
+"""How a command ends that timeout(1), or somebody else, did not let finish: what it had said by then proves nothing."""
+
+
 def read_submission(code: int, output: str, errors: str) -> str:
     """The job's id from what sbatch said, or the exception that says what is known of the submission instead.
 
@@ -248,7 +252,7 @@ def read_submission(code: int, output: str, errors: str) -> str:
     if code == 0 and found:
         return found[1]
     said = " ".join(line.removeprefix("sbatch: error: ") for line in errors.strip().splitlines()) or f"exit code {code}"
-    if found or code == 0:
+    if found or code in (0, *_CUT_SHORT):
         raise SubmissionUncertain(f"sbatch ended with {code} and said {(output.strip() or errors.strip())[:200]!r}")
     raise next((sign.kind for sign in _SIGNS if sign.part in errors), SubmissionUncertain)(said)
 
