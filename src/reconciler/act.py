@@ -202,16 +202,16 @@ class _Pass:
         if self._names_kept is not None:
             return
         try:
-            shown = next((job.name for job in self._world.backend.queue() if job.id == job_id), None)
+            shown = [job.name for job in self._world.backend.queue() if job.id == job_id]
         except ClusterUnreachable:
-            shown = None
-        if shown is None:
+            shown = []
+        if not shown:
             self._stopped = Reason("NameUnconfirmed", "the first job's name could not be read back yet; the next pass goes on")
             return
-        self._names_kept = shown == name
+        self._names_kept = name in shown  # an id may be shown twice: it came back, or is another cluster's too
         self._world.ledger.append("names", kept=self._names_kept)
         if not self._names_kept:
-            self._stopped = Reason("NamesRewritten", f"the site shows job {job_id} as {shown!r} instead of {name!r}")
+            self._stopped = Reason("NamesRewritten", f"the site shows job {job_id} as {shown[-1]!r} instead of {name!r}")
 
     def _move_aside(self, action: Action, step: Step) -> None:
         for path in action.move_aside:
