@@ -71,7 +71,10 @@ class _Pass:
         self._world = world
         self._names_kept = memory.names_kept
         self._stopped: Reason | None = None
-        self._eligible_at = max((a.begins + world.policy.stagger for m in memory.steps.values() for a in m.attempts), default=0.0)
+        begins = [attempt.begins for of_step in memory.steps.values() for attempt in of_step.attempts]
+        # Never later than so many submissions can have made it: a clock may have been days ahead for a while.
+        latest = world.clock() + world.policy.stagger * len(begins)
+        self._eligible_at = min(max(begins, default=0.0) + world.policy.stagger, latest)
 
     def step(self, action: Action) -> Step:
         found = self._desired.step(action.step)
