@@ -80,6 +80,18 @@ def move(path: Path, destination: Path) -> None:
     _sync_directory(path.parent)
 
 
+def create_once(path: Path) -> bool:
+    """Make an empty file, in a directory made for it if need be; False where it is there already. Of several who try at once, on
+    whatever hosts, one alone gets True: exclusive creation is atomic, also on NFS from version 3 on (man 2 open, O_EXCL)."""
+    with _explained(path):
+        path.parent.mkdir(exist_ok=True)
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666))
+        except FileExistsError:
+            return False
+    return True
+
+
 # --- steps ---------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,8 @@
 """The ledger: ``.reconcile/ledger.jsonl``, one event a line, appended with fsync before it is relied upon.
 
 A torn last line is what a crash leaves and is dropped; any other damage stops with LedgerDamaged and nothing is changed.
-It never rewrites what is written, except for cutting off that torn line.
+It never rewrites what is written, except for cutting off that torn line. Beside it, ``claims/`` has an empty file for each
+attempt that a pass set out to submit: where locks lie, they tell two passes apart (docs/decisions/0009).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.errors import DiskUnreadable, LedgerDamaged
-from reconciler.files import append_line
+from reconciler.files import append_line, create_once
 from reconciler.memory import Event, MalformedEvent, Memory, fold
 
 DIRECTORY = ".reconcile"
@@ -26,10 +27,13 @@ class Ledger:
         self.path = experiment / DIRECTORY / "ledger.jsonl"
         self._clock = clock
         self._mended = False
+        self._size = 0
 
     def events(self) -> list[Event]:
         """Every whole event, oldest first; empty where no ledger was ever written. Raises LedgerDamaged, DiskUnreadable."""
-        lines = self._content().split(b"\n")
+        content = self._content()
+        self._size = len(content)
+        lines = content.split(b"\n")
         return [self._event(line, number) for number, line in enumerate(lines[:-1], start=1)]
 
     def memory(self) -> Memory:
@@ -43,8 +47,24 @@ class Ledger:
         """One event, safely on disk when this returns."""
         if not self._mended:
             self._cut_torn_line()
-        line = json.dumps({"at": self._clock(), "event": event, **facts}, ensure_ascii=False, separators=(",", ":"))
-        append_line(self.path, line.encode("utf-8", "surrogateescape") + b"\n")
+        text = json.dumps({"at": self._clock(), "event": event, **facts}, ensure_ascii=False, separators=(",", ":"))
+        line = text.encode("utf-8", "surrogateescape") + b"\n"
+        append_line(self.path, line)
+        self._size += len(line)
+
+    def claim(self, attempt: str) -> bool:
+        """Whether this pass alone may submit an attempt (its token): False where any other ever set out to."""
+        return create_once(self.path.parent / "claims" / attempt)
+
+    def is_left_alone(self) -> bool:
+        """True while nobody else has written since this one was read. Raises DiskUnreadable."""
+        try:
+            with self.path.open("rb") as file:  # opening asks an NFS server afresh, a mere stat may not
+                return os.fstat(file.fileno()).st_size == self._size
+        except FileNotFoundError:
+            return self._size == 0
+        except OSError as error:
+            raise DiskUnreadable(f"{self.path}: {error.strerror}") from error
 
     def _content(self) -> bytes:
         try:
@@ -77,4 +97,5 @@ class Ledger:
             with self.path.open("r+b") as file:
                 file.truncate(whole)
                 os.fsync(file.fileno())
+            self._size -= len(content) - whole
         self._mended = True

@@ -193,7 +193,7 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     if kind == "writing":
         return replace(memory, written=_both(memory.written, event["cells"]))
     if kind == "unwritten":
-        return replace(memory, written={k: v[1:] if k in event["cells"] else v for k, v in memory.written.items()})
+        return replace(memory, written=_without(memory.written, event["cells"]))
     if kind == "stands":
         return replace(memory, states={**memory.states, **event["states"]})
     if kind == "heard":
@@ -208,6 +208,20 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
 
 def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return {**written, **{key: (text, *written.get(key, ())[:1]) for key, text in cells.items()}}
+
+
+def _without(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str] | list[str]) -> dict[str, tuple[str, ...]]:
+    """Less what did not reach the document after all, which need not be the newest where another pass wrote beside this one. Once
+    only the cells' names were written down."""
+    kept = dict(written)
+    for key in kept.keys() & set(cells):
+        texts = list(kept.pop(key))
+        text = cells[key] if isinstance(cells, Mapping) else texts[0]
+        if text in texts:
+            texts.remove(text)
+        if texts:
+            kept[key] = tuple(texts)
+    return kept
 
 
 def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
@@ -272,6 +286,8 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
     """An intent begins an attempt; an adoption confirms the attempt of its number, or stands for one nobody wrote down."""
     number, at = int(event["attempt"]), float(event["at"])
     known = next((a for a in step.attempts if a.number == number), None)
+    if kind == "intent" and known is not None:
+        return step  # of two passes that meant to make the same attempt, one alone could claim it
     if kind == "adopted" and known is not None and not event.get("by_hand"):
         # Under the name that the cluster shows: a site may put something before ours.
         adopted = replace(known, name=event["name"], job=str(event["job"]), lost=False, limited=False, refused=None)

@@ -157,7 +157,7 @@ def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, m
         try:
             replace_file(target, after, expected=before)
         except TemporaryError:
-            ledger.append("unwritten", cells=sorted(cells))
+            ledger.append("unwritten", cells=cells)
             raise
     except (TemporaryError, PermanentError, UnicodeDecodeError) as error:
         return (f"{target}: the status tables were not written: {error}",)

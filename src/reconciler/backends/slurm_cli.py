@@ -206,16 +206,7 @@ class _Sign:
 
 
 _SIGNS = (
-    _Sign(
-        "SubmitJob", LimitReached, "Batch job submission failed: Job violates accounting/QOS policy (QOSMaxSubmitJobPerUserLimit)"
-    ),
-    _Sign(
-        "accounting/QOS policy",
-        LimitReached,
-        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
-    ),
-    _Sign("unable to accept job", LimitReached, "Slurm temporarily unable to accept job, sleeping and retrying"),
-    _Sign("Resource temporarily unavailable", LimitReached, "Batch job submission failed: Resource temporarily unavailable"),
+    # Those of doubt first: a retry notice may stand before a timeout, and then the last try may have been accepted.
     _Sign("timed out", SubmissionUncertain, "Batch job submission failed: Socket timed out on send/recv operation"),
     _Sign(
         "Unable to contact",
@@ -229,6 +220,16 @@ _SIGNS = (
     _Sign("Insane message", SubmissionUncertain, "Batch job submission failed: Insane message length"),
     _Sign("standby mode", SubmissionUncertain, "Batch job submission failed: Slurm backup controller in standby mode"),
     _Sign("authentication", SubmissionUncertain, "Batch job submission failed: Protocol authentication error"),
+    _Sign(
+        "SubmitJob", LimitReached, "Batch job submission failed: Job violates accounting/QOS policy (QOSMaxSubmitJobPerUserLimit)"
+    ),
+    _Sign(
+        "accounting/QOS policy",
+        LimitReached,
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+    ),
+    _Sign("unable to accept job", LimitReached, "Slurm temporarily unable to accept job, sleeping and retrying"),
+    _Sign("Resource temporarily unavailable", LimitReached, "Batch job submission failed: Resource temporarily unavailable"),
     _Sign("Batch job submission failed", SubmissionRefused, "Batch job submission failed: Invalid partition name specified"),
     _Sign("Batch script", SubmissionRefused, "Batch script contains DOS line breaks (\\r\\n)"),
     _Sign("batch script", SubmissionRefused, "This does not look like a batch script."),
@@ -236,6 +237,10 @@ _SIGNS = (
     _Sign("unrecognized option", SubmissionRefused, "sbatch: unrecognized option '--nonsense'"),
     _Sign("nvalid", SubmissionRefused, "Invalid --time specification"),
 )
+
+
+_CUT_SHORT = (124, 137, 143, -9, -15)
+"""How a command ends that timeout(1), or somebody else, did not let finish: what it had said by then proves nothing."""
 
 
 def read_submission(code: int, output: str, errors: str) -> str:
@@ -249,7 +254,7 @@ def read_submission(code: int, output: str, errors: str) -> str:
     if code == 0 and found:
         return found[1]
     said = " ".join(line.removeprefix("sbatch: error: ") for line in errors.strip().splitlines()) or f"exit code {code}"
-    if found or code == 0:
+    if found or code in (0, *_CUT_SHORT):
         raise SubmissionUncertain(f"sbatch ended with {code} and said {(output.strip() or errors.strip())[:200]!r}")
     raise next((sign.kind for sign in _SIGNS if sign.part in errors), SubmissionUncertain)(said)
 
