@@ -112,7 +112,7 @@ def _ends_of_dropped_steps(
 
 
 def failing_nodes(known: Mapping[str, StepMemory], policy: Policy) -> tuple[str, ...]:
-    """Nodes that failed this experiment's jobs so often that no more are sent there. Jobs that one failure took together count once;
+    """Nodes that failed jobs of this experiment so often that no more are sent there. Jobs that one failure took count once;
     where a job had several nodes, nothing tells which of them it was."""
     ends = [attempt.end for memory in known.values() for attempt in memory.attempts if attempt.end is not None]
     failures: dict[str, list[float]] = {}
