@@ -19,6 +19,7 @@ from reconciler.errors import (
     SubmissionRefused,
     SubmissionUncertain,
 )
+from reconciler.files import make_directory, read_file
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory
 from reconciler.model import Action, Condition, Desired, Observed, Reason, Stage, Step, Token, Verb
@@ -181,7 +182,7 @@ class _Pass:
         for option in ("output", "error"):
             directory = script.directory_of(option)
             if directory is not None:
-                directory.mkdir(parents=True, exist_ok=True)
+                make_directory(directory, parents=True)
 
     # --- the past
 
@@ -228,7 +229,7 @@ def move_aside(path: Path, now: float) -> Path:
     for suffix in range(1000):
         destination = path.parent / f"moved-aside-{int(now)}{f'-{suffix}' if suffix else ''}" / path.name
         if not os.path.lexists(destination):
-            destination.parent.mkdir(exist_ok=True)
+            make_directory(destination.parent)
             path.rename(destination)
             return destination
     raise DiskUnreadable(f"{path}: no free name to move it aside to")
@@ -236,7 +237,7 @@ def move_aside(path: Path, now: float) -> Path:
 
 def _text(script: Path) -> str:
     try:
-        return script.read_text("utf-8", "surrogateescape")
+        return read_file(script).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise DiskUnreadable(f"{script}: {error.strerror}") from error
 
