@@ -12,6 +12,8 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from reconciler.limits import can_be_path
+
 _SHORT = {
     "a": "array", "A": "account", "b": "begin", "c": "cpus-per-task", "C": "constraint", "d": "dependency",
     "D": "chdir", "e": "error", "G": "gpus", "H": "hold", "i": "input", "J": "job-name", "L": "licenses",
@@ -20,8 +22,9 @@ _SHORT = {
 }  # fmt: skip
 _SWITCHES = {"hold", "wait", "test-only", "requeue", "no-requeue", "parsable", "exclusive", "overcommit", "contiguous"}
 _PREFIX = "#SBATCH"
-_DAYS_FIRST = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
-_CLOCK = re.compile(r"(\d+)(?::(\d+))?(?::(\d+))?")
+_DAYS_FIRST = re.compile(r"([0-9]+)-([0-9]+)(?::([0-9]+))?(?::([0-9]+))?")
+_CLOCK = re.compile(r"([0-9]+)(?::([0-9]+))?(?::([0-9]+))?")
+_LONGEST_TIME = 40  # characters; a number of hundreds of digits is no time
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,15 @@ class BatchScript:
     @property
     def workdir(self) -> str:
         """Where the job of a person's sbatch from the script's own directory runs, as the queue shows it: a real path."""
-        return os.path.realpath(self.path.parent / (self.value("chdir") or ""))
+        chosen = self.value("chdir") or ""
+        return os.path.realpath(self.path.parent / chosen if can_be_path(chosen) else self.path.parent)
 
     def directory_of(self, option: str) -> Path | None:
         """The directory of the file that ``output`` or ``error`` names, from where the job starts; None where the script does not
         say, or only the job will know."""
         value = self.value(option)
         directory = (self.path.parent / (self.value("chdir") or "") / value).parent if value else None
-        return None if directory is None or "%" in str(directory) else directory
+        return None if directory is None or "%" in str(directory) or not can_be_path(str(directory)) else directory
 
     @property
     def placement(self) -> str:
@@ -77,7 +81,7 @@ def parse_batch_script(path: Path, text: str) -> BatchScript:
     """Take a script's text apart. Never fails: a line that cannot be split into words is no directive."""
     directives: list[Directive] = []
     commands: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() ends a line where neither bash nor sbatch does
         stripped = line.strip()
         if line.startswith(_PREFIX) and not commands:
             directives += _directives(line[len(_PREFIX) :], number)
@@ -109,6 +113,8 @@ def _directives(text: str, line: int) -> list[Directive]:
 
 def parse_time_limit(text: str | None) -> float | None:
     """Seconds of a ``--time`` (man sbatch: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None for no limit. Raises ValueError."""
+    if text is not None and len(text) > _LONGEST_TIME:
+        raise ValueError(f"Invalid --time specification: {text[:_LONGEST_TIME]}…")
     if text is None or text.lower() in ("unlimited", "infinite", "-1", "0"):
         return None
     if match := _DAYS_FIRST.fullmatch(text):
