@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 import traceback
@@ -35,6 +36,9 @@ def main() -> None:
     """Run the command line and end the interpreter with the contract's exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):  # a name that this terminal's encoding lacks is no reason to fail
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
 
 
@@ -49,7 +53,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except click.ClickException as error:
-        error.show()
+        _complain_of_usage(error)
         return 2
     except ReconcileError as error:
         _complain(error, quiet="--quiet" in arguments)
@@ -58,10 +62,19 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 0
     except Exception:  # noqa: BLE001 - whatever was not foreseen is a bug, and must not look like "something is pending" (1)
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            print(plain(line), file=sys.stderr)
         print("reconcile: this is a bug in reconcile; the ledger tells how far the pass came", file=sys.stderr)
         return 70
     return int(code or 0)
+
+
+def _complain_of_usage(error: click.ClickException) -> None:
+    """As click itself does, but for what a shell's glob may have put on the command line."""
+    shown = io.StringIO()
+    error.show(file=shown)
+    for line in shown.getvalue().splitlines():
+        print(plain(line), file=sys.stderr)
 
 
 def _complain(error: ReconcileError, quiet: bool) -> None:

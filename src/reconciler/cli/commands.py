@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import sys
@@ -142,7 +141,7 @@ def _warn(seen: Pass) -> None:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(render.json_text(value))
 
 
 # --- looking ---------------------------------------------------------------------------------------------
