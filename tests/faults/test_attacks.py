@@ -22,13 +22,27 @@ import pytest
 
 from commands import Said, reconcile
 from fuzz import containers
+from reconciler.backends.job_description import OnlySbatchCan
+from reconciler.backends.local import parse_begin
+from reconciler.backends.slurm_api import SlurmApi
+from reconciler.backends.slurm_cli import parse_sacct, parse_squeue, read_submission
+from reconciler.batch_script import parse_batch_script, parse_time_limit
 from reconciler.disk import RealDisk
-from reconciler.errors import DiskUnreadable, InvalidExperiment, LedgerDamaged, ReconcileError
+from reconciler.errors import (
+    ClusterUnreachable,
+    DiskUnreadable,
+    InvalidExperiment,
+    LedgerDamaged,
+    ReconcileError,
+    SubmissionRefused,
+    SubmissionUncertain,
+)
 from reconciler.experiment.load import load
 from reconciler.experiment.settings import read_settings
 from reconciler.ledger import Ledger
 from reconciler.memory import fold
 from reconciler.model import EvaluationInput, RunInput, RunKind
+from reconciler.ports import Submission
 from reconciler.tools import all_tools
 from reconciler.tools.formats.epoch_directory import small_files
 from reconciler.tools.formats.eval_log import LARGEST, LogDamaged, read_eval_log
@@ -164,7 +178,7 @@ def test_yaml_that_unfolds_without_end_is_refused_wherever_it_stands(directory, 
     one_clear_error(reconcile("validate", directory), "finetune.yaml")
 
 
-@pytest.mark.parametrize("text", [LAUGHS, f"a: {DEEP}", "a: &a {b: *a}", 'a: "\\ud800"', 'a: "\\0"', f"a: 0x{'f' * 20000}"])
+@pytest.mark.parametrize("text", [LAUGHS, f"a: {DEEP}", 'a: "\\ud800"', 'a: "\\0"', f"a: 0x{'f' * 20000}"])
 def test_so_is_a_document_and_so_are_settings(directory, text):
     (directory / "experiment_summary.md").rename(directory / "other.md")
     (directory / "experiment_summary.yaml").write_text(f"experiment: {{name: x}}\nruns:\n- {{name: a, type: control}}\n{text}\n")
@@ -361,7 +375,8 @@ def test_a_method_of_compression_that_no_tool_uses_is_damage(tmp_path, method):
     path = log_of(tmp_path, containers.packed_archive([("header.json", b"{}", b"{}"), ("x/data.pkl", b"{}", b"{}")], method))
     with pytest.raises(LogDamaged, match="compressed"):
         read_eval_log(path, DISK)
-    assert "compressed" in (torch_zip_fault(path, DISK, deep=True) or "")
+    assert "damaged" in (torch_zip_fault(path, DISK, deep=True) or "")
+    assert read_integer(path, "epochs_run", DISK) is None
 
 
 def test_entries_that_share_their_bytes_are_not_read_again_and_again(tmp_path):
@@ -529,6 +544,73 @@ def test_a_ledger_of_many_steps_is_read_in_the_time_of_its_length(tmp_path):
     began = time.process_time()
     assert len(fold(events).steps) == 30_000
     assert time.process_time() - began < 5
+
+
+# --- what Slurm says, and what it is told ---------------------------------------------------------------------
+
+
+def queue_row(**changes: str) -> str:
+    row = {"id": "101", "state": "RUNNING", "reason": "None", "submit": "1700000000", "start": "1700000000", "end": "N/A"}
+    row |= {"user": "u", "exit": "0:0", "name": "job", "workdir": "/x"}
+    return "\x1f".join((row | changes).values()) + "\x1e\n"
+
+
+@pytest.mark.parametrize("number", ["²", "٣", "9" * 400, "9" * 5000, "-1", "1e999", "NaN"])
+def test_numbers_that_slurm_never_prints_are_not_known(number):
+    (job,) = parse_squeue(queue_row(submit=number, start=number, exit=number))
+    assert (job.submitted, job.started, job.exit_code) == (None, None, "")
+    fields = ["101", "RUNNING", number, number, number, number, number, "u", "/x", "job"]
+    (accounted,) = parse_sacct("\x1f".join(fields) + "\n")
+    assert (accounted.submitted, accounted.begins, accounted.started) == (None, None, None)
+
+
+@pytest.mark.parametrize("job_id", ["--help", "", "²", "٣", "\x1b[2J1", " "])
+def test_a_row_whose_id_is_none_is_no_answer(job_id):
+    with pytest.raises(ClusterUnreachable):
+        parse_squeue(queue_row(id=job_id))
+    with pytest.raises(ClusterUnreachable):
+        parse_sacct("\x1f".join([job_id, *["x"] * 9]) + "\n")
+    with pytest.raises((SubmissionUncertain, SubmissionRefused)):
+        read_submission(0, f"{job_id}\n", "")
+
+
+def test_a_directory_with_a_line_separator_does_not_cut_the_accounting():
+    fields = ["101", "COMPLETED", "0:0", *["1700000000"] * 4, "u", "/x\u2028y\x85z", "a\x0bb"]
+    (job,) = parse_sacct("\x1f".join(fields) + "\n")
+    assert (job.workdir, job.name) == ("/x\u2028y\x85z", "a\x0bb")
+
+
+@pytest.mark.parametrize("begin", [f"now+{'9' * 400}days", "0001-01-01", "9999-12-31T23:59:59", "now+²days"])
+def test_a_beginning_that_no_clock_has_is_refused_or_a_time(begin):
+    with suppress(SubmissionRefused):
+        assert abs(parse_begin(begin, 0.0)) < 10**12
+
+
+def test_a_time_limit_of_hundreds_of_digits_is_refused():
+    for text in ("9" * 400, f"{'9' * 400}-0", "²", "٣:00"):
+        with pytest.raises(ValueError, match="--time"):
+            parse_time_limit(text)
+
+
+def test_a_script_that_is_no_utf8_goes_through_sbatch_and_not_through_the_api(tmp_path):
+    script = tmp_path / "x.slurm"
+    script.write_bytes(b"#!/bin/bash\n# caf\xe9\n")
+    api = SlurmApi.__new__(SlurmApi)
+    api._site, api._environment = {"release": "24.11.5", "filters": []}, {}
+    with pytest.raises(OnlySbatchCan, match="UTF-8"):
+        api._describe(Submission(script, "x"))
+
+
+def test_directives_with_a_nul_make_no_directory(tmp_path):
+    script = parse_batch_script(tmp_path / "x.slurm", "#!/bin/bash\n#SBATCH --output=a\0/b --chdir=c\0\n")
+    assert script.directory_of("output") is None
+    assert script.workdir == str(tmp_path)
+
+
+def test_only_a_newline_ends_a_line_of_a_script(tmp_path):
+    script = parse_batch_script(tmp_path / "x.slurm", "#!/bin/bash\n# a remark\x0c#SBATCH -J no\u2028tune run\n#SBATCH -J yes\n")
+    assert script.commands == ""
+    assert script.job_name == "yes"
 
 
 # --- what is no file ----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from reconciler.model import RunKind
 
 LARGEST = 1 << 20  # bytes of a document or of settings; markdown takes 10 s for that, YAML 30 s
 MOST_RUNS = 10_000
-MOST_EVALUATIONS = 100_000
+MOST_EVALUATIONS = 20_000
 LAST_EPOCH = 9999
 TOO_MANY_EVALUATIONS = f"the evaluation plan comes to more than {MOST_EVALUATIONS:,} evaluations; no experiment has that many"
 _LONGEST = 2000  # characters of a message

@@ -41,7 +41,9 @@ def parse_yaml(text: str, file: Path) -> Any:
         line = text.count("\n", 0, error.position) + 1
         wrong = f"is not YAML: the character U+{error.character:04X} is not allowed"
         raise InvalidExperiment(Problem(file, line, wrong)) from error
-    except (YAMLError, ValueError, RecursionError) as error:
+    except RecursionError as error:
+        raise InvalidExperiment(Problem(file, 0, "is nested too deeply for an experiment's file")) from error
+    except (YAMLError, ValueError) as error:
         raise InvalidExperiment(Problem(file, 0, f"is not YAML: {str(error)[:_LONGEST]}")) from error
     _check_values(root, file)
     return root

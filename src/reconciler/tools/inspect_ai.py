@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -69,7 +70,9 @@ class InspectAI:
         except DiskUnreadable as error:
             return Reading(problems=(Problem(run.document, run.line, str(error), run.name),))
         run = run if run.planned else replace(run, evaluations=_evaluations_of(run, scripts))
-        readings = [_read_evaluation(run, evaluation, scripts, disk) for evaluation in run.evaluations]
+        lone = _at_one_epoch(run)
+        places = ((evaluation, _candidates(run, evaluation, lone)) for evaluation in run.evaluations)
+        readings = [_read_evaluation(run, evaluation, candidates, scripts, disk) for evaluation, candidates in places]
         steps = {step.key: step for step, _ in readings}
         problems = [*_checkpoint_faults(run, disk), *(problem for _, its_problems in readings for problem in its_problems)]
         return Reading(_with_rivals(tuple(steps.values())), (*problems, *_unplanned(run, scripts)))
@@ -108,12 +111,18 @@ class _Place:
     is_cell: bool = False
 
 
-def _candidates(run: RunInput, evaluation: EvaluationInput) -> list[_Place]:
+def _at_one_epoch(run: RunInput) -> frozenset[str]:
+    """The tasks that are evaluated at one epoch alone, whose cells need not name it."""
+    counts = Counter(task for task, _ in {(evaluation.task, evaluation.epoch) for evaluation in run.evaluations})
+    return frozenset(task for task, count in counts.items() if count == 1)
+
+
+def _candidates(run: RunInput, evaluation: EvaluationInput, lone: frozenset[str]) -> list[_Place]:
     """Every place that is accepted for an evaluation's script, the expected one first."""
     directory, task, epoch = run.directory / "eval", evaluation.task, evaluation.epoch
     flat = f"{task}_base" if epoch is None else f"{task}_epoch{epoch}"
     cells = [task if epoch is None else flat]
-    if run.kind is RunKind.FINE_TUNED and epoch is not None and len({e.epoch for e in run.evaluations if e.task == task}) == 1:
+    if run.kind is RunKind.FINE_TUNED and epoch is not None and task in lone:
         cells.append(task)
     places = [_Place(directory / f"{flat}.slurm", flat), *(_Place(directory / c / "cell.slurm", c, True) for c in cells)]
     return places if run.document.suffix == ".md" else [*places[1:], places[0]]
@@ -156,15 +165,15 @@ def _evaluations_of(run: RunInput, scripts: Iterable[Path]) -> tuple[EvaluationI
 
 
 def _unplanned(run: RunInput, scripts: Iterable[Path]) -> Iterator[Problem]:
-    wanted = {place.script for evaluation in run.evaluations for place in _candidates(run, evaluation)}
+    lone = _at_one_epoch(run)
+    wanted = {place.script for evaluation in run.evaluations for place in _candidates(run, evaluation, lone)}
     message = "no planned evaluation has this script; accepted are <task>_epoch<N>.slurm, <task>_base.slurm, <cell>/cell.slurm"
     return (Problem(script, 0, message, run.name, warning=True) for script in scripts if script not in wanted)
 
 
 def _read_evaluation(
-    run: RunInput, evaluation: EvaluationInput, scripts: tuple[Path, ...], disk: Disk
+    run: RunInput, evaluation: EvaluationInput, candidates: list[_Place], scripts: tuple[Path, ...], disk: Disk
 ) -> tuple[Step, list[Problem]]:
-    candidates = _candidates(run, evaluation)
     there = [place for place in candidates if place.script in scripts]
     if len(there) == 1:
         return _read_script(run, evaluation, there[0], disk)
