@@ -198,7 +198,7 @@ def test_no_pass_unpickles_anything(lab):
     state = lab / "a" / "out" / "recipe_state" / "recipe_state.pt"
     state.parent.mkdir()
     state.write_bytes(containers.archive({"x/data.pkl": b"\x80\x02}X\x0a\x00\x00\x00epochs_runK\x01s."}, containers.STORED))
-    for command in ("diff", "apply", "status"):
+    for command in ("diff", "apply"):
         done = subprocess.run(
             [sys.executable, "-c", _WITHOUT_PICKLE, command, str(lab), "--deep"],
             env={**os.environ, "PYTHONPATH": str(SOURCES)},
@@ -252,7 +252,7 @@ def hostile_ledger(directory: Path) -> None:
 COMMANDS = [
     ("validate",), ("validate", "-v"), ("diff",), ("diff", "-v"), ("status",), ("status", "-v"), ("explain", "a/finetune"), ("apply",),
     ("apply", "-v"), ("hold", "a/finetune"), ("hold", HOSTILE), ("release", "a/finetune"), ("cancel", "a/finetune", "--reason", HOSTILE),
-    ("rerun", "a/finetune", "-y"), ("accept", "a/finetune"), ("diff", "--select", HOSTILE), ("accept", "--moved"), (HOSTILE,),
+    ("rerun", "a/finetune", "-y"), ("accept", "a/finetune"), ("diff", "--select", HOSTILE), ("diff", HOSTILE), ("diff", f"--{HOSTILE}"), ("accept", "--moved"), (HOSTILE,),
 ]  # fmt: skip
 
 
@@ -294,10 +294,9 @@ def test_names_of_files_that_are_no_utf8_are_shown_and_cost_no_crash(lab):
 
 
 def test_a_terminal_that_cannot_show_a_sign_gets_an_escape(lab):
-    for encoding in ("ascii", "latin-1"):
-        said = in_a_process("diff", lab, PYTHONIOENCODING=encoding)
-        assert said.code == 1, said
-        assert "+" in said.out
+    said = in_a_process("diff", lab, PYTHONIOENCODING="ascii")
+    assert said.code == 1, said
+    assert "+" in said.out
 
 
 def test_a_bug_is_told_without_steering_the_terminal():
