@@ -226,7 +226,7 @@ LONG_LINES = {
 def test_a_long_line_takes_no_longer_than_its_length(directory, what):
     began = time.process_time()
     (directory / "experiment_summary.md").write_text(f"{MARKDOWN}\n## Evaluation Plan\n\n{LONG_LINES[what]}\n")
-    with suppress(InvalidExperiment):
+    with suppress(InvalidExperiment), little_memory(), no_hang(SECONDS):
         load(directory, all_tools(), DISK)
     assert time.process_time() - began < 15
 
@@ -245,7 +245,7 @@ def test_a_plan_that_unfolds_into_too_much_is_refused(directory, runs, plan, wor
         text += "\n## Evaluation Plan\n\n| Run Name | one | two |\n|---|---|---|\n"
         text += "".join(plan.replace("{n}", str(n)) + "\n" for n in range(runs - 1)) + "\n## Configuration\n**Epochs:** 9999\n"
     (directory / "experiment_summary.md").write_text(text)
-    with pytest.raises(InvalidExperiment, match=words):
+    with pytest.raises(InvalidExperiment, match=words), little_memory(), no_hang(SECONDS):
         load(directory, all_tools(), DISK)
 
 
@@ -283,7 +283,8 @@ def test_variables_of_a_script_that_double_without_end_are_left_as_they_are(dire
     script.write_text("#!/bin/bash\nA=aa\n" + "A=$A$A\n" * 60 + "inspect eval x.py@cap -T a=$A\ninspect eval\n")
     run = RunInput("a", RunKind.FINE_TUNED, directory / "a", directory / "experiment_summary.md", 1)
     run = RunInput(**{**run.__dict__, "evaluations": (EvaluationInput("cap", 0, 1),), "checkpoints": {0: Path("/o/epoch_0")}})
-    (step,) = all_tools()["inspect-ai"].read(run, DISK).steps
+    with little_memory(), no_hang(20):
+        (step,) = all_tools()["inspect-ai"].read(run, DISK).steps
     assert step.blocked is None
 
 
