@@ -17,9 +17,10 @@ demo: $(STAMP) ## bring a small experiment to its desired state, without Slurm o
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest
 
-fuzz: $(STAMP) fuzz-readers ## try ten thousand new histories, thousands of other examples, and a million inputs for each reader; takes hours
+fuzz: $(STAMP) ## try ten thousand new histories, thousands of other examples, and a million inputs for each reader; takes hours
 	RECONCILE_HISTORIES=10000 $(BIN)/python -m pytest tests/test_histories.py tests/test_plan_properties.py \
 	  tests/test_experiment.py tests/test_status_tables.py tests/test_torchtune.py tests/test_inspect_ai.py
+	$(MAKE) fuzz-readers
 
 fuzz-readers: $(STAMP) ## try a million inputs for each reader (RECONCILE_FUZZ_CASES=, RECONCILE_FUZZ_SECONDS= for each)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'

@@ -309,7 +309,10 @@ def _with_steps(asked: Asked, arguments: tuple[str, ...]) -> tuple[Asked, tuple[
 
 def _is_experiment(path: Path) -> bool:
     """True where there is a document, or a doubt which one it is."""
-    return path.is_file() or any((path / name).exists() for name in DOCUMENTS)
+    try:
+        return path.is_file() or any((path / name).exists() for name in DOCUMENTS)
+    except OSError:  # a name that is too long, a directory that is closed: no experiment that could be meant
+        return False
 
 
 def _give(asked: Asked, arguments: tuple[str, ...], order: words.Order, yes: bool) -> int:
