@@ -12,7 +12,8 @@ import pytest
 from commands import no_hang
 from fuzz.corpus import seeds
 from fuzz.mutations import cases
-from fuzz.targets import TARGETS
+from fuzz.targets import STATUS_ROWS, TARGETS
+from reconciler.status_tables import update_document
 
 SECONDS_FOR_A_CASE = 20  # what is called a hang, on a machine that has other things to do
 # As many as take a second or so: a document takes longer than an answer of sbatch.
@@ -41,3 +42,11 @@ def test_the_seeds_of_a_reader_are_what_it_reads_every_day(name):
     assert seeds(name)
     for case in seeds(name):
         TARGETS[name](case)
+
+
+def test_the_seeds_of_the_writer_are_written_and_keep_what_a_person_noted():
+    for case in seeds("status_tables"):
+        text = case.decode()
+        update = update_document(text, STATUS_ROWS, {})
+        assert update.text != text
+        assert update.text.count("ask Ana") == text.count("ask Ana")

@@ -65,7 +65,7 @@ _SMALL = (
 
 def _status_tables() -> list[bytes]:
     header = b"\n| Run Name | Status | Job ID | Started | Completed | Notes |\n|---|:-:|---|---|---|---|\n"
-    rows = b"| r8_lr1e-5 | PENDING | | | | |\n| other | **FAILED** | `7` | - | - | ask Ana \\| Bo |\n"
+    rows = b"| r8_lr1e-5 | PENDING | | | | ask Ana |\n| other | **FAILED** | `7` | - | - | ask Ana \\| Bo |\n"
     plan = b"\n## Evaluation Status\n\n> Run Name | Task | Epoch | Status | Notes\n> ---|---|---|---|---\n> 1B_base | capitalization | - | |\n"
     return [
         *_markdown(),

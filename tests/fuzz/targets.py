@@ -225,7 +225,7 @@ def _check_problems(problems: Iterable[object]) -> None:
 
 # --- the status tables -------------------------------------------------------------------------------
 
-_ROWS = (
+STATUS_ROWS = (
     StatusRow("r8_lr1e-5", Stage.FINETUNE, None, None, "RUNNING", "12", "2026-01-02 03:04:05", "", "a|b `c`"),
     StatusRow("r8_lr1e-5", Stage.EVALUATION, "capitalization", 0, "PENDING", "", "", "", "NeedUnmet"),
     StatusRow("1B_base", Stage.EVALUATION, "capitalization", None, "COMPLETED", "7", "", "2026-01-02 03:04:05", "8m 3s"),
@@ -237,11 +237,11 @@ def status_tables(data: bytes) -> None:
     """Every line of the document stays, but for cells of rows; a second writing changes nothing."""
     try:
         text = data.decode("utf-8")
-        first = update_document(text, _ROWS, {})
+        first = update_document(text, STATUS_ROWS, {})
     except (UnicodeDecodeError, PermanentError):
         return
     _check_kept(text, first.text)
-    second = update_document(first.text, _ROWS, {address: (cell,) for address, cell in first.written.items()})
+    second = update_document(first.text, STATUS_ROWS, {address: (cell,) for address, cell in first.written.items()})
     if second.text != first.text:
         raise PromiseBroken("a second writing changes the document again")
 
