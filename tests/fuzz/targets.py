@@ -310,7 +310,8 @@ def sbatch(data: bytes) -> None:
 
 def ledger(data: bytes) -> None:
     """Whole passes with this ledger, as often as it takes for one to write everything down; then all views of it."""
-    scene = _ledger_scene()
+    scene = replace(_ledger_scene(), backend=MemoryCluster())  # a cluster and a document of its own: no case is of another's past
+    (scene.experiment / "experiment_summary.md").write_text(LEDGER_DOCUMENT)
     path = Ledger(scene.experiment, scene.clock).path
     path.write_bytes(data)
     with told():
@@ -326,7 +327,6 @@ def ledger(data: bytes) -> None:
 @cache
 def _ledger_scene() -> Scene:
     directory = _scratch("ledger")
-    (directory / "experiment_summary.md").write_text(LEDGER_DOCUMENT)
     (directory / "a" / "eval").mkdir(parents=True)
     (directory / ".reconcile").mkdir()
     (directory / "a" / "finetune.slurm").write_bytes(_SCRIPT)
