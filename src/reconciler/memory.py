@@ -188,7 +188,8 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     if kind == "writing":
         return replace(memory, written=_both(memory.written, event["cells"]))
     if kind == "unwritten":
-        return replace(memory, written={k: v[1:] if k in event["cells"] else v for k, v in memory.written.items()})
+        before = {key: texts[1:] if key in event["cells"] else texts for key, texts in memory.written.items()}
+        return replace(memory, written={key: texts for key, texts in before.items() if texts})
     if kind == "stands":
         return replace(memory, states={**memory.states, **event["states"]})
     if kind == "heard":

@@ -541,6 +541,16 @@ def test_an_event_of_a_step_in_another_form_is_damage(event):
         fold([*submitted(finetune()), {"at": 5.0, "step": "a/finetune", "attempt": 1, **event}])
 
 
+def test_a_cell_whose_first_writing_failed_was_never_written():
+    cells = {"a|||Status": "RUNNING"}
+    writing, unwritten = (
+        {"event": "writing", "at": 1.0, "cells": cells},
+        {"event": "unwritten", "at": 2.0, "cells": list(cells)},
+    )
+    assert fold([writing, unwritten]).written == {}
+    assert fold([writing, {**writing, "cells": {"a|||Status": "HELD"}}, unwritten]).written == {"a|||Status": ("RUNNING",)}
+
+
 def test_a_ledger_of_many_steps_is_read_in_the_time_of_its_length(tmp_path):
     events = [{"event": "hold", "at": 1.0, "step": f"r{number}/finetune"} for number in range(30_000)]
     began = time.process_time()
