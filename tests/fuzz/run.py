@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,11 @@ def run(target: str) -> Ran:
     began = time.monotonic()
     command = [sys.executable, __file__, "--one", target, *limits, *places]
     log = FINDINGS / target / "log"
-    with log.open("wb") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    from fuzz.targets import in_memory
+
+    with log.open("wb") as file, tempfile.TemporaryDirectory(dir=in_memory()) as scratch:  # libFuzzer ends without cleaning up
+        environment = {**os.environ, "RECONCILE_FUZZ_SCRATCH": scratch}
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False, env=environment).returncode
     counted = re.findall(rb"number_of_executed_units:\s*(\d+)|^#(\d+)\s", log.read_bytes(), re.MULTILINE)
     cases = max((int(one or other) for one, other in counted), default=0)
     return Ran(cases, time.monotonic() - began, code)

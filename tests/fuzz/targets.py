@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -79,11 +80,15 @@ class Files:
         return found
 
 
+def in_memory() -> str | None:
+    """Where files cost no disk, if there is such a place."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
 @cache
 def _scratch(name: str) -> Path:
     """A directory of this process in memory where there is such a place, emptied at its end."""
-    memory = Path("/dev/shm")
-    root = Path(tempfile.mkdtemp(prefix=f"reconcile-fuzz-{name}-", dir=memory if memory.is_dir() else None))
+    root = Path(tempfile.mkdtemp(prefix=f"reconcile-fuzz-{name}-", dir=os.environ.get("RECONCILE_FUZZ_SCRATCH", in_memory())))
     atexit.register(shutil.rmtree, root, ignore_errors=True)
     return root.resolve()
 
