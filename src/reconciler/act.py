@@ -23,7 +23,7 @@ from reconciler.errors import (
     SubmissionUncertain,
     TemporaryError,
 )
-from reconciler.files import move
+from reconciler.files import make_directory, move, read_file
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory
@@ -301,12 +301,12 @@ def _make_room_for_logs(script: BatchScript) -> None:
     for option in ("output", "error"):
         directory = script.directory_of(option)
         if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory, parents=True)
 
 
 def _text(script: Path) -> str:
     try:
-        return script.read_text("utf-8", "surrogateescape")
+        return read_file(script).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise DiskUnreadable(f"{script}: {error.strerror}") from error
 

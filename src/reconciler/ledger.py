@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from reconciler.errors import DiskUnreadable, LedgerDamaged
-from reconciler.files import append_line, create_once
+from reconciler.files import append_line, create_once, read_file
 from reconciler.memory import Event, MalformedEvent, Memory, fold
 
 DIRECTORY = ".reconcile"
+LARGEST = 64 << 20  # bytes; some hundred thousand events
 
 
 class Ledger:
@@ -31,15 +32,18 @@ class Ledger:
 
     def events(self) -> list[Event]:
         """Every whole event, oldest first; empty where no ledger was ever written. Raises LedgerDamaged, DiskUnreadable."""
+        return list(self._events())
+
+    def _events(self) -> Iterator[Event]:
         content = self._content()
         self._size = len(content)
         lines = content.split(b"\n")
-        return [self._event(line, number) for number, line in enumerate(lines[:-1], start=1)]
+        return (self._event(line, number) for number, line in enumerate(lines[:-1], start=1))
 
     def memory(self) -> Memory:
         """What the events amount to. Raises LedgerDamaged, DiskUnreadable."""
         try:
-            return fold(self.events())
+            return fold(self._events())
         except MalformedEvent as error:
             raise self._damaged(error.order) from error
 
@@ -48,7 +52,8 @@ class Ledger:
         if not self._mended:
             self._cut_torn_line()
         text = json.dumps({"at": self._clock(), "event": event, **facts}, ensure_ascii=False, separators=(",", ":"))
-        line = text.encode("utf-8", "surrogateescape") + b"\n"
+        # A byte that is no UTF-8 (of a path, of a message) becomes JSON's escape of a lone surrogate, and comes back as it was.
+        line = text.encode("utf-8", "backslashreplace") + b"\n"
         append_line(self.path, line)
         self._size += len(line)
 
@@ -59,8 +64,7 @@ class Ledger:
     def is_left_alone(self) -> bool:
         """True while nobody else has written since this one was read. Raises DiskUnreadable."""
         try:
-            with self.path.open("rb") as file:  # opening asks an NFS server afresh, a mere stat may not
-                return os.fstat(file.fileno()).st_size == self._size
+            return len(read_file(self.path, self._size and self._size - 1)) == min(self._size, 1)
         except FileNotFoundError:
             return self._size == 0
         except OSError as error:
@@ -68,18 +72,21 @@ class Ledger:
 
     def _content(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            content = read_file(self.path, 0, LARGEST + 1)
         except (FileNotFoundError, NotADirectoryError):
             return b""
         except OSError as error:
             raise DiskUnreadable(f"{self.path}: {error.strerror}") from error
+        if len(content) > LARGEST:
+            raise LedgerDamaged(f"{self.path}: is larger than {LARGEST >> 20} MiB, which no experiment of ours fills")
+        return content
 
     def _event(self, line: bytes, number: int) -> Event:
         try:
             event = json.loads(line)
             if isinstance(event["event"], str) and isinstance(event["at"], (int, float)):
                 return dict(event)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         raise self._damaged(number)
 

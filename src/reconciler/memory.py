@@ -171,14 +171,19 @@ class MalformedEvent(Exception):
 
 
 def fold(events: Iterable[Event]) -> Memory:
-    """Memory from events, oldest first. Raises MalformedEvent for one that lacks what its kind has."""
+    """Memory from events, oldest first. Raises MalformedEvent for one that lacks what its kind has, or has it in another form."""
     memory = Memory()
+    steps: dict[str, StepMemory] = {}
     for order, event in enumerate(events, start=1):
         try:
-            memory = _apply(memory, order, event)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            _check(event)
+            if "step" in event:
+                steps[event["step"]] = _apply_to_step(steps.get(event["step"], StepMemory()), event["event"], order, event)
+            else:
+                memory = _apply(memory, order, event)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MalformedEvent(order) from error
-    return memory
+    return replace(memory, steps=steps)
 
 
 def _apply(memory: Memory, order: int, event: Event) -> Memory:
@@ -198,12 +203,77 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
         return replace(memory, states={**memory.states, **event["states"]})
     if kind == "heard":
         return replace(memory, heard=event["words"])
-    if kind == "release" and "step" not in event:
-        return replace(memory, released=order)
-    if "step" not in event:
-        return memory
-    step = _apply_to_step(memory.of(event["step"]), kind, order, event)
-    return replace(memory, steps={**memory.steps, event["step"]: step})
+    return replace(memory, released=order) if kind == "release" else memory
+
+
+# --- the forms of what events hold -----------------------------------------------------------------
+
+_LATEST_TIME = 253402300800.0  # epoch seconds: the year 10000
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < _LATEST_TIME  # NaN is less than nothing
+
+
+def _is_time_or_unknown(value: object) -> bool:
+    return value is None or _is_time(value)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_job(value: object) -> bool:
+    """An id as clusters give them: it goes on a command line, where it must not be an option."""
+    return isinstance(value, str) and value[:1] in tuple("0123456789") and value.isprintable()
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _are_flags(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_flag, value.values()))
+
+
+def _are_cells(value: object) -> bool:
+    return _are_texts(value) or (isinstance(value, list) and all(map(_is_text, value)))
+
+
+def _are_files(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(file, dict) and _is_file(file) for file in value)
+
+
+def _is_file(value: Mapping[str, object]) -> bool:
+    return isinstance(value["path"], str) and isinstance(value["size"], int) and isinstance(value["mtime_ns"], int)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 10**9
+
+
+_FORMS = {
+    "at": _is_time, "begins": _is_time, "ended": _is_time, "started": _is_time_or_unknown, "newest": _is_time_or_unknown,
+    "attempt": _is_number, "job": _is_job, "held": _is_flag, "by_hand": _is_flag, "by_person": _is_flag, "kept": _is_flag,
+    "step": _is_text, "name": _is_text, "definition": _is_text, "placement": _is_text, "output_dir": _is_text,
+    "message": _is_text,
+    "state": _is_text, "failure": _is_text, "exit_code": _is_text, "user": _is_text, "why": _is_text, "words": _is_text,
+    "cluster": _is_text, "path": _is_text, "environment": _are_flags, "cells": _are_cells, "states": _are_texts,
+    "meaning": _are_texts, "evidence": _are_files,
+}  # fmt: skip
+
+
+def _check(event: Event) -> None:
+    """Raises ValueError where something of a known kind of event is not in its form; what later versions add is theirs."""
+    if event["event"] in _KINDS and not all(_FORMS[key](value) for key, value in event.items() if key in _FORMS):
+        raise ValueError(event)
+
+
+# --- events one by one -------------------------------------------------------------------------------
 
 
 def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -280,6 +350,12 @@ _OUTCOMES: Mapping[str, Any] = {
     "placed": lambda order, e: {"placement": e["placement"]},
     "reopened": lambda order, e: {"end": None, "missing_at": None, "unseen_at": None},
 }
+
+
+_KINDS = frozenset(
+    {"opened", "root", "names", "writing", "unwritten", "stands", "heard", "intent", "adopted", "done", "hold", "cancel"}
+    | {"release", "rerun", "moved", *_OUTCOMES}
+)
 
 
 def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
