@@ -103,6 +103,17 @@ def test_a_plan_depends_on_neither_the_order_of_rows_nor_that_of_jobs(world, row
 
 
 @given(worlds())
+def test_what_a_plan_has_learned_is_remembered_once_written_down(world):
+    """The next pass, in the same world, decides the same and learns nothing more."""
+    events, observed, gate = world
+    plan = make_plan(experiment(*STEPS), observed, fold(events), Policy(), NOW, gate)
+    written = fold([*events, *({"at": NOW, **event} for event in plan.learned)])
+    again = make_plan(experiment(*STEPS), observed, written, Policy(), NOW, gate)
+    assert again.actions == plan.actions
+    assert again.learned == ()
+
+
+@given(worlds())
 def test_every_plan_prints_and_its_json_is_as_published(world):
     events, observed, gate = world
     desired, memory = experiment(*STEPS), fold(events)
