@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from reconciler.failures import sentence
 from reconciler.ladder import backoff, drift
 from reconciler.memory import fold
 from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Reason, Unknown, Verb
@@ -237,6 +238,42 @@ def test_every_rung_tells_its_rule_its_job_and_its_attempt(world, told):
     assert action.release == (told[3] == "Confirmed")
 
 
+LIMITED = [*submitted(STEP, 9, NOW)[:1], event("limited", STEP, NOW, attempt=9, message="QOS")]
+
+
+@pytest.mark.parametrize(
+    ("events", "queue", "told"),
+    [
+        (submitted(STEP), (job(STEP),), ("JobRunning", "101", 1)),
+        (submitted(STEP), (job(STEP, Phase.UNKNOWN),), ("JobStateUnknown", "101", 1)),
+        (submitted(STEP), (job(STEP, Phase.QUEUED),), ("JobQueued", "101", 1)),
+        (submitted(STEP), (job(STEP, Phase.QUEUED, held=True),), ("JobHeld", "101", 1)),
+        (
+            submitted(STEP),
+            (job(STEP, Phase.QUEUED, pending_reason="DependencyNeverSatisfied"),),
+            ("DependencyNeverSatisfied", "101", 1),
+        ),
+        (REPLACED, (HELD,), ("Confirmed", "102", 2)),
+        (REPLACED, (job(STEP), HELD), ("ReplacementNotNeeded", "102", 2)),
+        (REPLACED, (job(STEP, Phase.ENDED), HELD), ("ReplacementNotNeeded", "102", 2)),
+        ([*REPLACED, event("hold", STEP, NOW)], (HELD,), ("HeldByPerson", "102", 2)),
+    ],
+)
+def test_what_is_told_of_is_the_job_that_lives_and_not_the_submission_that_came_last(events, queue, told):
+    action = decide(STEP, events=[*events, *LIMITED], queue=queue, accounting=())
+    assert (action.reason.code, action.job, action.attempt) == told
+
+
+def test_so_it_is_where_the_accounting_is_silent_the_outputs_verify_or_a_person_has_cancelled():
+    silent = {"events": [*REPLACED, *LIMITED], "queue": (HELD,)}
+    unknown = decide(STEP, **silent, accounting=SLURMDBD_DOWN)
+    assert (unknown.reason.code, unknown.job, unknown.attempt) == ("AccountingUnknown", "102", 2)
+    verified = decide(STEP, **silent, accounting=(), seen={STEP.key: COMPLETE})
+    assert (verified.reason.code, verified.job, verified.attempt) == ("ReplacementNotNeeded", "102", 2)
+    cancelled = decide(STEP, events=[*submitted(STEP), *LIMITED, event("cancel", STEP, NOW)], queue=(job(STEP),))
+    assert (cancelled.reason.code, cancelled.job, cancelled.attempt) == ("CancelledByPerson", "101", 1)
+
+
 def test_a_job_that_may_be_another_steps_is_named_and_holds_the_step():
     one, two = (replace(evaluation(task=task), need=None, job_name="eval", workdir="/exp/a/eval") for task in ("cap", "rev"))
     jobs = tuple(replace(job(one), id=n, name="eval", workdir="/exp/a/eval", submitted=NOW - 9 + int(n)) for n in "12")
@@ -392,7 +429,7 @@ def test_a_persons_word_is_told_with_who_gave_it_and_why():
 def test_a_failure_is_told_with_its_job_its_exit_code_and_what_it_left():
     message = decide(STEP, events=ended(STEP, "Failed", exit_code="1:0"), seen={STEP.key: TORN}).reason.message
     assert all(part in message for part in ("101", "failed", "1:0", TORN.reason.message))
-    assert TORN.reason.message not in decide(STEP, events=ended(STEP, "Failed")).reason.message
+    assert decide(STEP, events=ended(STEP, "Failed")).reason.message == f"job 101: {sentence('Failed')}"
 
 
 def test_what_was_accepted_by_a_person_is_not_said_to_be_verified():

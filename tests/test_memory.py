@@ -85,6 +85,9 @@ def test_a_job_that_nobody_wrote_down_is_an_attempt_of_its_own():
     assert step(adopted).attempts == (Attempt(4, "n", 20.0, 20.0, 1, "d", "p", "/o", job="55"),)
     by_hand = step({**adopted, "by_hand": True}).attempts
     assert by_hand == (Attempt(4, "n", 20.0, 20.0, 1, "d", "p", "/o", by_hand=True, job="55"),)
+    began = step({**adopted, "begun": 12}).attempts
+    assert [(a.at, a.begins) for a in began] == [(12.0, 12.0)]
+    assert step({**adopted, "begun": None}).attempts == step(adopted).attempts
     both = step(INTENT, {**adopted, "attempt": 1, "by_hand": True}).attempts
     assert [(a.number, a.by_hand, a.job) for a in both] == [(1, True, "55")]
 
@@ -193,6 +196,7 @@ def test_each_way_in_which_slurm_ends_a_job_is_a_class_of_failure_with_a_sentenc
     assert classify(Job("1", "n", state, Phase.ENDED, exit_code=exit_code)) == failure
     assert sentence(failure) != failure
     assert (exit_code in sentence(failure, exit_code)) == (failure == "Failed")
+    assert "exit code" not in sentence(failure)
 
 
 def test_a_class_of_failure_that_this_version_does_not_know_is_told_by_its_name():

@@ -190,7 +190,7 @@ def test_the_failed_record_of_a_job_that_was_refused_is_no_end_unless_it_ran():
 def test_a_job_that_nothing_in_writing_knows_is_learned_with_its_end():
     over = job(STEP, Phase.ENDED, state="FAILED", exit_code="1:0", attempt=3)
     told = learned(queue=(over,))
-    assert told[0] == {"event": "adopted", "attempt": 3, "job": "103", "name": name_of(STEP, 3)}
+    assert told[0] == {"event": "adopted", "attempt": 3, "job": "103", "name": name_of(STEP, 3), "begun": NOW - 1000}
     assert (told[1]["event"], told[1]["attempt"], told[1]["job"], told[1]["failure"]) == ("ended", 3, "103", "Failed")
     unlisted = learned(queue=(), accounting=(job(STEP, attempt=3),))
     assert [e["event"] for e in unlisted] == ["adopted", "unseen"]
@@ -206,6 +206,16 @@ def test_outputs_made_after_the_submission_of_a_job_found_in_the_queue_may_be_ou
     assert decide(STEP, queue=(over,), seen={STEP.key: torn}).reason.code == "OutputsMissing"
     before = replace(torn, newest=NOW - 6000)
     assert decide(STEP, queue=(over,), seen={STEP.key: before}).reason.code == "OutputsNotOurs"
+
+
+def test_what_a_job_left_is_ours_also_for_the_passes_after_the_one_that_found_it():
+    """The ledger was lost while the job ran, or after it had failed; it was found again long after it had written."""
+    torn = replace(outputs(OutputState.INCOMPLETE, torn=(STEP.output_dir,)), newest=NOW - 4500)
+    over = job(STEP, Phase.ENDED, state="NODE_FAIL", submitted=NOW - 5000, ended=NOW - 4000)
+    found = plan_for(STEP, queue=(over,), seen={STEP.key: torn})
+    written = [{"at": NOW - 1000, **e} for e in found.learned]
+    later = decide(STEP, events=written, seen={STEP.key: torn})
+    assert (later.verb, later.move_aside) == (Verb.SUBMIT, (STEP.output_dir,))
 
 
 def test_a_job_found_in_the_queue_failed_after_whatever_a_person_said_before():

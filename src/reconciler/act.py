@@ -201,6 +201,7 @@ class _Pass:
             job=job.id,
             name=job.name,
             by_hand=Token.parse(job.name) is None,
+            begun=job.submitted,
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),

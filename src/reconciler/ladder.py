@@ -104,7 +104,7 @@ def _has_live_job(s: Situation) -> Action | None:
             Verb.HOLD, Condition.HELD, "SeveralJobs", f"jobs {ids} all belong to this step; cancel all but one", job=job.id
         )
     if attempt is None or attempt.job != job.id:
-        return _adoption(s, job, attempt)
+        return _adoption(s, job)
     return _watch(s, job, attempt)
 
 
@@ -148,9 +148,9 @@ def _held_resubmission(s: Situation, job: Job, others: Sequence[Job]) -> Action:
     return s.decide(Verb.WAIT, Condition.QUEUED, "Confirmed", message, job=job.id, attempt=number, release=True)
 
 
-def _adoption(s: Situation, job: Job, attempt: Attempt | None) -> Action:
+def _adoption(s: Situation, job: Job) -> Action:
     token = Token.parse(job.name)
-    number = attempt.number if attempt else token.attempt if token else _next_number(s)
+    number = token.attempt if token else _next_number(s)
     origin = "submitted by an earlier pass" if token else "submitted by hand from the step's directory"
     condition = Condition.RUNNING if job.phase is Phase.RUNNING else Condition.QUEUED
     return s.decide(

@@ -156,7 +156,6 @@ class MalformedEvent(Exception):
     """An event that no version of this program wrote. ``order`` is its place in the ledger, from 1."""
 
     def __init__(self, order: int) -> None:
-        super().__init__(order)
         self.order = order
 
 
@@ -244,7 +243,9 @@ _OUTCOMES: Mapping[str, Any] = {
 
 def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
     """An intent begins an attempt; an adoption confirms the attempt of its number, or stands for one nobody wrote down."""
-    number, at = int(event["attempt"]), float(event["at"])
+    number = int(event["attempt"])
+    # An adopted job may have begun long before it was found.
+    at = float(event["at"] if event.get("begun") is None else event["begun"])
     known = next((a for a in step.attempts if a.number == number), None)
     if kind == "adopted" and known is not None and not event.get("by_hand"):
         # Under the name that the cluster shows: a site may put something before ours.

@@ -173,7 +173,7 @@ def remember_ends(situation: Situation) -> StepMemory:
 
 
 def _found(situation: Situation, job: Job, number: int) -> Attempt:
-    situation.learn("adopted", attempt=number, job=job.id, name=job.name)
+    situation.learn("adopted", attempt=number, job=job.id, name=job.name, begun=job.submitted)
     at = situation.now if job.submitted is None else job.submitted
     attempt = Attempt(number, job.name, at, at, LATEST, job=job.id)
     return _over(situation, attempt, job) if job.phase is Phase.ENDED else _unseen(situation, attempt)
