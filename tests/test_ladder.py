@@ -227,6 +227,7 @@ def refused(number: int, at: float) -> list:
             {"events": [*ended(STEP, "Failed"), event("rerun", STEP, NOW)]},
             ("submit", Verb.SUBMIT, Condition.WAITING, "Rerun", None, 2), id="asked for again",
         ),
+        pytest.param({}, ("submit", Verb.SUBMIT, Condition.WAITING, "NotStarted", None, 1), id="never tried"),
         pytest.param({"events": LOST}, ("submit", Verb.SUBMIT, Condition.WAITING, "SubmissionLost", None, 2), id="lost"),
     ],
 )  # fmt: skip

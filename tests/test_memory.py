@@ -80,6 +80,12 @@ def test_an_adopted_job_confirms_its_attempt_under_the_name_that_the_cluster_sho
         assert attempt(before, adopted) == Attempt(**{**vars(BEGUN), "name": "site-job.rc-1", "job": "55"})
 
 
+def test_a_job_that_is_adopted_changes_no_other_attempt():
+    second = {**INTENT, "attempt": 2, "name": "job.rc-2"}
+    one, two = step(INTENT, second, {"event": "adopted", "attempt": 2, "job": 9, "name": "job.rc-2"}).attempts
+    assert (one, two.job) == (BEGUN, "9")
+
+
 def test_a_job_that_nobody_wrote_down_is_an_attempt_of_its_own():
     adopted = {"event": "adopted", "attempt": 4, "job": 55, "name": "n", "definition": "d", "placement": "p", "output_dir": "/o"}
     assert step(adopted).attempts == (Attempt(4, "n", 20.0, 20.0, 1, "d", "p", "/o", job="55"),)
