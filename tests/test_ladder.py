@@ -460,6 +460,22 @@ def test_a_running_job_is_told_with_its_progress():
     assert decide(STEP, **running).reason.message.endswith("running")
 
 
+def test_two_jobs_of_one_step_are_both_named():
+    message = decide(STEP, queue=(job(STEP), job(STEP, attempt=2)), events=submitted(STEP)).reason.message
+    assert "101, 102" in message
+
+
+def test_a_job_that_left_the_queue_is_named_with_what_the_accounting_has_of_it():
+    world = {"events": submitted(STEP)}
+    assert "job 101" in decide(STEP, **world, accounting=SLURMDBD_DOWN).reason.message
+    assert "job 101 as RUNNING" in decide(STEP, **world, accounting=(job(STEP),)).reason.message
+    assert "does not know job 101" in decide(STEP, **world, accounting=()).reason.message
+    other = job(STEP, Phase.ENDED, attempt=3, state="FAILED")
+    begun = [*ended(STEP, "Failed", 3), *submitted(STEP, 4)]
+    assert "does not know job 104" in decide(STEP, events=begun, accounting=(other,)).reason.message
+    assert "job" not in decide(STEP, events=submitted(STEP)[:1], accounting=SLURMDBD_DOWN).reason.message
+
+
 def test_a_job_found_live_is_told_with_who_submitted_it():
     assert "earlier pass" in decide(STEP, queue=(job(STEP),)).reason.message
     assert "by hand" in decide(BY_HAND, queue=(typed_in(),)).reason.message

@@ -206,6 +206,13 @@ def test_the_end_of_a_job_whose_step_is_gone_is_learned_and_of_nothing_else():
     assert grace.learned == ()
 
 
+def test_what_is_learned_of_several_steps_is_all_kept():
+    runs = [finetune(run) for run in ("a", "b", "gone", "lost")]
+    events = [e for step in runs for e in submitted(step)]
+    plan = plan_for(*runs[:2], events=events, accounting=())
+    assert [(e["event"], e["step"]) for e in plan.learned] == [("unseen", step.key) for step in runs]
+
+
 def test_only_a_fine_tune_is_kept_from_a_directory_that_an_orphan_writes_to():
     """Evaluations add a log each, and share the directory of their logs."""
     after = evaluation()

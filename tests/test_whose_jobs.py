@@ -262,6 +262,14 @@ def test_what_was_there_before_a_rerun_does_not_speak_against_the_new_attempt():
     assert undated.verb is Verb.MARK_DONE
 
 
+def test_what_nobody_understood_is_moved_aside_for_a_rerun_though_it_is_not_ours():
+    theirs = replace(outputs(OutputState.INCOMPLETE, torn=(STEP.output_dir / "epoch_0",)), newest=NOW - 5000)
+    assert decide(STEP, seen={STEP.key: theirs}).reason.code == "OutputsNotOurs"
+    action = decide(STEP, events=[rerun(newest=NOW - 5000)], seen={STEP.key: theirs})
+    assert (action.verb, action.move_aside) == (Verb.SUBMIT, (STEP.output_dir,))
+    assert "before the rerun" in action.reason.message
+
+
 def test_once_a_fine_tune_was_submitted_again_what_is_there_is_new_whatever_its_time():
     events = [done(STEP), rerun(), *ended(STEP, "Failed")]
     assert after_rerun(STEP, events, NOW - 5000).verb is Verb.MARK_DONE

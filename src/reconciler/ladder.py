@@ -190,7 +190,7 @@ def _is_unconfirmed(s: Situation) -> Action | None:
         message = f"{what} and the accounting cannot be asked: {s.observed.accounting.why}"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message)
     if last.job is not None:
-        told = next((job.state for job in s.jobs if job.id == last.job and job.phase is Phase.UNLISTED), None)
+        told = next((job.state for job in s.jobs if job.id == last.job), None)
         message = f"the accounting has job {last.job} as {told}" if told else f"the accounting does not know job {last.job} yet"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobNotSeen", f"{message}, and the queue does not show it")
     return s.decide(Verb.WAIT, Condition.UNKNOWN, "Unconfirmed", "a submission was begun and its job has not been seen yet")
@@ -341,8 +341,7 @@ def _submit(s: Situation) -> Action:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
         message = s.outputs.reason.message
-    aside = s.outputs.torn if s.outputs.state is OutputState.INCOMPLETE else ()
-    changes = tuple(f"moves {path} aside" for path in aside)
+    changes = tuple(f"moves {path} aside" for path in s.outputs.torn)
     return s.decide(
         Verb.SUBMIT,
         Condition.WAITING,
@@ -351,7 +350,7 @@ def _submit(s: Situation) -> Action:
         job=None,
         attempt=_next_number(s),
         held=replaces_lost,
-        move_aside=aside,
+        move_aside=s.outputs.torn,
         changes=changes,
     )
 

@@ -197,10 +197,9 @@ def supersede(situation: Situation) -> None:
     if outputs.newest > max([rerun.at if rerun.newest is None else rerun.newest, *replaced]):
         return
     situation.is_superseded = True
-    state = OutputState.INCOMPLETE if is_finetune else OutputState.ABSENT
     torn = (situation.step.output_dir,) if is_finetune else ()
     reason = Reason("Superseded", "what is there is from before the rerun")
-    situation.outputs = replace(outputs, state=state, reason=reason, evidence=(), torn=torn, has_work=False)
+    situation.outputs = replace(outputs, state=OutputState.INCOMPLETE, reason=reason, torn=torn, has_work=False)
 
 
 def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:
