@@ -148,10 +148,19 @@ def test_a_replacement_is_submitted_held_and_at_once(bench):
 def test_the_directories_that_a_script_writes_its_output_to_are_made(bench, tmp_path):
     here = bench()
     here.steps = (here.on_disk(finetune(), "#SBATCH --output=logs/deep/%j.out\n#SBATCH --error=errors/%j.err\n"),)
-    (tmp_path / "a" / "errors").mkdir()
     here.act()
     assert (tmp_path / "a" / "logs" / "deep").is_dir()
-    assert len(here.cluster.submissions) == 1
+    assert (tmp_path / "a" / "errors").is_dir()
+    here.ledger.path.unlink()
+    here.act()
+    assert len(here.cluster.submissions) == 2
+
+
+def test_a_script_in_another_encoding_is_submitted_like_any_other(bench):
+    here = bench()
+    here.steps[0].script.write_bytes("#!/bin/bash\n#SBATCH --job-name=work\necho für\n".encode("latin-1"))
+    here.act()
+    assert here.cluster.submissions[0].name == here.name(here.steps[0])
 
 
 def test_what_cannot_be_prepared_is_not_submitted_and_the_next_step_is(bench, tmp_path):
@@ -336,7 +345,8 @@ def test_a_job_that_is_cancelled_before_it_could_start_is_no_attempt(bench):
     word = event("cancel", step, NOW)
     for phase, withdrawn in ((Phase.RUNNING, False), (Phase.QUEUED, False)):
         here.cluster.jobs["101"] = job(step, phase, name=submitted(step)[0]["name"])
-        here.act([*submitted(step), word], queue=(here.cluster.jobs["101"],))
+        elsewhere = replace(job(finetune("other"), Phase.QUEUED, held=True), id="5")
+        here.act([*submitted(step), word], queue=(elsewhere, here.cluster.jobs["101"]))
         assert here.cluster.jobs["101"].state == "CANCELLED"
         assert bool(here.written("withdrawn")) == withdrawn
         here.ledger.path.unlink()

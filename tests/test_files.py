@@ -77,10 +77,13 @@ def test_a_new_file_is_not_written_over_one_that_appeared(tmp_path: Path) -> Non
     assert path.read_bytes() == b""
 
 
-def test_a_new_file_follows_the_umask(tmp_path: Path) -> None:
-    with umask(0o027):
+@pytest.mark.parametrize(("mask", "mode"), [(0o027, 0o640), (0, 0o666)])
+def test_a_new_file_follows_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
+    with umask(mask):
         replace_file(tmp_path / "STATUS.md", b"new", expected=None)
-    assert stat.S_IMODE((tmp_path / "STATUS.md").stat().st_mode) == 0o640
+        append_line(tmp_path / "log", b"new\n")
+    assert stat.S_IMODE((tmp_path / "STATUS.md").stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == mode
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o664, 0o755])
@@ -103,10 +106,44 @@ def test_a_replaced_file_keeps_its_owner_and_a_group_that_may_be_given(tmp_path:
     assert (path.stat().st_uid, path.stat().st_gid) == (before.st_uid, group)
 
 
-def test_a_write_protected_file_is_left_alone(tmp_path: Path) -> None:
+def test_nobody_else_reads_a_private_file_while_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "document.md"
     path.write_bytes(b"old")
-    path.chmod(0o444)
+    path.chmod(0o600)
+    modes, write = [], os.write
+
+    def watched(descriptor: int, content: bytes) -> int:
+        modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return write(descriptor, content)
+
+    monkeypatch.setattr(os, "write", watched)
+    with umask(0):
+        replace_file(path, b"new", expected=b"old")
+    assert modes == [0o600]
+
+
+def test_who_may_not_give_a_file_away_keeps_its_group_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "document.md"
+    path.write_bytes(b"old")
+    given, chown = [], os.fchown
+
+    def refusing(descriptor: int, owner: int, group: int) -> None:
+        if owner != -1:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        given.append(group)
+        chown(descriptor, owner, group)
+
+    monkeypatch.setattr(os, "fchown", refusing)
+    replace_file(path, b"new", expected=b"old")
+    assert given == [path.stat().st_gid]
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o555])
+def test_a_write_protected_file_is_left_alone(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "document.md"
+    path.write_bytes(b"old")
+    path.chmod(mode)
     with pytest.raises(TemporaryError, match="write-protected"):
         replace_file(path, b"new", expected=b"old")
     assert path.read_bytes() == b"old"

@@ -129,6 +129,10 @@ def test_before_a_held_replacement_may_start_the_accounting_is_asked_about_what_
     cluster = Asked((job(STEP, Phase.QUEUED, 2, held=True),))
     assert look(events=held, cluster=cluster).accounting == ()
     assert cluster.doubts == [Doubt(NOW - 2000 - CLOCK_SKEW, (), has_unnamed=True)]
+    other = submitted(finetune("b"), at=NOW - 500)
+    both = Asked((job(STEP, Phase.QUEUED, 2, held=True),))
+    look(STEP, finetune("b"), events=[*held, *other], cluster=both)
+    assert both.doubts == [Doubt(NOW - 2000 - CLOCK_SKEW, ("101",), has_unnamed=True)]
     free = Asked((job(STEP, Phase.QUEUED, 2),))
     look(events=[*held, event("unheld", STEP, NOW, attempt=2)], cluster=free)
     assert free.doubts == []
@@ -186,7 +190,7 @@ def test_the_outputs_of_every_step_that_is_not_done_are_looked_at():
 )
 def test_what_a_node_failure_left_is_verified_in_full(events, asked, deep):
     tool = Judge()
-    look(events=events, tool=tool, deep=asked)
+    look(events=events, tool=tool, **({"deep": True} if asked else {}))
     assert tool.looked == [(STEP.key, deep)]
 
 

@@ -55,9 +55,10 @@ def act(plan: Plan, desired: Desired, observed: Observed, memory: Memory, world:
         facts = {key: value for key, value in event.items() if key != "event"}
         world.ledger.append(event["event"], **facts)
     pass_ = _Pass(desired, observed, memory, world)
-    ordered = sorted(plan.actions, key=lambda action: action.verb is Verb.SUBMIT)
-    submissions = sorted((a for a in ordered if a.verb is Verb.SUBMIT), key=lambda a: pass_.step(a).stage is not Stage.EVALUATION)
-    done = {action.step: pass_.do(action) for action in [*(a for a in ordered if a.verb is not Verb.SUBMIT), *submissions]}
+    others = [action for action in plan.actions if action.verb is not Verb.SUBMIT]
+    submissions = [action for action in plan.actions if action.verb is Verb.SUBMIT]
+    submissions.sort(key=lambda action: pass_.step(action).stage is not Stage.EVALUATION)
+    done = {action.step: pass_.do(action) for action in (*others, *submissions)}
     return tuple(done[action.step] for action in plan.actions)
 
 
