@@ -28,7 +28,7 @@ from reliability import Row, save
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "decisions" / "0010-mutants.md"
 _BLOCK = re.compile(r"^```mutants\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LITERAL = re.compile(r"""(?<!f)"(?:[^"\\]|\\.)*\"""")
+_TEXT = re.compile(r"""(f?)"((?:[^"\\]|\\.)*)\"""")
 _CAUGHT = {"killed", "caught by type check", "timeout"}
 
 
@@ -45,13 +45,17 @@ class Mutant:
     @property
     def is_wording(self) -> bool:
         """True where nothing but a text of several words is changed."""
-        was, now = _LITERAL.findall(self.before), _LITERAL.findall(self.after)
-        if len(was) != len(now) or _LITERAL.sub('""', self.before) != _LITERAL.sub('""', self.after):
+        was, now = _TEXT.findall(self.before), _TEXT.findall(self.after)
+        if len(was) != len(now) or _without_texts(self.before) != _without_texts(self.after):
             return False
-        return all(" " in one.strip('" ') for one, other in zip(was, now, strict=True) if one != other)
+        return all(" " in one[1].strip() for one, other in zip(was, now, strict=True) if one != other)
 
     def __str__(self) -> str:
         return f"{self.module}.{self.function}\n  - {self.before}\n  + {self.after}"
+
+
+def _without_texts(line: str) -> str:
+    return _TEXT.sub(lambda text: text[0] if text[1] else '""', line)
 
 
 def mutants_of(path: str) -> Iterator[Mutant]:

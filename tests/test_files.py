@@ -246,3 +246,39 @@ def test_a_write_that_takes_a_part_is_completed(tmp_path: Path) -> None:
 def test_a_line_goes_nowhere_without_a_directory(tmp_path: Path) -> None:
     with pytest.raises(TemporaryError):
         append_line(tmp_path / "gone" / "ledger.jsonl", b"one\n")
+
+
+def test_a_new_name_is_made_durable_and_only_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    append_line(tmp_path / "log", b"one\n")
+    assert synced == ["file", "directory"]
+    append_line(tmp_path / "log", b"two\n")
+    assert synced == ["file", "directory", "file"]
+    replace_file(tmp_path / "document.md", b"new", expected=None)
+    assert synced[3:] == ["file", "directory"]
+
+
+@pytest.mark.parametrize(("number", "is_fault"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_filesystem_that_cannot_make_a_name_durable_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_fault: bool
+) -> None:
+    fsync = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    if is_fault:
+        with pytest.raises(TemporaryError):
+            append_line(tmp_path / "log", b"one\n")
+    else:
+        append_line(tmp_path / "log", b"one\n")
+    assert (tmp_path / "log").read_bytes() == b"one\n"
