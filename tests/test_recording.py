@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from reconciler.errors import SubmissionRefused, UsageError
+from reconciler.errors import Problem, SubmissionRefused, UsageError
 from reconciler.ledger import Ledger
 from reconciler.loop import preview, run_pass
-from reconciler.model import Action, Condition, Phase, Reason, Verb
+from reconciler.model import Action, Condition, Phase, Reason, Stage, Verb
 from reconciler.record import elapsed, status_word
 from test_pass import DOCUMENT, Lab, lab, start  # noqa: F401 - the fixture
 from worlds import MemoryCluster, StandInTool
@@ -254,6 +254,32 @@ def test_a_note_is_news_once_and_so_is_its_end_none(lab):  # noqa: F811
     over = lab.run()
     assert (over.notes, over.is_news) == ((), False)
     assert written(lab, "heard")[-1]["words"] == ""
+
+
+def test_a_pass_that_submitted_something_is_news_though_the_tables_read_as_before(lab):  # noqa: F811
+    lab.policy = replace(lab.policy, max_in_flight=1)
+    lab.run()
+    lab.policy = replace(lab.policy, max_in_flight=2)
+    before = lab.document.read_text().count("PENDING")
+    assert lab.run().is_news
+    assert len(lab.cluster.submissions) == 2
+    assert lab.document.read_text().count("PENDING") == before
+    assert not lab.run().is_news
+
+
+def test_a_warning_is_news_once_and_another_one_again(lab):  # noqa: F811
+    class Warning(StandInTool):
+        text = "`--array` is many jobs"
+
+        def read(self, run, disk):
+            found = Problem(run.document, 3, self.text, run.name, warning=True)
+            return replace(super().read(run, disk), problems=(found,))
+
+    tool = Warning(Stage.FINETUNE)
+    scene = replace(lab.scene, tools={**lab.scene.tools, "trainer": tool})
+    assert [run_pass(scene).is_news for _ in range(2)] == [True, False]
+    tool.text = "`--requeue` is not kept"
+    assert [run_pass(scene).is_news for _ in range(2)] == [True, False]
 
 
 def test_how_steps_stand_is_written_down_where_it_changed(lab):  # noqa: F811
