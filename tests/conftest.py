@@ -15,12 +15,13 @@ settings.register_profile("the same", derandomize=True, deadline=None)
 settings.register_profile("new ones", max_examples=2000, deadline=None)
 settings.register_profile("mutants", settings.get_profile("the same"), max_examples=30, phases=(Phase.explicit, Phase.generate))
 IS_MUTANT = "MUTANT_UNDER_TEST" in os.environ
+SLOW = ("test_pass", "test_words", "test_recording")  # whole passes
 settings.load_profile("mutants" if IS_MUTANT else "new ones" if os.environ.get("RECONCILE_HISTORIES") else "the same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if IS_MUTANT:  # what is quick first
-        items.sort(key=lambda item: (hasattr(getattr(item, "obj", None), "hypothesis"), item.path.stem == "test_pass"))
+        items.sort(key=lambda item: (hasattr(getattr(item, "obj", None), "hypothesis"), item.path.stem in SLOW))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -255,8 +255,8 @@ class History:
             if content is not None:
                 self._write(key, content)
             self.cluster.finish(job.id, exit_code, state=state)
-            is_over = job.state.is_final or job.state is State.COMPLETING
-            if is_over and state not in _RETRIED and not self._is_whole(key) and self._will_be_told(job, key):
+            has_ended_so = job.state is not State.COMPLETING and state not in _RETRIED
+            if has_ended_so and not self._is_whole(key) and self._will_be_told(job, key):
                 self._failed.add(key)
         self._check()
 

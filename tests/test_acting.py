@@ -89,7 +89,7 @@ def test_a_submission_says_what_it_is_and_is_in_writing_before_and_after(bench):
     assert here.written() == [
         {
             "event": "intent", "step": step.key, "attempt": 1, "name": here.name(step), "begins": NOW, "held": False,
-            "definition": "def", "placement": "place", "output_dir": "/scratch/a",
+            "definition": "def", "placement": "place", "output_dir": "/scratch/a", "options": {}, "from_epoch": 0,
         },
         {"event": "submitted", "step": step.key, "attempt": 1, "job": "1"},
         {"event": "names", "kept": True},
@@ -278,7 +278,7 @@ def test_what_a_plan_learned_is_written_down_first(bench):
     over = job(step, Phase.ENDED, state="FAILED", name=submitted(step)[0]["name"])
     here.act(submitted(step), queue=(over,))
     ended_, missing = here.written("ended", "missing")
-    assert (ended_["step"], ended_["job"], ended_["failure"]) == (step.key, "101", "Failed")
+    assert (ended_["step"], ended_["job"], ended_["failure"]) == (step.key, "101", "Unknown")
     assert missing == {"event": "missing", "step": step.key, "attempt": 1}
 
 

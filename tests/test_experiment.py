@@ -35,6 +35,7 @@ class _Standing:
     stage: Stage
     log_file: str = "run.log"
     is_default: bool = True
+    signs: tuple = ()
     seen: dict[str, RunInput] = field(default_factory=dict)
 
     def may_submit(self, step: Step, outputs: Outputs) -> str | None:

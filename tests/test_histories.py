@@ -56,6 +56,7 @@ ENDS = st.sampled_from(
     ]
 )
 CALLS = st.sampled_from(["submit", "queue", "accounting", "cancel", "hold", "release", "config", "*"])
+HIDING = [("queue",), ("*",), ("queue", "accounting")]
 FATES = st.one_of(
     st.just(Fate("accepted")), st.just(Fate("lost")), st.builds(Fate, st.just("late"), st.sampled_from([1.0, 30.0, 59.0]))
 )
@@ -132,16 +133,43 @@ class Histories(RuleBasedStateMachine):
     def something_will_go_wrong(self, call: str, kind: Kind, seconds: float, times: int) -> None:
         self.history.inject(call, kind, seconds, times)
 
-    @rule(times=st.integers(1, 2), call=st.sampled_from(["queue", "*"]), database=st.booleans())
-    def a_submission_hides_until_it_is_given_up(self, times: int, call: str, database: bool) -> None:
-        """Accepted without an answer, and beyond ``grace`` in no answer of the cluster's either."""
+    @rule(times=st.integers(1, 2), calls=st.sampled_from(HIDING), database=st.booleans(), fails=st.booleans())
+    def a_submission_hides_until_it_is_given_up(self, times: int, calls: tuple[str, ...], database: bool, fails: bool) -> None:
+        """Accepted without an answer, and beyond ``grace`` in no answer of the cluster's either; it may be over and forgotten by
+        the queue before the next one."""
         self.history.inject("submit", Kind.LOST_AFTER, 0.0, 1)
         self.history.apply()
         self.history.pass_time(601.0)
+        hidden = self.history.live_jobs()
         if not database:
             self.history.cluster.accounting.stop()
-        self.history.inject(call, Kind.EMPTY, 0.0, times)
+        for call in calls:
+            self.history.inject(call, Kind.EMPTY, 0.0, times)
         self.history.apply()
+        if fails:
+            self.history.cluster.accounting.stop()
+            for job in hidden:
+                self.history.end_job(job, "half", State.FAILED, 1)
+            self.history.pass_time(305.0)
+            self.history.apply()
+
+    @rule(ahead=st.sampled_from([-280.0, 0.0, 280.0]))
+    def a_release_is_used_up(self, ahead: float) -> None:
+        """A job fails, a person releases its step on a host with another clock, and it fails again."""
+        self._jobs_fail_for_good()
+        self.history.step_clock(ahead)
+        for key in self.history.keys:
+            self.history.say("release", key)
+        self.history.apply()
+        self.history.step_clock(0.0)
+        self._jobs_fail_for_good()
+
+    def _jobs_fail_for_good(self) -> None:
+        for job in self.history.live_jobs():
+            self.history.end_job(job, "half", State.FAILED, 1)
+        for seconds in (10.0, 305.0):
+            self.history.pass_time(seconds)
+            self.history.apply()
 
     @rule()
     def the_database_stops(self) -> None:

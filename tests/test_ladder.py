@@ -428,7 +428,7 @@ def test_a_persons_word_is_told_with_who_gave_it_and_why():
 
 
 def test_a_failure_is_told_with_its_job_its_exit_code_and_what_it_left():
-    message = decide(STEP, events=ended(STEP, "Failed", exit_code="1:0"), seen={STEP.key: TORN}).reason.message
+    message = decide(STEP, events=ended(STEP, "Failed", detail="exit code 1:0"), seen={STEP.key: TORN}).reason.message
     assert all(part in message for part in ("101", "failed", "1:0", TORN.reason.message))
     assert decide(STEP, events=ended(STEP, "Failed")).reason.message == f"job 101: {sentence('Failed')}"
 

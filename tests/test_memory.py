@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
-from reconciler.failures import classify, sentence
+from reconciler.failures import sentence
 from reconciler.memory import Attempt, Done, End, Identity, MalformedEvent, Memory, Rerun, StepMemory, Word, fold
-from reconciler.model import Job, Phase
+from reconciler.model import Edit
 
 KEY = "a/finetune"
 INTENT = {
     "event": "intent", "at": 10.5, "step": KEY, "attempt": 1, "name": "job.rc-1", "begins": 15.0, "held": True,
-    "definition": "d", "placement": "p", "output_dir": "/out",
+    "definition": "d", "placement": "p", "output_dir": "/out", "options": {"mem": "8G"}, "from_epoch": 2,
 }  # fmt: skip
-BEGUN = Attempt(1, "job.rc-1", 10.5, 15.0, 1, "d", "p", "/out", held=True)
+BEGUN = Attempt(1, "job.rc-1", 10.5, 15.0, 1, "d", "p", "/out", {"mem": "8G"}, 2, held=True)
 
 
 def step(*events) -> StepMemory:
@@ -45,9 +48,9 @@ def test_an_intent_is_remembered_with_everything_that_it_says():
         (
             {
                 "event": "ended", "job": 7, "state": "FAILED", "failure": "Failed", "ended": 19, "started": 12.0,
-                "exit_code": "1:0",
+                "exit_code": "1:0", "detail": "killed", "nodes": "n1",
             },
-            {"job": "7", "end": End("FAILED", "Failed", 19.0, 12.0, "1:0", 2)},
+            {"job": "7", "end": End("FAILED", "Failed", 19.0, 12.0, "1:0", 2, "killed", "n1")},
         ),
         (
             {"event": "ended", "job": 7, "state": "FAILED", "failure": "Failed", "ended": 19},
@@ -124,6 +127,21 @@ def test_a_release_and_a_rerun_take_back_what_was_said_before():
     assert step({"event": "rerun"}).rerun == Rerun(20.0, 1, None)
 
 
+def test_edits_of_a_configuration_are_remembered_from_their_first_value_to_their_last():
+    def edited(*values, key="batch_size"):
+        return [
+            {"event": "edited", "path": "/a/finetune.yaml", "key": key, "before": before, "after": after}
+            for before, after in pairwise(values)
+        ]
+
+    path = Path("/a/finetune.yaml")
+    assert step(*edited("8", "4")).edits == (Edit(path, "batch_size", "8", "4", order=1),)
+    assert step(*edited("8", "4", "2")).edits == (Edit(path, "batch_size", "8", "2", order=2, via=("4",)),)
+    assert step(*edited("8", "4", "2", "8")).edits == ()
+    both = step(*edited("8", "4"), *edited("1", "2", key="accumulate"), *edited("4", "2")).edits
+    assert [(e.key, e.before, e.after) for e in both] == [("accumulate", "1", "2"), ("batch_size", "8", "2")]
+
+
 def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
     memory = fold(
         [
@@ -181,29 +199,6 @@ def test_an_event_that_lacks_what_its_kind_has_is_named_by_its_place(event):
     assert damage.value.order == 2
 
 
-@pytest.mark.parametrize(
-    ("state", "exit_code", "failure"),
-    [
-        ("COMPLETED", "0:0", "CompletedWithoutEvidence"),
-        ("TIMEOUT", "0:0", "TimeLimit"),
-        ("DEADLINE", "0:0", "TimeLimit"),
-        ("OUT_OF_MEMORY", "0:125", "OutOfMemoryHost"),
-        ("NODE_FAIL", "1:0", "NodeFailure"),
-        ("BOOT_FAIL", "1:0", "BootFailure"),
-        ("PREEMPTED", "0:15", "Preempted"),
-        ("CANCELLED", "0:15", "Cancelled"),
-        ("CANCELLED", "0:53", "Cancelled"),
-        ("FAILED", "1:0", "Failed"),
-        ("FAILED", "0:53", "LaunchFailure"),
-        ("SOMETHING_NEW", "0:0", "Failed"),
-    ],
-)
-def test_each_way_in_which_slurm_ends_a_job_is_a_class_of_failure_with_a_sentence(state, exit_code, failure):
-    assert classify(Job("1", "n", state, Phase.ENDED, exit_code=exit_code)) == failure
-    assert sentence(failure) != failure
-    assert (exit_code in sentence(failure, exit_code)) == (failure == "Failed")
-    assert "exit code" not in sentence(failure)
-
-
 def test_a_class_of_failure_that_this_version_does_not_know_is_told_by_its_name():
-    assert sentence("GpuOnFire", "1:0") == "GpuOnFire"
+    assert sentence("GpuOnFire") == "GpuOnFire"
+    assert sentence("GpuOnFire", "smoke") == "GpuOnFire (smoke)"

@@ -17,7 +17,7 @@ from reconciler.errors import AccountingDisabled, AnotherPass, ClusterUnreachabl
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.memory import fold
-from reconciler.model import Observed, Outputs, OutputState, Phase, Reason, Step, Unknown
+from reconciler.model import Observed, Outputs, OutputState, Phase, Reason, Sign, Step, Unknown
 from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
 from reconciler.ports import Doubt, FileInfo
 from reconciler.situation import CLOCK_SKEW
@@ -34,6 +34,7 @@ class Asked:
     in_queue: object = ()
     accounted: object = ()
     doubts: list[Doubt] = field(default_factory=list)
+    uid: str = "1000"
 
     def queue(self):
         return self._answer(self.in_queue)
@@ -51,6 +52,8 @@ class Asked:
 
 class Judge:
     """A tool that remembers how deeply it was asked to look, and objects where it is told to."""
+
+    signs = (Sign("LaunchFailure", r"^bang", "bang"),)
 
     def __init__(self, found: Outputs = ABSENT, objection: str | None = None) -> None:
         self.found, self.objection, self.looked = found, objection, []

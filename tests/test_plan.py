@@ -260,7 +260,7 @@ def test_a_requeued_job_is_the_same_attempt_and_its_own_end_counts():
     assert [e["event"] for e in running.learned] == ["reopened"]
     failed = job(STEP, Phase.ENDED, state="FAILED", exit_code="1:0")
     over = plan_for(STEP, events=[*preempted, event("reopened", STEP, NOW - 50, attempt=1)], queue=(failed,))
-    assert [e["failure"] for e in over.learned if e["event"] == "ended"] == ["Failed"]
+    assert [e["failure"] for e in over.learned if e["event"] == "ended"] == ["Unknown"]
     assert over.of(STEP.key).verb is not Verb.SUBMIT
 
 
@@ -338,7 +338,7 @@ def test_a_cancelled_job_whose_id_was_never_known_is_not_submitted_again():
     cancelled = replace(job(STEP, Phase.ENDED), state="CANCELLED")
     first = plan_for(STEP, events=submitted(STEP)[:1], accounting=(cancelled,))
     assert first.of(STEP.key).verb is not Verb.SUBMIT
-    assert [e["failure"] for e in first.learned if e["event"] == "ended"] == ["Cancelled"]
+    assert [e["failure"] for e in first.learned if e["event"] == "ended"] == ["CancelledByPerson"]
 
 
 def test_an_older_job_of_the_same_name_is_not_this_attempt():

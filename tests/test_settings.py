@@ -70,8 +70,8 @@ def test_a_duration_is_a_number_with_a_unit_and_a_bare_number_is_seconds(
 def test_retry_is_merged_class_by_class(experiment: Path, home: Path) -> None:
     personal(home, "retry: {TimeLimit: 1, NodeFailure: 3}\n")
     (experiment / "reconcile.yaml").write_text("retry: {NodeFailure: 0}\n")
-    retry = read_settings(experiment, {"retry": {"Failed": 2}}, home).retry
-    assert retry == {"NodeFailure": 0, "BootFailure": 10, "Preempted": 100, "TimeLimit": 1, "Failed": 2}
+    retry = read_settings(experiment, {"retry": {"UserError": 2}}, home).retry
+    assert retry == {"NodeFailure": 0, "BootFailure": 10, "Preempted": 100, "TimeLimit": 1, "UserError": 2}
 
 
 def test_no_limit_can_be_said_over_a_persons_limit(experiment: Path, home: Path) -> None:
@@ -146,8 +146,8 @@ def test_the_published_schema_knows_the_very_settings_that_there_are() -> None:
 
 def test_every_failure_but_a_persons_own_cancelling_may_be_retried() -> None:
     states = ["COMPLETED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "FAILED"]
-    classes = {classify(Job("1", "x", state, Phase.ENDED)) for state in states}
-    assert classes <= set(schema("reconcile")["properties"]["retry"]["properties"])
+    classes = {classify(Job("1", "x", state, Phase.ENDED)).code for state in states}
+    assert classes <= set(schema("reconcile")["$defs"]["retry"]["properties"])
 
 
 def test_the_published_schemas_are_valid_schemas() -> None:

@@ -30,13 +30,15 @@ def squeue_row(*fields: str) -> str:
     return "\x1f".join(f"{field:>20}" for field in fields) + "\x1e\n"
 
 
-PENDING = squeue_row("7", "PENDING", "JobHeldUser", "1795487182", "N/A", "N/A", "ana", "0", "nä|me = +\nzwei", "/tmp/w d/ü|x")
-ENDED = squeue_row("4", "FAILED", "JobLaunchFailure", "1795487158", "1795487158", "1795487158", "ana", "4021", "k.sh", "/tmp/w d")
-BEGIN = squeue_row("2", "PENDING", "BeginTime", "1795487126", "1795488126", "NONE", "ana", "0", "later", "/tmp")
+PENDING = squeue_row("7", "PENDING", "JobHeldUser", "1795487182", "N/A", "N/A", "ana", "0", "", "nä|me = +\nzwei", "/tmp/w d/ü|x")
+ENDED = squeue_row(
+    "4", "FAILED", "JobLaunchFailure", "1795487158", "1795487158", "1795487158", "ana", "4021", "n1", "k.sh", "/tmp/w d"
+)
+BEGIN = squeue_row("2", "PENDING", "BeginTime", "1795487126", "1795488126", "NONE", "ana", "0", "", "later", "/tmp")
 SACCT = (
-    "2\x1fCANCELLED by 1234\x1f0:0\x1f1795487126\x1f1795488126\x1fNone\x1f1795487158\x1fana\x1f/tmp/w d\x1flater\n"
-    "3\x1fCANCELLED by 0\x1f0:0\x1f1795487126\x1fUnknown\x1fNone\x1f1795487158\x1fana\x1f/tmp/w d\x1ftwo\nlines\n"
-    "5\x1fFAILED\x1f3:0\x1f1795487158\x1f1795487158\x1f1795487158\x1f1795487158\x1fana\x1f/tmp/w d\x1ff.sh\n"
+    "2\x1fCANCELLED by 1234\x1f0:0\x1f1795487126\x1f1795488126\x1fNone\x1f1795487158\x1fana\x1fNone assigned\x1f/tmp/w d\x1flater\n"
+    "3\x1fCANCELLED by 0\x1f0:0\x1f1795487126\x1fUnknown\x1fNone\x1f1795487158\x1fana\x1fNone assigned\x1f/tmp/w d\x1ftwo\nlines\n"
+    "5\x1fFAILED\x1f3:0\x1f1795487158\x1f1795487158\x1f1795487158\x1f1795487158\x1fana\x1fn1\x1f/tmp/w d\x1ff.sh\n"
 )
 
 
@@ -44,7 +46,7 @@ def test_squeue_rows_become_jobs_whatever_their_names_hold():
     pending, ended, begin = parse_squeue(PENDING + ENDED + BEGIN)
     assert (pending.id, pending.phase, pending.held) == ("7", Phase.QUEUED, True)
     assert (pending.name, pending.workdir) == ("nä|me = +\nzwei", "/tmp/w d/ü|x")
-    assert (ended.phase, ended.exit_code, ended.ended) == (Phase.ENDED, "0:53", 1795487158.0)
+    assert (ended.phase, ended.exit_code, ended.ended, ended.nodes) == (Phase.ENDED, "0:53", 1795487158.0, "n1")
     assert (begin.held, begin.begins, begin.pending_reason) == (False, 1795488126.0, "BeginTime")
 
 

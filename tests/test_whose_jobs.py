@@ -119,11 +119,11 @@ def test_a_job_submitted_by_hand_that_fits_two_steps_is_shared_and_a_job_of_ours
 
 
 def test_the_end_of_a_job_is_learned_with_everything_that_the_cluster_tells_of_it():
-    over = job(STEP, Phase.ENDED, state="FAILED", exit_code="1:0", started=NOW - 950.0)
+    over = job(STEP, Phase.ENDED, state="FAILED", exit_code="1:0", started=NOW - 950.0, nodes="n1")
     (end,) = [e for e in learned(events=submitted(STEP), queue=(over,)) if e["event"] == "ended"]
     assert end == {
-        "event": "ended", "attempt": 1, "job": "101", "state": "FAILED", "failure": "Failed", "ended": NOW - 900,
-        "started": NOW - 950, "exit_code": "1:0",
+        "event": "ended", "attempt": 1, "job": "101", "state": "FAILED", "failure": "Unknown", "ended": NOW - 900,
+        "started": NOW - 950, "exit_code": "1:0", "detail": "exit code 1:0", "nodes": "n1",
     }  # fmt: skip
     (undated,) = [e for e in learned(events=submitted(STEP), queue=(replace(over, ended=None),)) if e["event"] == "ended"]
     assert undated["ended"] == NOW
@@ -138,7 +138,7 @@ def test_a_job_that_ran_twice_under_one_name_ended_as_it_did_the_last_time():
     first = job(STEP, Phase.ENDED, state="NODE_FAIL", submitted=NOW - 1000)
     second = replace(first, id="300", state="FAILED", submitted=NOW - 500)
     (end,) = [e for e in learned(events=submitted(STEP)[:1], queue=(first, second)) if e["event"] == "ended"]
-    assert (end["job"], end["failure"]) == ("300", "Failed")
+    assert (end["job"], end["failure"]) == ("300", "Unknown")
 
 
 def test_what_became_of_an_attempt_stays_open_while_the_queue_cannot_be_asked():
@@ -160,7 +160,7 @@ def test_a_job_given_up_for_gone_has_vanished():
     told = learned(events=unseen, accounting=())
     assert told[0] == {
         "event": "ended", "attempt": 1, "job": "101", "state": "UNKNOWN", "failure": "Vanished", "ended": NOW, "started": None,
-        "exit_code": "",
+        "exit_code": "", "detail": "", "nodes": "",
     }  # fmt: skip
     assert learned(events=submitted(STEP, at=NOW - 600)[:1], accounting=()) == [{"event": "lost", "attempt": 1}]
 
@@ -191,7 +191,7 @@ def test_a_job_that_nothing_in_writing_knows_is_learned_with_its_end():
     over = job(STEP, Phase.ENDED, state="FAILED", exit_code="1:0", attempt=3)
     told = learned(queue=(over,))
     assert told[0] == {"event": "adopted", "attempt": 3, "job": "103", "name": name_of(STEP, 3), "begun": NOW - 1000}
-    assert (told[1]["event"], told[1]["attempt"], told[1]["job"], told[1]["failure"]) == ("ended", 3, "103", "Failed")
+    assert (told[1]["event"], told[1]["attempt"], told[1]["job"], told[1]["failure"]) == ("ended", 3, "103", "Unknown")
     unlisted = learned(queue=(), accounting=(job(STEP, attempt=3),))
     assert [e["event"] for e in unlisted] == ["adopted", "unseen"]
     assert [e["event"] for e in learned(queue=(over, replace(over, id="9"))) if e["event"] == "adopted"] == ["adopted"]

@@ -22,6 +22,7 @@ from reconciler.model import (
     Reason,
     RunInput,
     RunKind,
+    Sign,
     Stage,
     Step,
     Token,
@@ -101,9 +102,10 @@ def plan_for(
     policy: Policy | None = None,
     gate: Gate | None = None,
     select: str = "*",
+    logs: dict[tuple[str, str], str | Unknown | None] | None = None,
 ) -> Plan:
     found = {step.key: ABSENT for step in steps} | (seen or {})
-    observed = Observed(queue, accounting, found)
+    observed = Observed(queue, accounting, found, logs=logs or {}, uid="1000")
     return make_plan(experiment(*steps), observed, fold(events or []), policy or Policy(), NOW, gate, select)
 
 
@@ -121,6 +123,7 @@ class MemoryCluster:
     loses_answer: bool = False
     submissions: list[Submission] = field(default_factory=list)
     name: str = "memory"
+    uid: str = "1000"
 
     def identity(self) -> str:
         return "memory:test"
@@ -166,6 +169,7 @@ class StandInTool:
         self.name = "trainer" if stage is Stage.FINETUNE else "evaluator"
         self.log_file = f"run-{self.name}.log"
         self.is_default = False
+        self.signs: tuple[Sign, ...] = ()
         self.root: Path | None = None
 
     def read(self, run: RunInput, disk: Disk) -> Reading:

@@ -11,10 +11,10 @@ from pathlib import Path
 SEEDS = Path(__file__).resolve().parent / "seeds"
 
 
-def paced(steps: int) -> Iterator[int]:
-    """1 to ``steps``, spread over the job's ``STANDIN_SECONDS`` (1.5 where unset)."""
+def paced(steps: int, skip: int = 0) -> Iterator[int]:
+    """1 to ``steps`` without the first ``skip``, all of them spread over ``STANDIN_SECONDS`` (1.5 where unset)."""
     pause = float(os.environ.get("STANDIN_SECONDS", "1.5")) / steps
-    for step in range(1, steps + 1):
+    for step in range(skip + 1, steps + 1):
         time.sleep(pause)
         yield step
 

@@ -1,5 +1,21 @@
-"""``python -m reconciler`` is ``reconcile``."""
+"""``reconcile``, from the interpreter's first line: an interrupt is no traceback even while modules are loaded."""
 
-from reconciler.cli import main
+import sys
 
-main()
+from reconciler import interrupts
+
+
+def main() -> None:
+    """Run the command line and end the interpreter with the contract's exit code."""
+    interrupts.install()
+    try:
+        from reconciler.cli import run
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = interrupts.INTERRUPTED
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,13 +12,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from reconciler.batch_script import parse_batch_script
+from reconciler.config_edit import make_edits, open_edits
 from reconciler.errors import (
     ClusterUnreachable,
     DiskUnreadable,
     LimitReached,
+    PermanentError,
     SubmissionRefused,
     SubmissionUncertain,
+    TemporaryError,
 )
+from reconciler.files import move
+from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory
 from reconciler.model import Action, Condition, Desired, Observed, Reason, Stage, Step, Token, Verb
@@ -80,7 +85,11 @@ class _Pass:
         return found
 
     def do(self, action: Action) -> Outcome:
-        step = self.step(action)
+        """One action, whole: an interrupt comes before it or after it."""
+        with shielded():
+            return self._do(action, self.step(action))
+
+    def _do(self, action: Action, step: Step) -> Outcome:
         try:
             if action.verb is Verb.SUBMIT:
                 return self._submit(action, step)
@@ -104,8 +113,12 @@ class _Pass:
             return _waiting(action, self._stopped.code, self._stopped.message, "failed")
         try:
             self._prepare(action, step)
-        except (OSError, DiskUnreadable) as error:
+            self._edit(action, step)
+        except (OSError, DiskUnreadable, TemporaryError) as error:
             return _waiting(action, "DiskUnknown", str(error), "failed")
+        except PermanentError as error:
+            held = replace(action, verb=Verb.HOLD, condition=Condition.HELD, reason=Reason("EditRefused", str(error)))
+            return Outcome(held, "failed")
         name = self._write_intent(action, step)
         job = Submission(
             step.script,
@@ -113,6 +126,7 @@ class _Pass:
             begin_in=0 if action.held else max(0, round(self._eligible_at - self._world.clock())),
             held=action.held,
             requeue=step.requeue or self._world.requeue,
+            options=action.options,
             keep_open=(self._world.lock,),
         )
         return self._hand_over(action, step, job)
@@ -133,6 +147,8 @@ class _Pass:
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),
+            options=dict(action.options),
+            from_epoch=action.from_epoch,
         )
         return name
 
@@ -184,6 +200,16 @@ class _Pass:
             if directory is not None:
                 directory.mkdir(parents=True, exist_ok=True)
 
+    def _edit(self, action: Action, step: Step) -> None:
+        """Each edit is in writing before it is made: what is written down and not made, the next pass makes."""
+        for path in dict.fromkeys(edit.path for edit in action.edits):
+            edits = open_edits(path, [edit for edit in action.edits if edit.path == path])
+            for edit in edits:
+                facts = {"path": str(path), "key": edit.key, "before": edit.before, "after": edit.after}
+                self._world.ledger.append("edited", step=step.key, **facts)
+            if edits:
+                make_edits(path, edits, self._world.ledger.path.parent / "originals" / step.run / path.name)
+
     # --- the past
 
     def _cancel(self, action: Action, step: Step) -> None:
@@ -230,8 +256,7 @@ def move_aside(path: Path, now: float) -> Path:
     for suffix in range(1000):
         destination = path.parent / f"moved-aside-{int(now)}{f'-{suffix}' if suffix else ''}" / path.name
         if not os.path.lexists(destination):
-            destination.parent.mkdir(exist_ok=True)
-            path.rename(destination)
+            move(path, destination)
             return destination
     raise DiskUnreadable(f"{path}: no free name to move it aside to")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _SHORT = {
 }  # fmt: skip
 _SWITCHES = {"hold", "wait", "test-only", "requeue", "no-requeue", "parsable", "exclusive", "overcommit", "contiguous"}
 _PREFIX = "#SBATCH"
+_MEGABYTES = {"K": 1 / 1024, "": 1.0, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 _DAYS_FIRST = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
 _CLOCK = re.compile(r"(\d+)(?::(\d+))?(?::(\d+))?")
 
@@ -51,6 +53,11 @@ class BatchScript:
         return found.value if found else None
 
     @property
+    def asks(self) -> Mapping[str, str]:
+        """What the script asks for, by long name; a switch has an empty value."""
+        return {directive.option: directive.value or "" for directive in self.directives}
+
+    @property
     def job_name(self) -> str:
         """The name under which a person's sbatch would show this script."""
         return self.value("job-name") or self.path.name
@@ -66,6 +73,13 @@ class BatchScript:
         value = self.value(option)
         directory = (self.path.parent / (self.value("chdir") or "") / value).parent if value else None
         return None if directory is None or "%" in str(directory) else directory
+
+    @property
+    def log_patterns(self) -> tuple[str, ...]:
+        """Where a job's output and errors go, as Slurm's patterns from its working directory (man sbatch, "FILENAME PATTERN")."""
+        output = self.value("output") or "slurm-%j.out"
+        found = dict.fromkeys(os.path.join(self.workdir, value) for value in (output, self.value("error")) if value)  # noqa: PTH118
+        return tuple(found)
 
     @property
     def placement(self) -> str:
@@ -107,6 +121,15 @@ def _directives(text: str, line: int) -> list[Directive]:
     return found
 
 
+def log_path(pattern: str, job: str, name: str, user: str) -> Path | None:
+    """The file of a job's output; None where only the job itself knows (``%N``, ``%a``, …)."""
+    known = {"%%": "%", "%j": job, "%J": job, "%A": job, "%x": name, "%u": user, "%n": "0", "%t": "0", "%s": "batch"}
+    parts = re.split(r"(%%|%0?\d*[a-zA-Z])", pattern)
+    if any(part.startswith("%") and part not in known for part in parts):
+        return None
+    return Path("".join(known.get(part, part) for part in parts))
+
+
 def parse_time_limit(text: str | None) -> float | None:
     """Seconds of a ``--time`` (man sbatch: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None for no limit. Raises ValueError."""
     if text is None or text.lower() in ("unlimited", "infinite", "-1", "0"):
@@ -119,3 +142,9 @@ def parse_time_limit(text: str | None) -> float | None:
         hours, minutes, seconds = {1: [0, *parts, 0], 2: [0, *parts], 3: parts}[len(parts)]
         return float((hours * 60 + minutes) * 60 + seconds)
     raise ValueError(f"Invalid --time specification: {text} (accepted: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S)")
+
+
+def parse_memory(text: str | None) -> float | None:
+    """Megabytes of a ``--mem`` (man sbatch: of a bare number too); None for none that can be told (``0`` is the whole node's)."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text or "", re.IGNORECASE)
+    return (float(found[1]) * _MEGABYTES[found[2].upper()] or None) if found else None

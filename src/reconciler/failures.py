@@ -1,49 +1,162 @@
-"""The class of a failure, from how Slurm says that the job ended; pure.
+"""Why an attempt failed, as a class: from how Slurm says that its job ended, and from the tail of the job's log; pure.
 
-The words are those of man squeue, "JOB STATE CODES". A class that the retry settings do not name is left to a person.
+Slurm's words are those of man squeue, "JOB STATE CODES"; each sign in a log stands beside a line as it was seen, or as the
+program that prints it has it. A class that the retry settings do not name is left to a person.
 """
 
 from __future__ import annotations
 
-from reconciler.model import Job
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from reconciler.model import Job, Sign
+
+LOG_TAIL = 65536
+"""Bytes of a job's log that are looked at, from its end."""
+
+CANCELLED = frozenset({"CancelledByPerson", "CancelledByAdmin", "CancelledByUs", "Cancelled"})
+"""Ends that are somebody's wish and no fault of the work (``Cancelled`` is what earlier versions wrote down)."""
+
+INFRASTRUCTURE = frozenset({"NodeFailure", "BootFailure", "Preempted"})
+"""Ends that another attempt may well not meet again."""
 
 _BY_STATE = {
-    "COMPLETED": "CompletedWithoutEvidence",
     "TIMEOUT": "TimeLimit",
     "DEADLINE": "TimeLimit",
     "OUT_OF_MEMORY": "OutOfMemoryHost",
     "NODE_FAIL": "NodeFailure",
     "BOOT_FAIL": "BootFailure",
+    "LAUNCH_FAILED": "LaunchFailure",
     "PREEMPTED": "Preempted",
-    "CANCELLED": "Cancelled",
-    "FAILED": "Failed",
 }
 
 # Slurm reports 0:53 where the batch step could not open its output file (seen on 22.05: output directory missing).
 _OUTPUT_NOT_OPENED = "0:53"
 
+_CANCELLED_AT = "slurmstepd: error: *** JOB 117 ON n1 CANCELLED AT 2026-01-01T00:00:00"
+SIGNS: tuple[Sign, ...] = (
+    # Before everything else: on a full disk whatever was being done fails in some way of its own.
+    Sign("DiskQuota", r"Disk quota exceeded|\bEDQUOT\b", "OSError: [Errno 122] Disk quota exceeded: '/scratch/out/epoch_0'"),
+    Sign("DiskQuota", r"No space left on device", "OSError: [Errno 28] No space left on device"),
+    Sign("OutOfMemoryGpu", r"torch\.(cuda\.)?OutOfMemoryError", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate"),
+    Sign("OutOfMemoryGpu", r"CUDA out of memory", "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0;"),
+    Sign("OutOfMemoryGpu", r"CUBLAS_STATUS_ALLOC_FAILED", "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+    Sign("OutOfMemoryHost", r"oom[-_]kill", "slurmstepd: error: Detected 1 oom_kill event in StepId=117.batch."),
+    Sign("NodeFailure", r"DUE TO NODE FAILURE", f"{_CANCELLED_AT} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***"),
+    Sign("NodeFailure", r"uncorrectable (NVLink|ECC) error", "RuntimeError: CUDA error: uncorrectable ECC error encountered"),
+    Sign("NodeFailure", r"No CUDA GPUs are available", "RuntimeError: No CUDA GPUs are available"),
+    Sign("TimeLimit", r"DUE TO TIME LIMIT", f"{_CANCELLED_AT} DUE TO TIME LIMIT ***"),
+    Sign("Preempted", r"DUE TO PREEMPTION", f"{_CANCELLED_AT} DUE TO PREEMPTION ***"),
+    Sign("LaunchFailure", r"^ModuleNotFoundError: ", "ModuleNotFoundError: No module named 'datasets'"),
+    Sign(
+        "LaunchFailure",
+        r"Lmod has detected the following error",
+        "Lmod has detected the following error: These",
+    ),
+    Sign(
+        "LaunchFailure",
+        r"slurm_script: line \d+: .*: command not found",
+        "/d/slurm_script: line 2: tune: command not found",
+    ),
+    Sign(
+        "LaunchFailure",
+        r"slurm_script: line \d+: .*: No such file",
+        "/d/slurm_script: line 9: activate: No such file or directory",
+    ),
+    Sign("LaunchFailure", r"[Cc]ouldn't chdir to", "slurmstepd: error: couldn't chdir to `/scratch/run': No such file"),
+)
+"""What a job's log may tell, whatever tool wrote it; the first that is found counts. Tools have more of their own."""
+
+_TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(?P<last>\S.*)", re.MULTILINE)
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+_LONGEST = 300  # characters of a line that is shown
+
 _SENTENCES = {
     "CompletedWithoutEvidence": "the job ended without an error, but its outputs do not verify",
     "TimeLimit": "the job reached its time limit",
     "OutOfMemoryHost": "the job ran out of memory on the node",
+    "OutOfMemoryGpu": "the GPU's memory was not enough",
     "NodeFailure": "the node failed",
     "BootFailure": "the node did not boot",
     "Preempted": "the job was preempted",
     "Cancelled": "the job was cancelled",
-    "LaunchFailure": "the job could not open its output file (does the directory of #SBATCH --output exist?)",
+    "CancelledByPerson": "the job was cancelled by a person",
+    "CancelledByAdmin": "the job was cancelled by an administrator",
+    "CancelledByUs": "the job was cancelled as it was asked for",
+    "LaunchFailure": "the job could not start what it was to run",
+    "DiskQuota": "the disk was full, or a quota was used up",
+    "UserError": "the program failed",
+    "Unknown": "the job failed, and nothing tells why",
     "Failed": "the job failed",
     "Vanished": "the job left the queue and nothing tells how it ended",
 }
+CLASSES = tuple(_SENTENCES)
+"""Every class, for the settings and the documentation."""
 
 
-def classify(job: Job) -> str:
-    """The failure class of an ended job."""
-    if job.state == "FAILED" and job.exit_code == _OUTPUT_NOT_OPENED:
-        return "LaunchFailure"
-    return _BY_STATE.get(job.state, "Failed")
+@dataclass(frozen=True)
+class Failure:
+    """The class of an end, and the words of Slurm or of the log that tell it."""
+
+    code: str
+    detail: str = ""
 
 
-def sentence(failure: str, exit_code: str = "") -> str:
-    """What a class of failure means, for people."""
+def needs_log(job: Job) -> bool:
+    """True where Slurm's word alone does not tell why a job ended."""
+    return job.state not in _BY_STATE and job.state != "CANCELLED" and job.exit_code != _OUTPUT_NOT_OPENED
+
+
+def classify(job: Job, log: str | None = None, signs: Sequence[Sign] = (), uid: str = "", *, was_asked: bool = False) -> Failure:
+    """The class of an ended job.
+
+    ``log`` is the tail of its log, None where there is none; ``signs`` are its tool's own. ``uid`` is this user's, and
+    ``was_asked`` tells that a person's word to reconcile had the job cancelled.
+    """
+    if job.state == "CANCELLED":
+        return _cancelled(job, uid, was_asked=was_asked)
+    if job.state in _BY_STATE:
+        return Failure(_BY_STATE[job.state])
+    if job.exit_code == _OUTPUT_NOT_OPENED:
+        return Failure("LaunchFailure", "its output file could not be opened: does the directory of #SBATCH --output exist?")
+    told = _told_by_log(plain_log(log), signs) if log else None
+    if told is not None:
+        return told
+    if job.state == "COMPLETED":
+        return Failure("CompletedWithoutEvidence")
+    return Failure("Unknown", f"exit code {job.exit_code}" if job.exit_code else "")
+
+
+def sentence(failure: str, detail: str = "") -> str:
+    """What a class of failure means, for people, and what told it."""
     text = _SENTENCES.get(failure, failure)
-    return f"{text} (exit code {exit_code})" if failure == "Failed" and exit_code else text
+    return f"{text} ({detail})" if detail else text
+
+
+def plain_log(text: str) -> str:
+    """A log's lines as they would stay on a terminal: of a progress bar its last state, and no escapes."""
+    return "\n".join(_CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n"))
+
+
+def _cancelled(job: Job, uid: str, *, was_asked: bool) -> Failure:
+    if was_asked:
+        return Failure("CancelledByUs")
+    if job.cancelled_by and uid and job.cancelled_by != uid:
+        return Failure("CancelledByAdmin", f"by uid {job.cancelled_by}")
+    return Failure("CancelledByPerson")
+
+
+def _told_by_log(log: str, signs: Sequence[Sign]) -> Failure | None:
+    for sign in (*signs, *SIGNS):
+        found = re.search(sign.pattern, log, re.MULTILINE)
+        if found is not None:
+            return Failure(sign.failure, _line_around(log, found.start()))
+    tracebacks = list(_TRACEBACK.finditer(log))
+    return Failure("UserError", tracebacks[-1]["last"].strip()[:_LONGEST]) if tracebacks else None
+
+
+def _line_around(text: str, at: int) -> str:
+    begin = text.rfind("\n", 0, at) + 1
+    end = text.find("\n", at)
+    return text[begin : end if end >= 0 else len(text)].strip()[:_LONGEST]

@@ -62,6 +62,24 @@ def append_line(path: Path, line: bytes) -> None:
             _sync_directory(path.parent)
 
 
+def make_directory(path: Path) -> None:
+    """A directory, made where there is none; its name is on disk when this returns. Raises OSError."""
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return
+    _sync_directory(path.parent)
+
+
+def move(path: Path, destination: Path) -> None:
+    """Rename a file or directory into a directory that is made for it; the new name is on disk when this returns, and before the
+    old one is gone. Raises OSError."""
+    destination.parent.mkdir(exist_ok=True)
+    path.rename(destination)
+    _sync_directory(destination.parent)
+    _sync_directory(path.parent)
+
+
 # --- steps ---------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from reconciler.failures import sentence
+from reconciler.failures import CANCELLED, sentence
 from reconciler.memory import Attempt, StepMemory, Word
 from reconciler.model import (
     Action,
@@ -25,6 +25,7 @@ from reconciler.model import (
     Verb,
     digest,
 )
+from reconciler.remedies import advanced, remedy_for, suggestion
 from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
 
 _MAX_REFUSALS = 3
@@ -185,6 +186,8 @@ def _is_unconfirmed(s: Situation) -> Action | None:
     last = s.memory.last
     if last is None or not last.is_open:
         return None
+    if s.unread_log:
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "DiskUnknown", s.unread_log)
     if isinstance(s.observed.accounting, Unknown):
         what = f"job {last.job} left the queue" if last.job else "a submission is unconfirmed"
         message = f"{what} and the accounting cannot be asked: {s.observed.accounting.why}"
@@ -212,7 +215,7 @@ def _is_verified(s: Situation) -> Action | None:
     if s.step.need is not None and (s.need is None or s.need.condition is not Condition.DONE):
         return _are_needs_unmet(s)
     last = s.memory.last
-    ended = last is not None and last.end is not None and last.end.failure == "CompletedWithoutEvidence"
+    ended = last is not None and last.end is not None and last.end.state == "COMPLETED"
     if not s.outputs.marked and not ended and s.now - _last_written(s) < s.policy.settle:
         message = f"the outputs verify, and must stay quiet for {s.policy.settle:.0f} s before they count"
         return s.decide(Verb.WAIT, Condition.VERIFYING, "Settling", message)
@@ -273,8 +276,14 @@ def _are_retries_spent(s: Situation) -> Action | None:
     if last.end is None:
         return None
     failure = last.end.failure
-    if _count(attempts, failure) > s.policy.retry.get(failure, 0):
-        return s.decide(Verb.HOLD, Condition.FAILED, failure, f"job {last.job}: {_why_failed(s, last)}")
+    remedy = remedy_for(s.step, s.memory, attempts, s.outputs, s.policy)
+    if remedy.is_new:
+        return None
+    did_advance = advanced(attempts, s.outputs) if s.policy.resume else frozenset()
+    if remedy.refusal or _count([a for a in attempts if a.number not in did_advance], failure) > s.policy.retry.get(failure, 0):
+        advice = remedy.refusal or suggestion(failure, s.step)
+        why = f"{_why_failed(s, last)}; {advice}" if advice else _why_failed(s, last)
+        return s.decide(Verb.HOLD, Condition.FAILED, failure, f"job {last.job}: {why}")
     return None
 
 
@@ -341,7 +350,10 @@ def _submit(s: Situation) -> Action:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
         message = s.outputs.reason.message
-    changes = tuple(f"moves {path} aside" for path in s.outputs.torn)
+    remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
+    aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
+    goes_on = (f"goes on from {s.outputs.resumable} whole epochs",) if remedy.resumes else ()
+    changes = (*goes_on, *remedy.changes, *(f"moves {path} aside" for path in aside))
     return s.decide(
         Verb.SUBMIT,
         Condition.WAITING,
@@ -350,8 +362,11 @@ def _submit(s: Situation) -> Action:
         job=None,
         attempt=_next_number(s),
         held=replaces_lost,
-        move_aside=s.outputs.torn,
+        move_aside=aside,
         changes=changes,
+        options=remedy.options,
+        edits=(*remedy.edits, *remedy.reverts),
+        from_epoch=s.outputs.resumable if remedy.resumes else 0,
     )
 
 
@@ -408,7 +423,7 @@ def _last_written(s: Situation) -> float:
 def _may_have_made(attempt: Attempt, outputs: Outputs) -> bool:
     """True where an attempt of ours may have left these outputs: its job may have run, and they are not from before it."""
     end = attempt.end
-    never_ran = attempt.job is None or (end is not None and end.failure == "Cancelled" and end.started is None)
+    never_ran = attempt.job is None or (end is not None and end.failure in CANCELLED and end.started is None)
     return not never_ran and (outputs.newest is None or outputs.newest >= attempt.at - CLOCK_SKEW)
 
 
@@ -420,7 +435,7 @@ def _by_whom(word: Word) -> str:
 def _why_failed(s: Situation, attempt: Attempt) -> str:
     assert attempt.end is not None
     found = f"; {s.outputs.reason.message}" if s.outputs and s.outputs.state is OutputState.INCOMPLETE else ""
-    return sentence(attempt.end.failure, attempt.end.exit_code) + found
+    return sentence(attempt.end.failure, attempt.end.detail) + found
 
 
 def _since_release(memory: StepMemory) -> tuple[Attempt, ...]:

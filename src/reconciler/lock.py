@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reconciler.errors import AnotherPass, DiskUnreadable
+from reconciler.files import make_directory
 from reconciler.ledger import DIRECTORY
 
 
@@ -24,7 +25,7 @@ def pass_lock(experiment: Path) -> Iterator[int]:
     """Hold the experiment's lock; yields the descriptor that submissions inherit. Raises AnotherPass at once when it is held."""
     path = experiment / DIRECTORY / "lock"
     try:
-        path.parent.mkdir(exist_ok=True)
+        make_directory(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
         raise DiskUnreadable(f"{path}: cannot be opened for locking: {error.strerror}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from reconciler.act import Outcome, World, act
 from reconciler.errors import UsageError
 from reconciler.experiment.load import load
+from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.memory import Identity, Memory
@@ -100,7 +101,8 @@ def run_pass(scene: Scene) -> Pass:
         policy = scene.policy
         world = World(scene.backend, scene.disk, ledger, scene.clock, lock, policy.stagger, policy.requeue, scene.say)
         outcomes = act(seen.plan, desired, seen.observed, seen.memory, world)
-        recorded = record(desired, outcomes, seen.observed, ledger, scene.tools, policy, scene.clock())
+        with shielded():
+            recorded = record(desired, outcomes, seen.observed, ledger, scene.tools, policy, scene.clock())
     return replace(seen, outcomes=outcomes, notes=recorded.notes, is_news=recorded.is_news)
 
 

@@ -12,7 +12,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
+
+from reconciler.model import Edit
 
 Event = Mapping[str, Any]
 
@@ -22,7 +25,8 @@ LATEST = sys.maxsize
 
 @dataclass(frozen=True)
 class End:
-    """How an attempt's job ended, as the cluster told it; ``failure`` is the class that retries are counted by."""
+    """How an attempt's job ended, as the cluster told it; ``failure`` is the class that retries are counted by, ``detail`` the
+    words that told it, ``nodes`` where it ran."""
 
     state: str
     failure: str
@@ -30,6 +34,8 @@ class End:
     started: float | None = None
     exit_code: str = ""
     order: int = LATEST
+    detail: str = ""
+    nodes: str = ""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class Attempt:
 
     ``job`` None with none of ``refused``, ``limited`` and ``lost`` is an unconfirmed submission. ``unseen_at`` is when its job
     was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
+    ``options`` are those that it was submitted with over its script's own, ``from_epoch`` how many whole epochs it went on from.
     ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start.
     """
 
@@ -49,6 +56,8 @@ class Attempt:
     definition: str = ""
     placement: str = ""
     output_dir: str = ""
+    options: Mapping[str, str] = field(default_factory=dict)
+    from_epoch: int = 0
     held: bool = False
     by_hand: bool = False
     job: str | None = None
@@ -105,13 +114,14 @@ class Rerun:
 @dataclass(frozen=True)
 class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
-    person's last ``release`` or ``rerun``."""
+    person's last ``release`` or ``rerun``. ``edits`` are those of the run's configuration that we made and did not take back."""
 
     attempts: tuple[Attempt, ...] = ()
     done: Done | None = None
     word: Word | None = None
     released: int = 0
     rerun: Rerun | None = None
+    edits: tuple[Edit, ...] = ()
 
     @property
     def last(self) -> Attempt | None:
@@ -212,6 +222,9 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
         word = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
         return replace(step, done=done, word=word)
+    if kind == "edited":
+        edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order)
+        return replace(step, edits=_edited(step.edits, edit))
     if kind in ("hold", "cancel"):
         return replace(step, word=Word(kind, order, event.get("user", ""), event.get("why", "")))
     if kind == "release":
@@ -220,6 +233,19 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         rerun = Rerun(float(event["at"]), order, event.get("newest"))
         return replace(step, word=None, released=order, done=None, rerun=rerun)
     return step
+
+
+def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
+    """An edit of a value edited before tells where it came from in the beginning; one that leads back there is none."""
+    old = next((edit for edit in edits if (edit.path, edit.key) == (new.path, new.key)), None)
+    others = tuple(edit for edit in edits if edit is not old)
+    whole = new if old is None else replace(new, before=old.before, via=(*old.via, old.after))
+    return others if whole.before == whole.after else (*others, whole)
+
+
+def _end(order: int, event: Event) -> End:
+    told = {key: event.get(key, "") for key in ("exit_code", "detail", "nodes")}
+    return End(event["state"], event["failure"], float(event["ended"]), event.get("started"), order=order, **told)
 
 
 _OUTCOMES: Mapping[str, Any] = {
@@ -234,7 +260,7 @@ _OUTCOMES: Mapping[str, Any] = {
     "missing": lambda order, e: {"missing_at": float(e["at"])},
     "ended": lambda order, e: {
         "job": str(e["job"]),
-        "end": End(e["state"], e["failure"], float(e["ended"]), e.get("started"), e.get("exit_code", ""), order),
+        "end": _end(order, e),
     },
     "placed": lambda order, e: {"placement": e["placement"]},
     "reopened": lambda order, e: {"end": None, "missing_at": None, "unseen_at": None},
@@ -260,6 +286,8 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         definition=event.get("definition", ""),
         placement=event.get("placement", ""),
         output_dir=event.get("output_dir", ""),
+        options=dict(event.get("options", {})),
+        from_epoch=int(event.get("from_epoch", 0)),
         held=bool(event.get("held")),
         by_hand=bool(event.get("by_hand")),
         job=str(event["job"]) if kind == "adopted" else None,

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from reconciler.errors import Problem, UsageError
 
@@ -39,6 +40,37 @@ class Reason:
     message: str
 
 
+@dataclass(frozen=True)
+class Sign:
+    """A line of a job's log that tells why the job failed: the class of failure that it stands for, a regular expression (one
+    line, not anchored), and a line as it was seen."""
+
+    failure: str
+    pattern: str
+    sample: str
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One top-level value of a run's configuration, as it is and as it shall be, as Python's ``str`` has it (None: no such key).
+
+    ``via`` are values that we gave it in between, ``order`` is its place in the ledger once it was made.
+    """
+
+    path: Path
+    key: str
+    before: str | None
+    after: str | None
+    via: tuple[str | None, ...] = ()
+    order: int = 0
+
+    @property
+    def words(self) -> str:
+        """``batch_size 4 → 2``."""
+        before, after = (value if value is not None else "(none)" for value in (self.before, self.after))
+        return f"{self.key} {before} → {after}"
+
+
 # --- desired -----------------------------------------------------------------------------------
 
 
@@ -58,7 +90,8 @@ class RunInput:
     ``checkpoint_dir`` is where the document expects ``epoch_<N>/`` of this run. ``checkpoints`` is
     empty for the preparation tool and holds, for the evaluation tool, what the preparation step will produce.
     ``epochs`` is the document's number of epochs. ``planned`` False: the document has no evaluation plan,
-    so the scripts found in the scaffolding are the plan.
+    so the scripts found in the scaffolding are the plan. ``varied`` are the parameters in which the document's runs differ,
+    spelled as settings (``batch_size``).
     """
 
     name: str
@@ -75,6 +108,7 @@ class RunInput:
     checkpoints: Mapping[int, Path] = field(default_factory=dict)
     preparation_key: str | None = None
     checkpoint_generation: str = ""
+    varied: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -86,7 +120,10 @@ class Step:
     preparation step will save to its directory. ``need`` is the key of the step that must be done before.
     ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
     ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
-    are how a person's own submission of the script would show in the queue. ``spec`` is the tool's own.
+    are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
+    as Slurm's patterns (``slurm-%j.out``). ``asks`` are the script's ``#SBATCH`` options by their long names. ``resume`` is the
+    edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it needs less of a GPU's memory (or
+    none, and why). ``spec`` is the tool's own.
     """
 
     key: str
@@ -107,6 +144,11 @@ class Step:
     requeue: bool = False
     job_name: str = ""
     workdir: str = ""
+    logs: tuple[str, ...] = ()
+    asks: Mapping[str, str] = field(default_factory=dict)
+    resume: Edit | None = None
+    smaller_batch: tuple[Edit, ...] = ()
+    why_no_smaller_batch: str = ""
     blocked: Reason | None = None
 
     @property
@@ -212,7 +254,8 @@ class Job:
     """One job as the cluster showed it. ``state`` is Slurm's base word (``CANCELLED``, not ``CANCELLED by 7``).
 
     ``held`` is True where a person or an administrator holds it (or it was submitted held), ``pending_reason`` Slurm's word
-    for why it waits. ``exit_code`` is ``code:signal``. Times are epoch seconds or None where not yet known.
+    for why it waits. ``exit_code`` is ``code:signal``, ``nodes`` is where it runs or ran, as
+    Slurm lists them. Times are epoch seconds or None where not yet known.
     """
 
     id: str
@@ -229,6 +272,7 @@ class Job:
     ended: float | None = None
     exit_code: str = ""
     cancelled_by: str = ""
+    nodes: str = ""
     source: str = ""
 
     @property
@@ -279,9 +323,10 @@ class Outputs:
 
     ``marked`` is True where the outputs themselves prove that nothing more will be written to them; where False, completeness
     must be confirmed by the job's end or by quiet. ``newest`` is the latest modification time among them (epoch s).
-    ``evidence`` identifies the files that were verified; ``torn`` names what must be moved aside before another attempt
-    (empty for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh attempt would overwrite or build on
-    what is there. ``progress`` is a few words for status.
+    ``resumable`` is how many whole epochs a resumed training would go on from (0: there is nothing sound to resume), and
+    ``torn_to_resume`` what it must not find. ``evidence`` identifies the files that were verified; ``torn`` names what must be
+    moved aside before another attempt (empty for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh
+    attempt would overwrite or build on what is there. ``progress`` is a few words for status.
     """
 
     state: OutputState
@@ -292,6 +337,8 @@ class Outputs:
     torn: tuple[Path, ...] = ()
     has_work: bool = False
     progress: str = ""
+    resumable: int = 0
+    torn_to_resume: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -306,13 +353,17 @@ class Observed:
     """The world at one moment. ``queue`` and ``accounting`` are jobs of this user, or Unknown.
 
     ``accounting`` is None where it was not asked because nothing was in doubt. ``outputs`` has one entry per step examined;
-    ``objections`` are the tools' own sentences against a fresh attempt over them.
+    ``objections`` are the tools' own sentences against a fresh attempt over them. ``logs`` has the tail of the log of each job
+    (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
     """
 
     queue: tuple[Job, ...] | Unknown
     accounting: tuple[Job, ...] | Unknown | None
     outputs: Mapping[str, Outputs]
     objections: Mapping[str, str] = field(default_factory=dict)
+    logs: Mapping[tuple[str, str], str | Unknown | None] = field(default_factory=dict)
+    signs: Mapping[str, tuple[Sign, ...]] = field(default_factory=dict)
+    uid: str = ""
 
 
 # --- decided -------------------------------------------------------------------------------------
@@ -356,7 +407,8 @@ class Action:
 
     ``job`` is the job concerned, where there is one. ``changes`` tells, in words, what else the action will alter
     (torn outputs moved aside, and so on). ``held`` submits the job held; ``release`` frees a job that we held ourselves.
-    ``rule`` names the rung of the ladder that decided.
+    ``options`` are sbatch's, over the script's own, and ``edits`` what must hold in the run's configuration before the job is
+    submitted; ``from_epoch`` is how many whole epochs it goes on from. ``rule`` names the rung of the ladder that decided.
     """
 
     step: str
@@ -369,6 +421,9 @@ class Action:
     held: bool = False
     release: bool = False
     move_aside: tuple[Path, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
+    from_epoch: int = 0
     rule: str = ""
 
     @property
@@ -386,6 +441,14 @@ class Action:
 
 
 @dataclass(frozen=True)
+class Raise:
+    """More of something after each failure for want of it: times ``factor``, at most ``max`` (seconds of time, MB of memory)."""
+
+    factor: float
+    max: float
+
+
+@dataclass(frozen=True)
 class Policy:
     """The settings that decide. Durations are seconds; the sources are reconcile.yaml's keys of the same names."""
 
@@ -400,3 +463,16 @@ class Policy:
     stop_after_failures: int = 3
     document: str = "tables"
     requeue: bool = False
+    resume: bool = False
+    time: Raise | None = None
+    mem: Raise | None = None
+    shrink_batch: bool = False
+    exclude_after: int = 2
+    tools: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    def of(self, tool: str) -> Policy:
+        """The policy for one tool's steps: what is set for it, over what is set for all."""
+        own: dict[str, Any] = dict(self.tools.get(tool, {}))
+        if "retry" in own:
+            own["retry"] = {**self.retry, **own["retry"]}
+        return replace(self, **own) if own else self

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from reconciler.batch_script import log_path
 from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnreadable
+from reconciler.failures import LOG_TAIL, needs_log
 from reconciler.memory import Memory, StepMemory
-from reconciler.model import Desired, Job, Observed, Outputs, OutputState, Reason, Step, Unknown
+from reconciler.model import Desired, Job, Observed, Outputs, OutputState, Phase, Reason, Step, Unknown
 from reconciler.ports import Backend, Disk, Doubt, Tools
-from reconciler.situation import CLOCK_SKEW
+from reconciler.situation import CLOCK_SKEW, whose_jobs
 
 _RECENT = 3600.0  # s; sacct shows what was live at any time since (man sacct, --starttime)
 _ABNORMAL_ENDS = {"NodeFailure", "BootFailure", "Vanished"}
@@ -45,7 +47,40 @@ def observe(
             roots[step.root] = _missing_root(step.root, memory, disk)
         is_suspect = deep or _ended_abnormally(memory.of(step.key))
         outputs[step.key] = roots[step.root] or tools[step.tool].check(step, disk, deep=is_suspect)
-    return Observed(queue, accounting, outputs, _objections(open_steps, outputs, tools))
+    logs = _read_logs(desired, memory, queue, accounting, disk)
+    signs = {step.key: tools[step.tool].signs for step in desired.steps}
+    return Observed(queue, accounting, outputs, _objections(open_steps, outputs, tools), logs, signs, backend.uid)
+
+
+def _read_logs(
+    desired: Desired,
+    memory: Memory,
+    queue: tuple[Job, ...] | Unknown,
+    accounting: tuple[Job, ...] | Unknown | None,
+    disk: Disk,
+) -> dict[tuple[str, str], str | Unknown | None]:
+    """The tails of the logs of jobs whose end nobody wrote down yet, where Slurm's word does not tell why they ended."""
+    ours = whose_jobs(desired, Observed(queue, accounting, {}), memory)
+    logs = {}
+    for step in desired.steps:
+        written = {(a.job, a.name) for a in memory.of(step.key).attempts if a.end is not None}
+        news = (job for job in ours.of(step.key) if job.phase is Phase.ENDED and (job.id, job.name) not in written)
+        logs.update({(job.id, job.name): _log_of(job, step, disk) for job in news if needs_log(job)})
+    return logs
+
+
+def _log_of(job: Job, step: Step, disk: Disk) -> str | Unknown | None:
+    """The end of what a job wrote to its output and error files; None where there is nothing."""
+    texts = []
+    for pattern in step.logs:
+        path = log_path(pattern, job.id, job.name, job.user)
+        try:
+            content = disk.read(path, offset=-LOG_TAIL) if path is not None else None
+        except DiskUnreadable as error:
+            return Unknown(str(error))
+        if content:
+            texts.append(content.decode("utf-8", "replace"))
+    return "\n".join(texts) or None
 
 
 def asks_cluster(desired: Desired, memory: Memory) -> bool:

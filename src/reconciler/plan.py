@@ -7,16 +7,21 @@ submission is lost) comes back as events to be written down.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from reconciler.failures import CANCELLED, INFRASTRUCTURE
 from reconciler.ladder import climb, need_blocked
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Unknown, Verb
 from reconciler.situation import Ownership, Situation, remember_ends, supersede, whose_jobs
+
+_ONE_NODE = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def make_plan(
             ours.of(step.key),
             observed.outputs.get(step.key),
             observed,
-            policy,
+            policy.of(step.tool),
             now,
             decided.get(step.need) if step.need else None,
             memory.of(step.need).word if step.need else None,
@@ -85,6 +90,7 @@ def make_plan(
         learned += situation.learned
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
+    decided = _avoid_nodes(decided, failing_nodes(known, policy))
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
     held_back = _hold_back(desired, observed, policy, decided, gate)
     return Plan(tuple(held_back[step.key] for step in desired.steps), tuple(learned), ours.orphans)
@@ -103,6 +109,30 @@ def _ends_of_dropped_steps(
             remember_ends(situation)
             learned += situation.learned
     return learned
+
+
+def failing_nodes(known: Mapping[str, StepMemory], policy: Policy) -> tuple[str, ...]:
+    """Nodes on which so many jobs of this experiment ended by the node's own failure that no more are sent there. Where a job had
+    several nodes, nothing tells which of them it was."""
+    ends = (attempt.end for memory in known.values() for attempt in memory.attempts if attempt.end is not None)
+    counts = Counter(
+        end.nodes for end in ends if end.failure in ("NodeFailure", "BootFailure") and _ONE_NODE.fullmatch(end.nodes)
+    )
+    least = policy.exclude_after
+    return tuple(sorted(node for node, failures in counts.items() if least and failures >= least))
+
+
+def _avoid_nodes(decided: Mapping[str, Action], nodes: Sequence[str]) -> dict[str, Action]:
+    """Submissions keep away from nodes that fail jobs, and say so."""
+    if not nodes:
+        return dict(decided)
+    listed = ",".join(nodes)
+    return {
+        key: replace(action, options={**action.options, "exclude": listed}, changes=(*action.changes, f"--exclude={listed}"))
+        if action.verb is Verb.SUBMIT
+        else action
+        for key, action in decided.items()
+    }
 
 
 def _leave_alone(action: Action, select: str) -> Action:
@@ -126,15 +156,17 @@ def _hold_back(
     """Submissions that the experiment as a whole does not allow become waits; evaluations go before new fine-tunes."""
     in_flight = 0 if isinstance(observed.queue, Unknown) else sum(job.is_live for job in observed.queue)
     held_back = dict(decided)
+    full = {step.root: decided[step.key] for step in reversed(desired.steps) if decided[step.key].reason.code == "DiskQuota"}
     for step in sorted(desired.steps, key=lambda step: step.stage is not Stage.EVALUATION):
         action = decided[step.key]
         if action.verb is not Verb.SUBMIT:
             continue
-        if gate is not None:
-            condition = Condition.HELD if gate.needs_person else Condition.WAITING
-            verb = Verb.HOLD if gate.needs_person else Verb.WAIT
+        closed = gate or _full_disk_gate(step, full)
+        if closed is not None:
+            condition = Condition.HELD if closed.needs_person else Condition.WAITING
+            verb = Verb.HOLD if closed.needs_person else Verb.WAIT
             held_back[step.key] = replace(
-                action, verb=verb, condition=condition, reason=gate.reason, attempt=None, move_aside=(), changes=(), held=False
+                action, verb=verb, condition=condition, reason=closed.reason, attempt=None, move_aside=(), changes=(), held=False
             )
         elif policy.max_in_flight is not None and in_flight >= policy.max_in_flight:
             reason = Reason(
@@ -162,6 +194,15 @@ def _names_gate(memory: Memory) -> Gate | None:
     return Gate(Reason("NamesRewritten", message))
 
 
+def _full_disk_gate(step: Step, full: Mapping[Path, Action]) -> Gate | None:
+    """A full disk fails every run that writes to it, and tears the checkpoint that it is in the midst of."""
+    failed = full.get(step.root)
+    if failed is None:
+        return None
+    message = f"{failed.step} failed because {step.root} is full or its quota is used up; make room, then release {failed.step}"
+    return Gate(Reason("DiskQuota", message), needs_person=False)
+
+
 def _wave_gate(failed: Sequence[str], policy: Policy) -> Gate | None:
     if len(failed) < policy.stop_after_failures:
         return None
@@ -184,13 +225,14 @@ def failures_in_a_row(
     if any(action.verb is Verb.MARK_DONE for action in decided.values()):
         return []
     since = max([memory.released, *(m.done.order for m in known.values() if m.done is not None)])
-    not_counted = {"Cancelled", *policy.retry}
+    not_counted = CANCELLED | INFRASTRUCTURE
     failed = []
     for key, action in decided.items():
         last = known[key].last
         if last is None or last.end is None or last.end.failure in not_counted or last.end.order <= since:
             continue
-        is_suspect = action.reason.code == "OutputsMissing" and last.end.failure != "CompletedWithoutEvidence"
+        is_retried = policy.retry.get(last.end.failure, 0) > 0
+        is_suspect = action.reason.code == "OutputsMissing" and last.end.state != "COMPLETED" and not is_retried
         if action.condition is Condition.FAILED or is_suspect:
             failed.append(key)
     return failed

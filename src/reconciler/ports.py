@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from reconciler.model import Job, Outputs, Reading, RunInput, Stage, Step
+from reconciler.model import Job, Outputs, Reading, RunInput, Sign, Stage, Step
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,15 @@ class Disk(Protocol):
 class Tool(Protocol):
     """One tool in four parts, one file each; no other module knows its name.
 
-    ``is_default`` is True for the tool that a document means by naming none of its stage.
+    ``is_default`` is True for the tool that a document means by naming none of its stage. ``signs`` are lines that its jobs' logs
+    may hold, and what they mean; they come before those that every log may hold (failures.py).
     """
 
     name: str
     stage: Stage
     log_file: str
     is_default: bool
+    signs: tuple[Sign, ...]
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """1, input: the steps of a run, from the document's row and the scaffolding; every fault found is a Problem."""
@@ -60,7 +62,8 @@ class Tool(Protocol):
 class Submission:
     """One job to submit. ``begin_in`` seconds from now is when it becomes eligible (0: at once).
 
-    ``keep_open`` are file descriptors that the submitting process must inherit (the pass's lock).
+    ``options`` are further options of sbatch by their long names, which outrank the script's. ``keep_open`` are file descriptors
+    that the submitting process must inherit (the pass's lock).
     """
 
     script: Path
@@ -68,6 +71,7 @@ class Submission:
     begin_in: int = 0
     held: bool = False
     requeue: bool = False
+    options: Mapping[str, str] = field(default_factory=dict)
     keep_open: tuple[int, ...] = ()
 
     @property
@@ -87,9 +91,13 @@ class Doubt:
 
 
 class Backend(Protocol):
-    """A cluster. Every method either answers in full or raises ClusterUnreachable; silence is never an answer."""
+    """A cluster. Every method either answers in full or raises ClusterUnreachable; silence is never an answer.
+
+    ``uid`` is this user's, as ``Job.cancelled_by`` has it.
+    """
 
     name: str
+    uid: str
 
     def identity(self) -> str:
         """Which cluster this is, stable between passes, such as ``slurm:mini`` or ``local:<host>``."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from reconciler.act import Outcome
 from reconciler.errors import PermanentError, TemporaryError
+from reconciler.failures import CANCELLED
 from reconciler.files import replace_file
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory, StepMemory
@@ -33,7 +34,7 @@ _WORDS = {
     Condition.BLOCKED: "WAITING",
 }
 _ORDINARY_WAITS = ("NotStarted", "NeedUnmet", "MaxInFlight")  # a step whose turn has not come: PENDING, without a note
-_FAILURES = {"TimeLimit": "TIMEOUT", "OutOfMemoryHost": "OUT_OF_MEMORY", "Cancelled": "CANCELLED"}
+_FAILURES = {"TimeLimit": "TIMEOUT", "OutOfMemoryHost": "OUT_OF_MEMORY", **dict.fromkeys(CANCELLED, "CANCELLED")}
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _row(step: Step, action: Action, memory: StepMemory, jobs: Mapping[tuple[str
         job_id=(last.job if last is not None and last.job else ""),
         started=_local(started),
         completed=_local(completed),
-        notes=_notes(action, started, completed),
+        notes=_notes(action, started, completed, [e.words for e in memory.edits if e.key != _resume_key(step)]),
     )
 
 
@@ -112,11 +113,13 @@ def status_word(action: Action) -> str | None:
     return _WORDS.get(action.condition)
 
 
-def _notes(action: Action, started: float | None, completed: float | None) -> str:
+def _notes(action: Action, started: float | None, completed: float | None, edits: Sequence[str]) -> str:
+    """``edits`` are those of ours that change the science: they stay beside the result."""
     if action.condition is Condition.DONE:
-        return elapsed(completed - started) if started is not None and completed is not None else ""
+        took = elapsed(completed - started) if started is not None and completed is not None else ""
+        return "; ".join(part for part in (took, *edits) if part)
     if action.condition in (Condition.RUNNING, Condition.QUEUED):
-        return ""
+        return "; ".join(edits)
     return "" if action.reason.code in _ORDINARY_WAITS else action.reason.code
 
 
@@ -125,6 +128,10 @@ def elapsed(seconds: float) -> str:
     minutes, rest = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return " ".join(f"{value}{unit}" for value, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if value or unit == "s")
+
+
+def _resume_key(step: Step) -> str:
+    return step.resume.key if step.resume is not None else ""
 
 
 def _local(at: float | None) -> str:

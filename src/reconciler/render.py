@@ -293,7 +293,9 @@ def _attempt_json(attempt: Attempt) -> dict[str, Any]:
 
 def _fate(attempt: Attempt) -> str:
     if attempt.end is not None:
-        return f"ended {attempt.end.state}" + (f" {attempt.end.exit_code}" if attempt.end.exit_code else "")
+        end = attempt.end
+        why = f"{end.failure}: {end.detail}" if end.detail else end.failure
+        return " ".join(part for part in ("ended", end.state, end.exit_code, f"({why})") if part)
     if attempt.withdrawn:
         return "withdrawn"
     if attempt.refused is not None:

@@ -43,6 +43,7 @@ class Situation:
     ``need`` and ``need_word`` are what was decided for the step that must be done before it, and a person's standing word on that
     one. ``shared`` are ids of jobs that a person submitted and that may be another step's, ``occupant`` an orphan that writes
     where this step would. ``is_superseded``: the outputs there are from before a person's ``rerun``.
+    ``unread_log`` tells of a job that ended in a way that only its log explains, where that could not be read.
     """
 
     step: Step
@@ -57,6 +58,7 @@ class Situation:
     shared: frozenset[str] = frozenset()
     occupant: Orphan | None = None
     is_superseded: bool = False
+    unread_log: str = ""
     learned: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
@@ -199,7 +201,8 @@ def supersede(situation: Situation) -> None:
     situation.is_superseded = True
     torn = (situation.step.output_dir,) if is_finetune else ()
     reason = Reason("Superseded", "what is there is from before the rerun")
-    situation.outputs = replace(outputs, state=OutputState.INCOMPLETE, reason=reason, torn=torn, has_work=False)
+    state = OutputState.INCOMPLETE
+    situation.outputs = replace(outputs, state=state, reason=reason, torn=torn, has_work=False, resumable=0)
 
 
 def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:
@@ -256,7 +259,17 @@ def _unseen(situation: Situation, attempt: Attempt) -> Attempt:
 
 
 def _over(situation: Situation, attempt: Attempt, job: Job) -> Attempt:
-    end = End(job.state, classify(job), job.ended or situation.now, job.started, job.exit_code)
+    """Where only the log tells why it ended, and the log cannot be read, the end is not in writing yet."""
+    observed, memory = situation.observed, situation.memory
+    log = observed.logs.get((job.id, job.name))
+    if isinstance(log, Unknown):
+        situation.unread_log = f"job {job.id} ended ({job.state}), and its log cannot be read: {log.why}"
+        return attempt if attempt.job is not None else replace(attempt, job=job.id)
+    word = memory.word is not None and memory.word.verb == "cancel" and attempt.order < memory.word.order
+    rerun = memory.rerun is not None and attempt.order < memory.rerun.order
+    signs = observed.signs.get(situation.step.key, ())
+    why = classify(job, log, signs, observed.uid, was_asked=word or rerun or attempt.withdrawn)
+    end = End(job.state, why.code, job.ended or situation.now, job.started, job.exit_code, detail=why.detail, nodes=job.nodes)
     return _ended(situation, attempt, job.id, end)
 
 
@@ -270,5 +283,7 @@ def _ended(situation: Situation, attempt: Attempt, job_id: str, end: End) -> Att
         ended=end.at,
         started=end.started,
         exit_code=end.exit_code,
+        detail=end.detail,
+        nodes=end.nodes,
     )
     return replace(attempt, job=job_id, end=end)

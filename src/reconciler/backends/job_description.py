@@ -50,6 +50,8 @@ class OnlySbatchCan(Exception):
 
 def describe(job: Submission, script: BatchScript, environment: Mapping[str, str], submitter: Submitter) -> dict[str, Any]:
     """The attributes of a ``JobSubmitDescription``. Raises OnlySbatchCan."""
+    if job.options:
+        raise OnlySbatchCan(f"--{next(iter(job.options))} over the script's own")
     named = sorted(name for name in environment if name.startswith("SBATCH_"))
     if named:
         raise OnlySbatchCan(f"{named[0]} is set")

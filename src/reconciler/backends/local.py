@@ -51,6 +51,7 @@ class LocalBackend:
         self._state = Path(os.path.abspath(state_dir))  # noqa: PTH100 (resolve() would ask the disk)
         self._slots = slots
         self._host = socket.gethostname()
+        self.uid = str(os.getuid())
 
     def identity(self) -> str:
         """``local:<host>``: processes are of one machine, even where its home directories are not."""

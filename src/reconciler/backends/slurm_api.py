@@ -40,6 +40,7 @@ class SlurmApi:
         self._environment = dict(os.environ if environment is None else environment)
         self._worker: Worker | None = None
         self._is_given_up = False
+        self.uid = str(os.getuid())
         self._site: Mapping[str, Any] | None = None
 
     def identity(self) -> str:

@@ -31,10 +31,10 @@ _SUBMIT_SECONDS = 60
 _FIELD, _RECORD = "\x1f", "\x1e"
 _SQUEUE_FIELDS = (
     ("JobArrayID", 60), ("State", 40), ("Reason", 100), ("SubmitTime", 30), ("StartTime", 30), ("EndTime", 30),
-    ("UserName", 100), ("exit_code", 20), ("Name", 1000), ("WorkDir", 4096),
+    ("UserName", 100), ("exit_code", 20), ("NodeList", 500), ("Name", 1000), ("WorkDir", 4096),
 )  # fmt: skip
 _SQUEUE_FORMAT = ",".join(f"{name}:.{width}{_RECORD if name == 'WorkDir' else _FIELD}" for name, width in _SQUEUE_FIELDS)
-_SACCT_FIELDS = ("JobID", "State", "ExitCode", "Submit", "Eligible", "Start", "End", "User", "WorkDir", "JobName")
+_SACCT_FIELDS = ("JobID", "State", "ExitCode", "Submit", "Eligible", "Start", "End", "User", "NodeList", "WorkDir", "JobName")
 # Every state by name: without them sacct leaves out jobs that were never eligible (held, begin time ahead, dependency).
 _SACCT_STATES = "BF,CA,CD,DL,F,NF,OOM,PD,PR,R,RS,S,TO"
 
@@ -46,6 +46,7 @@ class SlurmCli:
 
     def __init__(self, environment: Environment | None = None) -> None:
         self._environment = dict(os.environ if environment is None else environment)
+        self.uid = str(os.getuid())
 
     def identity(self) -> str:
         """``slurm:<ClusterName>``."""
@@ -77,6 +78,7 @@ class SlurmCli:
             command.append(f"--begin=now+{job.begin_in}")
         if job.held:
             command.append("--hold")
+        command += [f"--{name}={value}" for name, value in job.options.items()]
         try:
             # Never killed by us, whatever interrupts this pass: without timeout(1) above it a hanging sbatch would keep the lock
             # for ever. In a session of its own it outlives a Ctrl-C at the terminal too.
@@ -291,6 +293,7 @@ def _queue_job(fields: Sequence[str]) -> Job:
         ended=_time(row["EndTime"]) if phase.value == "ended" else None,
         exit_code=_exit_code(row["exit_code"]),
         cancelled_by=by,
+        nodes=row["NodeList"],
         source="squeue",
     )
 
@@ -339,6 +342,7 @@ def _accounted_job(row: Mapping[str, str]) -> Job:
         ended=_time(row["End"]) if phase.value == "ended" else None,
         exit_code=row["ExitCode"],
         cancelled_by=by,
+        nodes="" if row["NodeList"] == "None assigned" else row["NodeList"],
         source="sacct",
     )
 

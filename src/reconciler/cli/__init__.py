@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import traceback
 
@@ -18,6 +17,7 @@ from reconciler.errors import (
     TemporaryError,
     UsageError,
 )
+from reconciler.interrupts import INTERRUPTED
 from reconciler.render import plain
 
 _EXIT_CODES: tuple[tuple[type[ReconcileError], int], ...] = (
@@ -31,13 +31,6 @@ _EXIT_CODES: tuple[tuple[type[ReconcileError], int], ...] = (
 )
 
 
-def main() -> None:
-    """Run the command line and end the interpreter with the contract's exit code."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
-    sys.exit(run(sys.argv[1:]))
-
-
 def run(arguments: list[str]) -> int:
     """The exit code of one command line; every error is one sentence on stderr."""
     from reconciler.cli.commands import reconcile
@@ -45,9 +38,9 @@ def run(arguments: list[str]) -> int:
     try:
         code = reconcile.main(arguments, prog_name="reconcile", standalone_mode=False)
     except click.exceptions.Abort:
-        return 130
+        return INTERRUPTED
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except click.ClickException as error:
         error.show()
         return 2

@@ -7,9 +7,11 @@ a fault of one run blocks that run's steps and is kept among the problems.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from reconciler.errors import DiskUnreadable, InvalidExperiment, Problem
@@ -161,7 +163,18 @@ class _Scene:
             checkpoint_dir=self._checkpoint_dir(row),
             checkpoint_path=row.checkpoint_path,
             planned=self.document.plan is not None,
+            varied=self._varied,
         )
+
+    @cached_property
+    def _varied(self) -> frozenset[str]:
+        """The parameters whose values differ between fine-tuned runs."""
+        seen: dict[str, set[str]] = {}
+        for row in self.document.runs:
+            if row.kind is RunKind.FINE_TUNED:
+                for name, value in row.parameters.items():
+                    seen.setdefault(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_"), set()).add(value)
+        return frozenset(name for name, values in seen.items() if len(values) > 1)
 
     def _entry(self, name: str) -> str:
         """The run's directory as it is spelled on disk, which may compose its letters in another way."""

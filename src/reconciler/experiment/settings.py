@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reconciler.batch_script import parse_memory
 from reconciler.errors import DiskUnreadable, InvalidExperiment, Problem, UsageError
 from reconciler.experiment.document import decode
 from reconciler.experiment.yaml_text import line_of, parse_yaml, schema_faults
-from reconciler.model import Policy
+from reconciler.model import Policy, Raise
 from reconciler.schemas import schema
 
 FILE = "reconcile.yaml"
@@ -45,6 +46,8 @@ def read_settings(experiment: Path, overrides: Mapping[str, object], home: Path)
         raise InvalidExperiment(*faults)
     merged = _merge(sources)
     merged.update({key: _seconds(merged[key]) for key in _DURATIONS if key in merged})
+    merged = _with_raises(merged)
+    merged["tools"] = {name: _with_raises(own) for name, own in merged.get("tools", {}).items()}
     policy = Policy(**merged)
     if policy.poll < LEAST_POLL and policy.backend != "local":
         raise _refused_poll(sources)
@@ -79,6 +82,15 @@ def _merge(sources: list[_Source]) -> dict[str, Any]:
         merged.update(source.values)
         retry.update(source.values.get("retry", {}))
     return merged | {"retry": retry}
+
+
+def _with_raises(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``time`` and ``mem`` as what they mean."""
+    found = dict(values)
+    for key, read in (("time", _seconds), ("mem", lambda value: parse_memory(str(value)) or 0.0)):
+        if found.get(key) is not None:
+            found[key] = Raise(float(found[key]["factor"]), read(found[key]["max"]))
+    return found
 
 
 def _seconds(value: Any) -> float:

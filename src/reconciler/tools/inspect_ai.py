@@ -53,6 +53,7 @@ class InspectAI:
     stage = Stage.EVALUATION
     log_file = "run-inspect.log"
     is_default = True
+    signs = ()
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """The evaluations of a run, each with the script found for it; a missing or doubtful script is a Problem."""
@@ -226,6 +227,8 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         spec={"wanted": wanted, "rivals": ()},
         job_name=script.job_name,
         workdir=script.workdir,
+        logs=script.log_patterns,
+        asks=script.asks,
         requeue=[d.option for d in script.directives if d.option in ("requeue", "no-requeue")][-1:] == ["requeue"],
         blocked=blocked,
     ), problems

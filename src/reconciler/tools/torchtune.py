@@ -16,7 +16,7 @@ from typing import cast
 
 from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.errors import DiskUnreadable, Problem
-from reconciler.model import Outputs, OutputState, Reading, Reason, RunInput, RunKind, Stage, Step, digest
+from reconciler.model import Edit, Outputs, OutputState, Reading, Reason, RunInput, RunKind, Stage, Step, digest
 from reconciler.ports import Disk
 from reconciler.script_checks import script_problems
 from reconciler.tools.formats.epoch_directory import Verdict, Wanted, judge_epoch, small_files
@@ -41,6 +41,7 @@ class Torchtune:
     stage = Stage.FINETUNE
     log_file = "run-torchtune.log"
     is_default = True
+    signs = ()
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """The run's one training; where its scaffolding is at fault, blocked and with a Problem for each fault."""
@@ -101,6 +102,8 @@ class _Training:
     epochs: int
     saved: tuple[int, ...]
     resume: bool
+    resume_edit: Edit
+    smaller_batch: tuple[Edit, ...]
     adapter_only: bool
     adapters: bool
     meaning: Mapping[str, str]
@@ -170,6 +173,8 @@ def _training(config: OmegaConfig, path: Path) -> _Training:
         epochs=epochs,
         saved=_saved_epochs(config, epochs),
         resume=_flag(config, _RESUME),
+        resume_edit=Edit(path, _RESUME, _spelled(config.get(_RESUME)), "True"),
+        smaller_batch=_smaller_batch(config, path),
         adapter_only=_flag(config, "save_adapter_weights_only"),
         adapters=_trains_adapters(config),
         meaning=config.meaning,
@@ -211,6 +216,26 @@ def _saved_epochs(config: OmegaConfig, epochs: int) -> tuple[int, ...]:
         )
         raise ConfigFault(config.line("epochs_to_save"), message)
     return saved
+
+
+def _spelled(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _smaller_batch(config: OmegaConfig, path: Path) -> tuple[Edit, ...]:
+    """Half the batch, accumulated over twice the steps: the same number of samples to each step of the optimizer."""
+    batch, steps = config.get("batch_size"), config.get("gradient_accumulation_steps")
+    if type(batch) is not int or batch < 2 or batch % 2 or not (steps is None or type(steps) is int):
+        return ()
+    accumulation = Edit(path, "gradient_accumulation_steps", _spelled(steps), str(2 * (steps or 1)))
+    return Edit(path, "batch_size", str(batch), str(batch // 2)), accumulation
+
+
+def _why_no_smaller_batch(training: _Training, varied: frozenset[str]) -> str:
+    keys = sorted({edit.key for edit in training.smaller_batch} & varied)
+    if keys:
+        return f"the document varies `{keys[0]}` between its runs, so it is not ours to change"
+    return "" if training.smaller_batch else f"`batch_size` in {_CONFIG} is no even number that could be halved"
 
 
 def _trains_adapters(config: OmegaConfig) -> bool:
@@ -274,12 +299,15 @@ def _with_script(step: Step, script: BatchScript) -> Step:
         requeue=requeue[-1:] == ["requeue"],
         job_name=script.job_name,
         workdir=script.workdir,
+        logs=script.log_patterns,
+        asks=script.asks,
     )
 
 
 def _with_training(step: Step, training: _Training, run: RunInput) -> Step:
     meaning = {key: value for key, value in sorted(training.meaning.items()) if key != _RESUME}
     is_inside = training.output_dir.is_relative_to(run.directory)
+    why_not = _why_no_smaller_batch(training, run.varied)
     return replace(
         step,
         output_dir=training.output_dir,
@@ -287,6 +315,9 @@ def _with_training(step: Step, training: _Training, run: RunInput) -> Step:
         checkpoints={epoch: training.output_dir / f"epoch_{epoch}" for epoch in training.saved},
         definition=digest(step.definition, *(f"{key}={value}" for key, value in meaning.items())),
         meaning={**meaning, **step.meaning},
+        resume=training.resume_edit,
+        smaller_batch=() if why_not else training.smaller_batch,
+        why_no_smaller_batch=why_not,
         spec={**step.spec, "training": training},
     )
 
@@ -401,14 +432,16 @@ def _judge(training: _Training, traces: _Traces, disk: Disk, deep: bool) -> Outp
     whole = sum(not verdict.faults and not verdict.doubts for verdict in verdicts.values())
     progress = f"epoch {whole}/{len(training.saved)}"
     if faults:
-        torn = _torn(training, traces, verdicts, disk)
+        first = _resumes_from(training, traces, verdicts, disk) if traces.epochs else 0
         return Outputs(
             OutputState.INCOMPLETE,
             Reason("Incomplete", _some(faults)),
             newest=traces.newest,
-            torn=torn,
+            torn=_torn(traces, first if training.resume else 0),
             has_work=True,
             progress=progress,
+            resumable=first,
+            torn_to_resume=_torn(traces, first),
         )
     if doubts:
         return Outputs(OutputState.UNKNOWN, Reason("DiskUnreadable", _some(doubts)), newest=traces.newest, progress=progress)
@@ -452,11 +485,10 @@ def _is_of_launch(path: Path, traces: _Traces, disk: Disk) -> bool:
     return found is not None and (traces.since is None or found.mtime_ns >= traces.since)
 
 
-def _torn(training: _Training, traces: _Traces, verdicts: Mapping[int, Verdict], disk: Disk) -> tuple[Path, ...]:
-    """What another launch would train over. One that resumes keeps the epochs that it goes on from."""
+def _torn(traces: _Traces, first: int) -> tuple[Path, ...]:
+    """What another launch would train over. One that goes on with epoch ``first`` keeps those before it, and the state."""
     if not traces.epochs:
         return ()
-    first = _resumes_from(traces, verdicts, disk) if training.resume else 0
     epochs = tuple(path for epoch, path in sorted(traces.epochs.items()) if epoch >= first)
     if first:
         return epochs
@@ -464,14 +496,22 @@ def _torn(training: _Training, traces: _Traces, verdicts: Mapping[int, Verdict],
     return (*epochs, *(traces.directory / name for name, is_there in rest if is_there))
 
 
-def _resumes_from(traces: _Traces, verdicts: Mapping[int, Verdict], disk: Disk) -> int:
-    """The epoch that a resumed launch would begin with; 0 where there is nothing sound to resume."""
+def _resumes_from(training: _Training, traces: _Traces, verdicts: Mapping[int, Verdict], disk: Disk) -> int:
+    """The epoch that a resumed launch would begin with; 0 where there is nothing sound to resume.
+
+    The trainer goes on after the epochs that its state counts, with the adapter of the highest epoch there is: where a later
+    epoch's save had begun, that one would be trained twice, and is moved aside first. An adapter that was stashed away since is
+    one that the trainer does not find.
+    """
     try:
         done = read_integer(traces.directory / _STATE, "epochs_run", disk) or 0
+        last = verdicts.get(done - 1)
+        if last is None or last.faults or last.doubts:
+            return 0
+        adapter = traces.epochs[done - 1] / "adapter_model.pt"
+        return 0 if training.adapters and disk.stat(adapter) is None else done
     except DiskUnreadable:
         return 0
-    last = verdicts.get(done - 1)
-    return done if last is not None and not last.faults else 0
 
 
 def _some(findings: list[str]) -> str:

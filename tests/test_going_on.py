@@ -1,0 +1,179 @@
+"""Whole experiments after failures, with the real tools' rules: a training that goes on over time limits, and edits on disk."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fake_slurm.backend import FakeBackend
+from fake_slurm.cluster import Cluster
+from fake_slurm.jobs import Job, State
+from fake_slurm.site import Site
+from fake_slurm.wire import Wire
+from reconciler.disk import RealDisk
+from reconciler.experiment.settings import read_settings
+from reconciler.ledger import Ledger
+from reconciler.loop import Pass, Scene, preview, run_pass
+from reconciler.model import Condition
+from reconciler.tools import all_tools
+from reconciler.words import Order, carry_out
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SETTINGS = "stagger: 0s\nsettle: 0s\nbackoff: 0s\n"
+
+
+class Lab:
+    """One fine-tune of three epochs on a simulated cluster. Its jobs are run for real when a test says so."""
+
+    def __init__(self, place: Path, settings: str) -> None:
+        maker = [
+            sys.executable,
+            str(REPOSITORY / "examples/new_experiment.py"),
+            str(place / "lab"),
+            "--run",
+            "r",
+            "--epochs",
+            "3",
+        ]
+        made = subprocess.run(maker, check=True, capture_output=True, text=True).stdout.strip()
+        self.experiment = Path(made)
+        (self.experiment / "reconcile.yaml").write_text(SETTINGS + settings)
+        self.cluster = Cluster(Site(), time.time())
+        self.started: list[Job] = []
+
+    @property
+    def config(self) -> Path:
+        return self.experiment / "r" / "finetune.yaml"
+
+    @property
+    def output(self) -> Path:
+        return self.experiment.parent / "ck-outputs" / self.experiment.name / "ck-out-r"
+
+    def scene(self) -> Scene:
+        settings = read_settings(self.experiment, {}, self.experiment.parent)
+        backend = FakeBackend(Wire(self.cluster))
+        return Scene(
+            self.experiment,
+            settings,
+            backend,
+            RealDisk(),
+            all_tools(),
+            lambda: self.cluster.now,
+            "ana",
+            os.environ,
+            select="r/finetune",
+        )
+
+    def apply(self) -> Pass:
+        self.cluster.advance(max(0.0, time.time() - self.cluster.now) + 5.0)
+        return run_pass(self.scene())
+
+    def job(self) -> Job:
+        (job,) = [job for job in self.cluster.queue() if not job.state.is_final]
+        return job
+
+    def run_job(self, end: State = State.COMPLETED, epochs: int | None = None, log: str = "") -> Job:
+        """The job's script runs; where ``epochs`` is given it is killed once so many are whole."""
+        job = self.job()
+        environment = {**os.environ, "STANDIN_SECONDS": "6" if epochs is not None else "0"}
+        script = subprocess.Popen(
+            ["bash", "finetune.slurm"], cwd=self.config.parent, env=environment, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while epochs is not None and not self._counts(epochs) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        if epochs is not None:
+            os.killpg(script.pid, 9)
+        script.wait()
+        (self.config.parent / f"slurm-{job.id}.out").write_text(log)
+        self.cluster.finish(job.id, exit_code=int(end is State.FAILED), state=end)
+        return job
+
+    def _counts(self, epochs: int) -> bool:
+        """Whether the trainer's state counts so many epochs."""
+        state = self.output / "recipe_state" / "recipe_state.pt"
+        return state.exists() and bool(re.search(rb"epochs_runr....K" + bytes([epochs]), state.read_bytes(), re.DOTALL))
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Callable[[str], Lab]:
+    return lambda settings: Lab(tmp_path, settings)
+
+
+def until(lab: Lab, condition: Condition, passes: int = 5) -> Pass:
+    for _ in range(passes):
+        seen = lab.apply()
+        if seen.actions[0].condition is condition:
+            return seen
+    raise AssertionError(seen.actions)
+
+
+def test_a_training_goes_on_over_its_time_limits_to_the_end(lab: Callable[[str], Lab]):
+    world = lab("resume: true\n")
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    until(world, Condition.QUEUED)
+    assert "resume_from_checkpoint: True" in world.config.read_text()
+    first = (world.output / "epoch_0" / "adapter_model.pt").stat().st_mtime_ns
+    world.run_job(State.TIMEOUT, epochs=2)
+    until(world, Condition.QUEUED)
+    world.run_job()
+    done = until(world, Condition.DONE)
+    assert (world.output / "epoch_0" / "adapter_model.pt").stat().st_mtime_ns == first
+    assert len(done.memory.of("r/finetune").attempts) == 3
+    assert world.config.read_text() == before.replace("resume_from_checkpoint: False", "resume_from_checkpoint: True")
+    assert not [action for action in preview(world.scene()).actions if action.changes_something]
+
+
+def test_without_a_further_epoch_it_is_held(lab: Callable[[str], Lab]):
+    world = lab("resume: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    until(world, Condition.QUEUED)
+    world.cluster.finish(world.job().id, state=State.TIMEOUT)
+    held = until(world, Condition.FAILED).actions[0]
+    assert (held.reason.code, "no further epoch" in held.reason.message) == ("TimeLimit", True)
+
+
+def test_a_smaller_batch_is_previewed_made_noted_and_taken_back_by_a_rerun(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    job = world.job()
+    (world.config.parent / f"slurm-{job.id}.out").write_text("torch.OutOfMemoryError: CUDA out of memory.\n")
+    world.cluster.finish(job.id, exit_code=1)
+    until(world, Condition.VERIFYING)
+    world.cluster.advance(5)
+    (shown,) = preview(world.scene()).actions
+    assert "finetune.yaml: batch_size 4 → 2" in shown.changes
+    assert world.config.read_text() == before
+    until(world, Condition.QUEUED)
+    assert "batch_size: 2" in world.config.read_text()
+    assert (world.experiment / ".reconcile/originals/r/finetune.yaml").read_text() == before
+    world.run_job()
+    until(world, Condition.DONE)
+    row = next(line for line in (world.experiment / "experiment_summary.md").read_text().splitlines() if "COMPLETED" in line)
+    assert "batch_size 4 → 2" in row
+    carry_out(world.scene(), Order("rerun", ("r/finetune",)), lambda prospect: True)
+    until(world, Condition.QUEUED)
+    assert world.config.read_text() == before
+    assert Ledger(world.experiment, time.time).memory().of("r/finetune").edits == ()
+
+
+def test_more_memory_is_asked_of_slurm_itself(lab: Callable[[str], Lab]):
+    world = lab("mem: {factor: 2, max: 8G}\n")
+    script = world.config.parent / "finetune.slurm"
+    script.write_text(script.read_text().replace("#SBATCH --ntasks=1", "#SBATCH --ntasks=1\n#SBATCH --mem=1G"))
+    until(world, Condition.QUEUED)
+    world.cluster.finish(world.job().id, state=State.OUT_OF_MEMORY)
+    until(world, Condition.QUEUED)
+    assert world.job().request.memory == 2048
