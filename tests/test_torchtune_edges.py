@@ -102,3 +102,49 @@ def test_a_disk_that_fails_in_the_middle_of_a_look_leaves_everything_unknown(com
     outputs = complete.check(Failing(lambda path: False))
     assert (outputs.state, outputs.reason.code) == (OutputState.UNKNOWN, "DiskUnreadable")
     assert "Input/output error" in outputs.reason.message
+
+
+# --- all that is told of outputs ---------------------------------------------------------------------
+
+
+def test_a_verdict_tells_all_that_a_plan_needs_of_it(sample: Callable[[str], Sample], complete: Sample) -> None:  # noqa: F811
+    newest = max(path.stat().st_mtime_ns / 1e9 for path in complete.output.rglob("*"))
+    whole = complete.check()
+    assert (whole.reason.code, whole.newest, whole.has_work, whole.torn) == ("Verified", newest, False, ())
+    sealed = complete.check(Sealed(lambda path: path.name == "adapter_model.safetensors"))
+    assert (sealed.state, sealed.reason.code, sealed.newest) == (OutputState.UNKNOWN, "DiskUnreadable", newest)
+    assert sealed.progress == "epoch 0/2"
+    killed = sample(KILLED)
+    broken = killed.check()
+    assert (broken.reason.code, broken.has_work, broken.marked, broken.evidence) == ("Incomplete", True, False, ())
+    assert broken.newest == max(path.stat().st_mtime_ns / 1e9 for path in killed.output.rglob("*"))
+    nothing = sample("failed_exception").check()
+    assert (nothing.has_work, nothing.resumable, nothing.torn, nothing.torn_to_resume) == (True, 0, (), ())
+    complete.edit(("epochs: 2", "epochs: 3"))
+    other = complete.check()
+    assert (other.state, other.reason.code, other.newest) == (OutputState.MISMATCH, "Drifted", newest)
+    shutil.rmtree(complete.output)
+    gone = complete.check()
+    assert (gone.state, gone.reason.code) == (OutputState.ABSENT, "NoOutputs")
+    assert str(complete.output) in gone.reason.message
+    complete.output.write_text("a file")
+    file = complete.check()
+    assert (file.state, file.reason.code) == (OutputState.UNKNOWN, "NotADirectory")
+
+
+@pytest.mark.parametrize(
+    ("launched", "wanted"), [("/data/one", "/data/two"), ("a//b", "a/b"), ("/data", "data"), ("data", "/data")]
+)
+def test_another_path_or_word_is_another_training(complete: Sample, launched: str, wanted: str) -> None:  # noqa: F811
+    complete.set(data=launched)
+    assert complete.check().state is OutputState.COMPLETE
+    complete.edit((f"data: {launched}\n", f"data: {wanted}\n"))
+    outputs = complete.check()
+    assert outputs.state is OutputState.MISMATCH
+    assert f"data {launched} → {wanted}" in outputs.reason.message
+
+
+def test_a_longer_way_to_the_same_path_is_the_same_training(complete: Sample) -> None:  # noqa: F811
+    complete.set(data="/data/one")
+    complete.edit(("data: /data/one\n", "data: /data/../data//one\n"))
+    assert complete.check().state is OutputState.COMPLETE
