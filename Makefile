@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 SOURCES := . examples/trainers/tune examples/trainers/inspect
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz faults mutants agreement check format format-check lint types contract test-slurm build clean
+.PHONY: help demo test fuzz fuzz-readers faults mutants agreement check format format-check lint types contract test-slurm build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,9 +17,14 @@ demo: $(STAMP) ## bring a small experiment to its desired state, without Slurm o
 test: $(STAMP) ## run the tests
 	$(BIN)/python -m pytest
 
-fuzz: $(STAMP) ## try ten thousand new histories on the simulated cluster, and thousands of other examples, which takes a while
+fuzz: $(STAMP) ## try ten thousand new histories, thousands of other examples, and a million inputs for each reader; takes hours
 	RECONCILE_HISTORIES=10000 $(BIN)/python -m pytest tests/test_histories.py tests/test_plan_properties.py \
 	  tests/test_experiment.py tests/test_status_tables.py tests/test_torchtune.py tests/test_inspect_ai.py
+	$(MAKE) fuzz-readers
+
+fuzz-readers: $(STAMP) ## try a million inputs for each reader (RECONCILE_FUZZ_CASES=, RECONCILE_FUZZ_SECONDS= for each)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	$(BIN)/python tests/fuzz/run.py
 
 faults: $(STAMP) ## break everything that can break, everywhere it can: every boundary, every error, every lie (RECONCILE_RELIABILITY=DIR counts)
 	RECONCILE_FAULTS=all $(BIN)/python -m pytest tests/faults

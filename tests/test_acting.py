@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from reconciler.act import Outcome, World, act, move_aside
-from reconciler.disk import RealDisk
 from reconciler.errors import (
     ClusterUnreachable,
     DiskUnreadable,
@@ -36,8 +36,7 @@ class Bench:
         self.ledger.path.parent.mkdir()
         self.now = NOW
         self.said: list[str] = []
-        self.stagger = 5.0
-        self.requeue = False
+        self.policy = Policy()
 
     def on_disk(self, step: Step, header: str = "") -> Step:
         script = self.directory / step.script.relative_to("/exp")
@@ -52,7 +51,8 @@ class Bench:
         observed = Observed(queue, accounting, {step.key: ABSENT for step in self.steps} | (seen or {}))
         memory = fold(events) if events else Memory()
         plan = make_plan(desired, observed, memory, policy or Policy(), NOW)
-        world = World(self.cluster, RealDisk(), self.ledger, lambda: self.now, LOCK, self.stagger, self.requeue, self.said.append)
+        self.ledger.memory()  # as a pass does: what is there now is what it knows of
+        world = World(self.cluster, self.ledger, lambda: self.now, LOCK, self.policy, NOW, self.said.append)
         return list(act(plan, desired, observed, memory, world))
 
     def written(self, *kinds: str) -> list[dict]:
@@ -103,11 +103,10 @@ def test_a_job_may_be_requeued_where_its_script_or_the_settings_ask_for_it(bench
     for of_step, of_settings in ((True, False), (False, True)):
         here = bench()
         here.steps = tuple(replace(step, requeue=of_step) for step in here.steps)
-        here.requeue = of_settings
+        here.policy = Policy(requeue=of_settings)
         here.act()
         assert here.cluster.submissions[0].requeue
-        here.ledger.path.unlink()
-        here.ledger.path.parent.rmdir()
+        shutil.rmtree(here.ledger.path.parent)
 
 
 def test_evaluations_are_submitted_first_and_the_outcomes_keep_the_documents_order(bench):
@@ -120,10 +119,39 @@ def test_evaluations_are_submitted_first_and_the_outcomes_keep_the_documents_ord
 
 def test_jobs_become_eligible_a_stagger_apart_and_after_those_of_earlier_passes(bench):
     here = bench(finetune("a"), finetune("b"), finetune("c"))
-    before = [{**e, "begins": NOW + 20} if e["event"] == "intent" else e for e in submitted(here.steps[0], at=NOW - 9)]
+    here.policy = Policy(stagger=30)
+    before = [{**e, "begins": NOW - 10} if e["event"] == "intent" else e for e in submitted(here.steps[0], at=NOW - 9)]
     here.act(before, queue=(job(here.steps[0], Phase.QUEUED, name=before[0]["name"]),))
-    assert [s.begin_in for s in here.cluster.submissions] == [25, 30]
-    assert [e["begins"] for e in here.written("intent")[1:]] == [NOW + 25, NOW + 30]
+    assert [s.begin_in for s in here.cluster.submissions] == [20, 50]
+    assert [e["begins"] for e in here.written("intent")[1:]] == [NOW + 20, NOW + 50]
+
+
+def test_a_clock_that_was_ahead_for_a_while_delays_nothing_for_long(bench):
+    here = bench(finetune("a"), finetune("b"))
+    here.policy = Policy(stagger=30)
+    before = [{**e, "begins": NOW + 90_000} if e["event"] == "intent" else e for e in submitted(here.steps[0], at=NOW - 9)]
+    here.act(before, queue=(job(here.steps[0], Phase.QUEUED, name=before[0]["name"]),))
+    assert [s.begin_in for s in here.cluster.submissions] == [30]
+
+
+def test_of_two_passes_that_set_out_to_submit_the_same_attempt_one_alone_does(bench):
+    here = bench(finetune("a"), finetune("b"))
+    token = Token.of(here.directory, "a/finetune", 1)
+    assert here.ledger.claim(str(token))
+    outcomes = here.act()
+    assert told(outcomes[0]) == ("unknown", Verb.WAIT, Condition.UNKNOWN, "NotAlone")
+    assert told(outcomes[1])[3] == "NotAlone"
+    assert here.cluster.submissions == []
+
+
+def test_a_pass_that_stood_still_does_nothing_more_on_what_it_saw(bench):
+    for stood, code in ((300, "Submitted"), (301, "LookedTooLongAgo"), (-301, "LookedTooLongAgo")):
+        here = bench()
+        here.now = NOW + stood
+        (outcome,) = here.act()
+        assert outcome.action.reason.code == code
+        assert len(here.cluster.submissions) == (code == "Submitted")
+        shutil.rmtree(here.ledger.path.parent)
 
 
 def test_a_stagger_that_is_over_delays_nothing(bench):
@@ -148,12 +176,11 @@ def test_a_replacement_is_submitted_held_and_at_once(bench):
 def test_the_directories_that_a_script_writes_its_output_to_are_made(bench, tmp_path):
     here = bench()
     here.steps = (here.on_disk(finetune(), "#SBATCH --output=logs/deep/%j.out\n#SBATCH --error=errors/%j.err\n"),)
+    (tmp_path / "a" / "logs").mkdir()
     here.act()
     assert (tmp_path / "a" / "logs" / "deep").is_dir()
     assert (tmp_path / "a" / "errors").is_dir()
-    here.ledger.path.unlink()
-    here.act()
-    assert len(here.cluster.submissions) == 2
+    assert len(here.cluster.submissions) == 1
 
 
 def test_a_script_in_another_encoding_is_submitted_like_any_other(bench):

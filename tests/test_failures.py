@@ -162,3 +162,11 @@ def test_infrastructure_is_no_fault_of_the_work():
 def test_a_good_result_needs_no_log():
     seen = plan_for(STEP, events=ended(STEP, "Unknown"), seen={STEP.key: COMPLETE})
     assert seen.of(STEP.key).verb is Verb.MARK_DONE
+
+
+def test_who_cancelled_a_job_is_asked_of_the_accounting_and_the_queue_is_believed_for_the_rest():
+    shown = job(STEP, Phase.ENDED, state="CANCELLED")
+    told = replace(shown, cancelled_by="0", ended=1.0)
+    seen = plan_for(STEP, events=submitted(STEP), queue=(shown,), accounting=(told,))
+    (end,) = [e for e in seen.learned if e["event"] == "ended"]
+    assert (end["failure"], end["ended"]) == ("CancelledByAdmin", shown.ended)

@@ -30,13 +30,13 @@ def attempt(*outcomes) -> Attempt:
 
 def test_an_intent_is_remembered_with_everything_that_it_says():
     assert step(INTENT).attempts == (BEGUN,)
-    assert step({"event": "intent", "attempt": "3", "name": "n"}).attempts == (Attempt(3, "n", 20.0, 20.0, 1),)
+    assert step({"event": "intent", "attempt": 3, "name": "n"}).attempts == (Attempt(3, "n", 20.0, 20.0, 1),)
 
 
 @pytest.mark.parametrize(
     ("outcome", "changes"),
     [
-        ({"event": "submitted", "job": 101}, {"job": "101"}),
+        ({"event": "submitted", "job": "101"}, {"job": "101"}),
         ({"event": "refused", "message": "Invalid account"}, {"refused": "Invalid account"}),
         ({"event": "limited", "message": "QOS"}, {"limited": True}),
         ({"event": "lost"}, {"lost": True}),
@@ -47,13 +47,13 @@ def test_an_intent_is_remembered_with_everything_that_it_says():
         ({"event": "placed", "placement": "other"}, {"placement": "other"}),
         (
             {
-                "event": "ended", "job": 7, "state": "FAILED", "failure": "Failed", "ended": 19, "started": 12.0,
+                "event": "ended", "job": "7", "state": "FAILED", "failure": "Failed", "ended": 19, "started": 12.0,
                 "exit_code": "1:0", "detail": "killed", "nodes": "n1",
             },
             {"job": "7", "end": End("FAILED", "Failed", 19.0, 12.0, "1:0", 2, "killed", "n1")},
         ),
         (
-            {"event": "ended", "job": 7, "state": "FAILED", "failure": "Failed", "ended": 19},
+            {"event": "ended", "job": "7", "state": "FAILED", "failure": "Failed", "ended": 19},
             {"job": "7", "end": End("FAILED", "Failed", 19.0, None, "", 2)},
         ),
     ],
@@ -63,8 +63,8 @@ def test_what_became_of_an_attempt_is_remembered_and_the_rest_of_it_stays(outcom
 
 
 def test_a_job_that_is_seen_again_or_requeued_is_as_if_it_had_never_been_gone():
-    ended = {"event": "ended", "job": 7, "state": "NODE_FAIL", "failure": "NodeFailure", "ended": 19}
-    gone = [{"event": "submitted", "job": 7}, {"event": "unseen"}]
+    ended = {"event": "ended", "job": "7", "state": "NODE_FAIL", "failure": "NodeFailure", "ended": 19}
+    gone = [{"event": "submitted", "job": "7"}, {"event": "unseen"}]
     back = attempt(*gone, {"event": "seen"})
     assert (back.unseen_at, back.is_open) == (None, True)
     again = attempt(*gone, ended, {"event": "missing"}, {"event": "reopened"})
@@ -78,19 +78,27 @@ def test_an_outcome_concerns_the_attempt_of_its_number_and_no_other():
 
 
 def test_an_adopted_job_confirms_its_attempt_under_the_name_that_the_cluster_shows():
-    adopted = {"event": "adopted", "attempt": 1, "job": 55, "name": "site-job.rc-1", "at": 99.0}
+    adopted = {"event": "adopted", "attempt": 1, "job": "55", "name": "site-job.rc-1", "at": 99.0}
     for before in ({"event": "lost"}, {"event": "limited", "message": "m"}, {"event": "refused", "message": "m"}):
         assert attempt(before, adopted) == Attempt(**{**vars(BEGUN), "name": "site-job.rc-1", "job": "55"})
 
 
 def test_a_job_that_is_adopted_changes_no_other_attempt():
     second = {**INTENT, "attempt": 2, "name": "job.rc-2"}
-    one, two = step(INTENT, second, {"event": "adopted", "attempt": 2, "job": 9, "name": "job.rc-2"}).attempts
+    one, two = step(INTENT, second, {"event": "adopted", "attempt": 2, "job": "9", "name": "job.rc-2"}).attempts
     assert (one, two.job) == (BEGUN, "9")
 
 
 def test_a_job_that_nobody_wrote_down_is_an_attempt_of_its_own():
-    adopted = {"event": "adopted", "attempt": 4, "job": 55, "name": "n", "definition": "d", "placement": "p", "output_dir": "/o"}
+    adopted = {
+        "event": "adopted",
+        "attempt": 4,
+        "job": "55",
+        "name": "n",
+        "definition": "d",
+        "placement": "p",
+        "output_dir": "/o",
+    }
     assert step(adopted).attempts == (Attempt(4, "n", 20.0, 20.0, 1, "d", "p", "/o", job="55"),)
     by_hand = step({**adopted, "by_hand": True}).attempts
     assert by_hand == (Attempt(4, "n", 20.0, 20.0, 1, "d", "p", "/o", by_hand=True, job="55"),)
@@ -149,7 +157,7 @@ def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
             {"event": "opened", "cluster": "c2", "path": "/q", "user": "v", "environment": {"conda": False}},
             {"event": "root", "path": "/r"},
             {"event": "root", "path": "/s"},
-            {"event": "names", "kept": 0},
+            {"event": "names", "kept": False},
             {"event": "stands", "states": {KEY: "PENDING", "b": "PENDING"}},
             {"event": "stands", "states": {KEY: "RUNNING"}},
             {"event": "heard", "words": "abc"},
@@ -174,6 +182,8 @@ def test_a_cell_is_remembered_with_what_it_holds_and_what_a_crash_may_have_left_
     assert fold(wrote).written == {"x": ("2", "1"), "y": ("1",)}
     assert fold([*wrote, {"event": "writing", "cells": {"x": "3"}}]).written["x"] == ("3", "2")
     assert fold([*wrote, {"event": "unwritten", "cells": ["x"]}]).written == {"x": ("1",), "y": ("1",)}
+    assert fold([*wrote, {"event": "unwritten", "cells": {"x": "1"}}]).written == {"x": ("2",), "y": ("1",)}
+    assert fold([*wrote, {"event": "unwritten", "cells": {"x": "0", "y": "1"}}]).written == {"x": ("2", "1")}
 
 
 def test_events_of_a_later_version_are_passed_over():
@@ -191,6 +201,7 @@ def test_events_of_a_later_version_are_passed_over():
         {"event": "opened", "at": 1},
         {"event": "stands", "at": 1, "states": 3},
         {"event": "writing", "at": 1, "cells": []},
+        {"event": "adopted", "at": 1, "step": KEY, "attempt": 1, "name": "n", "job": "1", "begun": "once"},
     ],
 )
 def test_an_event_that_lacks_what_its_kind_has_is_named_by_its_place(event):

@@ -272,10 +272,10 @@ def test_an_event_is_one_line_of_json_with_its_time(ledger):
     assert [e["event"] for e in Ledger(ledger.path.parent.parent, lambda: 0.0).events()] == ["hold", "release"]
 
 
-def test_a_path_that_is_no_unicode_is_kept_byte_for_byte(ledger):
+def test_a_path_that_is_no_unicode_comes_back_as_it_was(ledger):
     name = os.fsdecode(b"/data/\xff")
     ledger.append("root", path=name)
-    assert b"/data/\xff" in ledger.path.read_bytes()
+    assert [e["path"] for e in Ledger(ledger.path.parent.parent, lambda: 0.0).events()] == [name]
 
 
 def test_no_ledger_is_an_empty_memory_and_reading_makes_none(tmp_path):
@@ -385,6 +385,7 @@ def test_a_directory_where_nothing_can_be_locked_stops_with_its_name(tmp_path):
 
 def test_the_lock_may_be_taken_by_whoever_may_write_there(tmp_path):
     before = os.umask(0o002)
+    tmp_path.chmod(0o775)
     try:
         with pass_lock(tmp_path):
             assert (tmp_path / ".reconcile" / "lock").stat().st_mode & 0o777 == 0o664

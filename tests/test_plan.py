@@ -341,6 +341,16 @@ def test_a_cancelled_job_whose_id_was_never_known_is_not_submitted_again():
     assert [e["failure"] for e in first.learned if e["event"] == "ended"] == ["CancelledByPerson"]
 
 
+@pytest.mark.parametrize("outcome", [("limited", {"message": "QOSMaxSubmit"}), ("refused", {"message": "no"}), ("withdrawn", {})])
+def test_what_was_given_up_for_lost_stays_in_doubt_through_submissions_that_came_to_nothing(outcome):
+    """The next one is held too: the first may be alive all the same."""
+    kind, facts = outcome
+    lost = [submitted(STEP)[0], event("lost", STEP, NOW - 300, attempt=1)]
+    nothing = [submitted(STEP, 2, NOW - 200)[0], event(kind, STEP, NOW - 199, attempt=2, **facts)]
+    action = decide(STEP, events=[*lost, *nothing], policy=Policy(backoff=0.0))
+    assert (action.verb, action.held, action.reason.code) == (Verb.SUBMIT, True, "SubmissionLost")
+
+
 def test_an_older_job_of_the_same_name_is_not_this_attempt():
     stale = replace(job(STEP, Phase.ENDED), submitted=NOW - 90_000)
     action = decide(STEP, events=submitted(STEP, at=NOW - 10)[:1], accounting=(stale,))

@@ -263,34 +263,40 @@ def test_any_ordinary_layout_can_be_edited(config: Path, text: str):
 # --- nodes ---------------------------------------------------------------------------------------------------
 
 
-def on(node: str, run: str, failure: str = "NodeFailure") -> list[dict[str, Any]]:
-    return ended(finetune(run), failure, nodes=node)
+def on(node: str, run: str, failure: str = "NodeFailure", at: float = NOW - 900) -> list[dict[str, Any]]:
+    return ended(finetune(run), failure, at=at, nodes=node)
+
+
+TWICE = [*on("n1", "a", at=NOW - 9000), *on("n1", "b")]
+
+
+def excluded(*events: dict[str, Any], **settings: Any) -> set[str]:
+    plan = plan_for(*(finetune(run) for run in ("a", "b", "c")), events=list(events), policy=policy(**settings))
+    assert {action.verb for action in plan.actions} == {Verb.SUBMIT}
+    return {action.options.get("exclude", "") for action in plan.actions}
 
 
 def test_a_node_that_fails_several_jobs_is_avoided_and_named():
-    steps = [finetune(run) for run in ("a", "b", "c")]
-    once = plan_for(*steps, events=[*on("n1", "a"), *on("n2", "b")], policy=policy())
-    assert all("exclude" not in action.options for action in once.actions)
-    twice = plan_for(*steps, events=[*on("n1", "a"), *on("n1", "b")], policy=policy())
-    assert [action.options.get("exclude") for action in twice.actions] == ["n1", "n1", "n1"]
-    assert "--exclude=n1" in twice.of("c/finetune").changes
-    assert all(
-        "exclude" not in a.options
-        for a in plan_for(*steps, events=[*on("n1", "a"), *on("n1", "b")], policy=policy(exclude_after=0)).actions
-    )
+    assert excluded(*TWICE) == {"n1"}
+    assert "--exclude=n1" in plan_for(finetune("a"), finetune("b"), events=TWICE, policy=policy()).of("a/finetune").changes
+    assert excluded(*on("n1", "a", at=NOW - 9000), *on("n2", "b")) == {""}
+    assert excluded(*TWICE, exclude_after=3) == excluded(*TWICE, exclude_after=0) == {""}
 
 
-@pytest.mark.parametrize(
-    "events",
-    [
-        [*on("n[1-2]", "a"), *on("n[1-2]", "b")],
-        [*on("", "a"), *on("", "b")],
-        [*on("n1", "a", "UserError"), *on("n1", "b", "UserError")],
-    ],
-)
-def test_only_a_nodes_own_failures_count_and_only_where_it_is_known_which(events: list[dict[str, Any]]):
-    plan = plan_for(*(finetune(run) for run in ("a", "b", "c")), events=events, policy=policy())
-    assert all("exclude" not in action.options for action in plan.actions)
+def test_jobs_that_one_failure_took_together_count_once():
+    assert excluded(*on("n1", "a"), *on("n1", "b", at=NOW - 890), *on("n1", "c", at=NOW - 800)) == {""}
+
+
+def test_where_no_other_node_would_do_the_node_is_tried_again():
+    refused = [{"event": "refused", "at": NOW - 1, "step": "a/finetune", "attempt": 2, "message": "not available"}]
+    intent = event("intent", finetune("a"), NOW - 2, attempt=2, name="x", options={"exclude": "n1"})
+    plan = plan_for(finetune("a"), finetune("b"), events=[*TWICE, intent, *refused], policy=policy())
+    assert [action.options.get("exclude") for action in plan.actions] == [None, "n1"]
+
+
+@pytest.mark.parametrize(("node", "failure"), [("n[1-2]", "NodeFailure"), ("", "NodeFailure"), ("n1", "Preempted")])
+def test_only_a_nodes_own_failures_count_and_only_where_it_is_known_which(node: str, failure: str):
+    assert excluded(*on(node, "a", failure, NOW - 9000), *on(node, "b", failure)) == {""}
 
 
 def test_a_node_that_was_avoided_once_is_not_avoided_for_ever():

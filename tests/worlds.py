@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reconciler.errors import ClusterUnreachable
+from reconciler.errors import ClusterUnreachable, DiskUnreadable
 from reconciler.memory import Event, fold
 from reconciler.model import (
     Action,
@@ -206,6 +206,12 @@ class StandInTool:
         return ("SUBMIT_JOB" if self.stage is Stage.FINETUNE else "SUBMIT_EVAL", step.key)
 
     def check(self, step: Step, disk: Disk, deep: bool = False) -> Outputs:
+        try:
+            return self._verdict(step, disk)
+        except DiskUnreadable as error:
+            return Outputs(OutputState.UNKNOWN, Reason("DiskUnknown", str(error)))
+
+    def _verdict(self, step: Step, disk: Disk) -> Outputs:
         content = disk.read(step.output_dir / "result")
         if content is None:
             return Outputs(OutputState.ABSENT, Reason("NoOutputs", "nothing is there"))

@@ -9,8 +9,9 @@ def main() -> None:
     """Run the command line and end the interpreter with the contract's exit code."""
     interrupts.install()
     try:
-        from reconciler.cli import run
+        from reconciler.cli import prepare_streams, run
 
+        prepare_streams()
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
         code = interrupts.INTERRUPTED

@@ -1,7 +1,8 @@
 """Carry out a plan: write down each intent, then do it, then write down what came of it.
 
 It decides nothing. One step's refusal never stops the others; an interruption between any two lines leaves a ledger from
-which the next pass goes on.
+which the next pass goes on. Before each act it makes sure that the plan is still worth something: that it is not old, and that
+nobody else has written to the ledger since.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from reconciler.batch_script import parse_batch_script
+from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.config_edit import make_edits, open_edits
 from reconciler.errors import (
     ClusterUnreachable,
@@ -22,13 +23,13 @@ from reconciler.errors import (
     SubmissionUncertain,
     TemporaryError,
 )
-from reconciler.files import move
+from reconciler.files import make_directory, move, read_file
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory
-from reconciler.model import Action, Condition, Desired, Observed, Reason, Stage, Step, Token, Verb
+from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Stage, Step, Token, Verb
 from reconciler.plan import Plan
-from reconciler.ports import Backend, Disk, Submission
+from reconciler.ports import Backend, Submission
 from reconciler.situation import all_jobs
 
 
@@ -42,24 +43,23 @@ class Outcome:
 
 @dataclass(frozen=True)
 class World:
-    """What acting needs at hand: the edges of one pass."""
+    """What acting needs at hand: the edges of one pass, and when it looked at the world (epoch s)."""
 
     backend: Backend
-    disk: Disk
     ledger: Ledger
     clock: Callable[[], float]
     lock: int
-    stagger: float
-    requeue: bool
+    policy: Policy
+    looked_at: float
     say: Callable[[str], None]
 
 
 def act(plan: Plan, desired: Desired, observed: Observed, memory: Memory, world: World) -> tuple[Outcome, ...]:
     """Do every action of a plan, results of the past first: adoptions and evidence before new submissions."""
-    for event in plan.learned:
+    pass_ = _Pass(desired, observed, memory, world)
+    for event in plan.learned if pass_.obstacle() is None else ():
         facts = {key: value for key, value in event.items() if key != "event"}
         world.ledger.append(event["event"], **facts)
-    pass_ = _Pass(desired, observed, memory, world)
     others = [action for action in plan.actions if action.verb is not Verb.SUBMIT]
     submissions = [action for action in plan.actions if action.verb is Verb.SUBMIT]
     submissions.sort(key=lambda action: pass_.step(action).stage is not Stage.EVALUATION)
@@ -77,17 +77,37 @@ class _Pass:
         self._world = world
         self._names_kept = memory.names_kept
         self._stopped: Reason | None = None
-        self._eligible_at = max((a.begins + world.stagger for m in memory.steps.values() for a in m.attempts), default=0.0)
+        begins = [attempt.begins for of_step in memory.steps.values() for attempt in of_step.attempts]
+        # Never later than so many submissions can have made it: a clock may have been days ahead for a while.
+        latest = world.clock() + world.policy.stagger * len(begins)
+        self._eligible_at = min(max(begins, default=0.0) + world.policy.stagger, latest)
 
     def step(self, action: Action) -> Step:
         found = self._desired.step(action.step)
         assert found is not None
         return found
 
+    def obstacle(self) -> Reason | None:
+        """Why nothing may be done any more on what this pass saw; None where it may. A lock that lies, or a pass that stood
+        still, may have let others in."""
+        try:
+            if not self._world.ledger.is_left_alone():
+                message = (
+                    "something else wrote to the ledger during this pass, although it has the lock; the next one looks again"
+                )
+                return Reason("NotAlone", message)
+        except DiskUnreadable as error:
+            return Reason("DiskUnknown", str(error))
+        stood = abs(self._world.clock() - self._world.looked_at)
+        if stood > self._world.policy.grace / 2:  # long before another pass may give up what this one is about to submit
+            return Reason("LookedTooLongAgo", f"this pass looked at the world {stood:.0f} s ago; the next one looks again")
+        return None
+
     def do(self, action: Action) -> Outcome:
         """One action, whole: an interrupt comes before it or after it."""
         with shielded():
-            return self._do(action, self.step(action))
+            why = self.obstacle() if action.changes_something else None
+            return self._do(action, self.step(action)) if why is None else _unknown(action, why)
 
     def _do(self, action: Action, step: Step) -> Outcome:
         try:
@@ -109,39 +129,61 @@ class _Pass:
     # --- submission
 
     def _submit(self, action: Action, step: Step) -> Outcome:
+        """The intent is on disk before anything is submitted: without it a crash could lose a job. Then the attempt is claimed:
+        of passes that overlap all the same, one alone gets it."""
         if self._stopped is not None:
             return _waiting(action, self._stopped.code, self._stopped.message, "failed")
         try:
-            self._prepare(action, step)
+            script = parse_batch_script(step.script, _text(step.script))
+            _make_room_for_logs(script)
+        except (OSError, DiskUnreadable) as error:
+            return _waiting(action, "DiskUnknown", str(error), "failed")
+        token = self._write_intent(action, step, script)
+        if not self._world.ledger.claim(str(token)):
+            return self._stop(
+                action, Reason("NotAlone", f"another pass set out to submit {token}; the next one looks for its job")
+            )
+        why = self.obstacle()
+        if why is not None:
+            return self._stop(action, why)
+        try:
+            self._move_aside(action, step)
             self._edit(action, step)
         except (OSError, DiskUnreadable, TemporaryError) as error:
+            self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
             return _waiting(action, "DiskUnknown", str(error), "failed")
         except PermanentError as error:
+            self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
             held = replace(action, verb=Verb.HOLD, condition=Condition.HELD, reason=Reason("EditRefused", str(error)))
             return Outcome(held, "failed")
-        name = self._write_intent(action, step)
+        why = self.obstacle()
+        if why is not None:
+            return self._stop(action, why)
         job = Submission(
             step.script,
-            name,
+            token.job_name(script.job_name),
             begin_in=0 if action.held else max(0, round(self._eligible_at - self._world.clock())),
             held=action.held,
-            requeue=step.requeue or self._world.requeue,
+            requeue=step.requeue or self._world.policy.requeue,
             options=action.options,
             keep_open=(self._world.lock,),
         )
         return self._hand_over(action, step, job)
 
-    def _write_intent(self, action: Action, step: Step) -> str:
-        """The intent is on disk before anything is submitted: without it a crash could lose a job."""
+    def _stop(self, action: Action, why: Reason) -> Outcome:
+        """Nothing more is submitted by this pass. The attempt stays unconfirmed: it may be another pass's."""
+        self._stopped = why
+        return _unknown(action, why)
+
+    def _write_intent(self, action: Action, step: Step, script: BatchScript) -> Token:
         assert action.attempt is not None
-        script = parse_batch_script(step.script, _text(step.script))
-        name = Token.of(self._desired.directory, step.key, action.attempt).job_name(script.job_name)
+        token = Token.of(self._desired.directory, step.key, action.attempt)
         self._eligible_at = max(self._eligible_at, self._world.clock())
         self._world.ledger.append(
             "intent",
             step=step.key,
             attempt=action.attempt,
-            name=name,
+            name=token.job_name(script.job_name),
             begins=self._eligible_at,
             held=action.held,
             definition=step.definition,
@@ -150,7 +192,7 @@ class _Pass:
             options=dict(action.options),
             from_epoch=action.from_epoch,
         )
-        return name
+        return token
 
     def _hand_over(self, action: Action, step: Step, job: Submission) -> Outcome:
         ledger, attempt = self._world.ledger, action.attempt
@@ -169,7 +211,7 @@ class _Pass:
             return Outcome(unknown, "unknown")
         ledger.append("submitted", step=step.key, attempt=attempt, job=job_id)
         self._world.say(f"{step.key}: submitted as job {job_id}")
-        self._eligible_at += self._world.stagger
+        self._eligible_at += self._world.policy.stagger
         self._read_name_back(job_id, job.name)
         reason = Reason("Submitted", f"submitted as job {job_id}: {action.reason.message}")
         return Outcome(replace(action, job=job_id, condition=Condition.QUEUED, reason=reason), "applied")
@@ -179,26 +221,21 @@ class _Pass:
         if self._names_kept is not None:
             return
         try:
-            shown = next((job.name for job in self._world.backend.queue() if job.id == job_id), None)
+            shown = [job.name for job in self._world.backend.queue() if job.id == job_id]
         except ClusterUnreachable:
-            shown = None
-        if shown is None:
+            shown = []
+        if not shown:
             self._stopped = Reason("NameUnconfirmed", "the first job's name could not be read back yet; the next pass goes on")
             return
-        self._names_kept = shown == name
+        self._names_kept = name in shown  # an id may be shown twice: it came back, or is another cluster's too
         self._world.ledger.append("names", kept=self._names_kept)
         if not self._names_kept:
-            self._stopped = Reason("NamesRewritten", f"the site shows job {job_id} as {shown!r} instead of {name!r}")
+            self._stopped = Reason("NamesRewritten", f"the site shows job {job_id} as {shown[-1]!r} instead of {name!r}")
 
-    def _prepare(self, action: Action, step: Step) -> None:
+    def _move_aside(self, action: Action, step: Step) -> None:
         for path in action.move_aside:
             destination = move_aside(path, self._world.clock())
             self._world.ledger.append("moved", step=step.key, path=str(path), to=str(destination))
-        script = parse_batch_script(step.script, _text(step.script))
-        for option in ("output", "error"):
-            directory = script.directory_of(option)
-            if directory is not None:
-                directory.mkdir(parents=True, exist_ok=True)
 
     def _edit(self, action: Action, step: Step) -> None:
         """Each edit is in writing before it is made: what is written down and not made, the next pass makes."""
@@ -261,11 +298,24 @@ def move_aside(path: Path, now: float) -> Path:
     raise DiskUnreadable(f"{path}: no free name to move it aside to")
 
 
+def _make_room_for_logs(script: BatchScript) -> None:
+    """The directories of the script's output files: Slurm makes none, and a job without them dies at its start."""
+    for option in ("output", "error"):
+        directory = script.directory_of(option)
+        if directory is not None:
+            make_directory(directory, parents=True)
+
+
 def _text(script: Path) -> str:
     try:
-        return script.read_text("utf-8", "surrogateescape")
+        return read_file(script).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise DiskUnreadable(f"{script}: {error.strerror}") from error
+
+
+def _unknown(action: Action, why: Reason) -> Outcome:
+    """Not done on what this pass saw: nobody knows how the step stands now."""
+    return Outcome(replace(action, verb=Verb.WAIT, condition=Condition.UNKNOWN, reason=why), "unknown")
 
 
 def _waiting(action: Action, code: str, message: str, result: str) -> Outcome:

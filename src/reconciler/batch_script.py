@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from reconciler.limits import can_be_path
+
 _SHORT = {
     "a": "array", "A": "account", "b": "begin", "c": "cpus-per-task", "C": "constraint", "d": "dependency",
     "D": "chdir", "e": "error", "G": "gpus", "H": "hold", "i": "input", "J": "job-name", "L": "licenses",
@@ -22,8 +24,9 @@ _SHORT = {
 _SWITCHES = {"hold", "wait", "test-only", "requeue", "no-requeue", "parsable", "exclusive", "overcommit", "contiguous"}
 _PREFIX = "#SBATCH"
 _MEGABYTES = {"K": 1 / 1024, "": 1.0, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
-_DAYS_FIRST = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
-_CLOCK = re.compile(r"(\d+)(?::(\d+))?(?::(\d+))?")
+_DAYS_FIRST = re.compile(r"([0-9]+)-([0-9]+)(?::([0-9]+))?(?::([0-9]+))?")
+_CLOCK = re.compile(r"([0-9]+)(?::([0-9]+))?(?::([0-9]+))?")
+_LONGEST_TIME = 40  # characters; a number of hundreds of digits is no time
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,15 @@ class BatchScript:
     @property
     def workdir(self) -> str:
         """Where the job of a person's sbatch from the script's own directory runs, as the queue shows it: a real path."""
-        return os.path.realpath(self.path.parent / (self.value("chdir") or ""))
+        chosen = self.value("chdir") or ""
+        return os.path.realpath(self.path.parent / chosen if can_be_path(chosen) else self.path.parent)
 
     def directory_of(self, option: str) -> Path | None:
         """The directory of the file that ``output`` or ``error`` names, from where the job starts; None where the script does not
         say, or only the job will know."""
         value = self.value(option)
         directory = (self.path.parent / (self.value("chdir") or "") / value).parent if value else None
-        return None if directory is None or "%" in str(directory) else directory
+        return None if directory is None or "%" in str(directory) or not can_be_path(str(directory)) else directory
 
     @property
     def log_patterns(self) -> tuple[str, ...]:
@@ -91,7 +95,7 @@ def parse_batch_script(path: Path, text: str) -> BatchScript:
     """Take a script's text apart. Never fails: a line that cannot be split into words is no directive."""
     directives: list[Directive] = []
     commands: list[str] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() ends a line where neither bash nor sbatch does
         stripped = line.strip()
         if line.startswith(_PREFIX) and not commands:
             directives += _directives(line[len(_PREFIX) :], number)
@@ -132,6 +136,8 @@ def log_path(pattern: str, job: str, name: str, user: str) -> Path | None:
 
 def parse_time_limit(text: str | None) -> float | None:
     """Seconds of a ``--time`` (man sbatch: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S); None for no limit. Raises ValueError."""
+    if text is not None and len(text) > _LONGEST_TIME:
+        raise ValueError(f"Invalid --time specification: {text[:_LONGEST_TIME]}…")
     if text is None or text.lower() in ("unlimited", "infinite", "-1", "0"):
         return None
     if match := _DAYS_FIRST.fullmatch(text):
@@ -146,5 +152,5 @@ def parse_time_limit(text: str | None) -> float | None:
 
 def parse_memory(text: str | None) -> float | None:
     """Megabytes of a ``--mem`` (man sbatch: of a bare number too); None for none that can be told (``0`` is the whole node's)."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)B?\s*", text or "", re.IGNORECASE)
+    found = re.fullmatch(r"\s*([0-9]{1,12}(?:\.[0-9]{1,6})?)\s*([KMGT]?)B?\s*", text or "", re.IGNORECASE)
     return (float(found[1]) * _MEGABYTES[found[2].upper()] or None) if found else None

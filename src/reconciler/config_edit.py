@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.errors import DiskUnreadable, PermanentError
-from reconciler.files import replace_file
+from reconciler.files import make_directory, read_file, replace_file
 from reconciler.model import Edit
 
 _SCALAR = re.compile(r"""'(?:[^']|'')*'|"(?:[^"\\]|\\.)*"|[^\s#][^#\r\n]*?(?=\s*(?:\s#|\r?$))""", re.MULTILINE)
@@ -47,7 +47,7 @@ def make_edits(path: Path, edits: Sequence[Edit], original: Path) -> None:
     if values != expected:
         raise PermanentError(f"{path}: cannot be edited without changing more than that; edit it by hand")
     if not original.exists():
-        original.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(original.parent, parents=True)
         replace_file(original, before.encode("utf-8", "surrogateescape"), expected=None)
     replace_file(path, after.encode("utf-8", "surrogateescape"), expected=before.encode("utf-8", "surrogateescape"))
 
@@ -71,7 +71,7 @@ def _with(path: Path, text: str, edit: Edit) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8", "surrogateescape")
+        return read_file(path).decode("utf-8", "surrogateescape")
     except OSError as error:
         raise DiskUnreadable(f"{path}: {error.strerror}") from error
 

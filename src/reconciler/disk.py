@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reconciler.errors import DiskUnreadable
+from reconciler.errors import DiskUnreadable, NotAFile
+from reconciler.files import NotRegular, read_file
 from reconciler.ports import FileInfo
-
-_CHUNK = 1 << 20
 
 
 class RealDisk:
@@ -42,7 +41,7 @@ class RealDisk:
         """``length`` bytes from ``offset`` (negative: from the end), or all; None where there is surely no file."""
         try:
             with _unreadable(path):
-                return _read(path, offset, length)
+                return read_file(path, offset, length)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
@@ -54,31 +53,9 @@ def _unreadable(path: Path) -> Iterator[None]:
         yield
     except (FileNotFoundError, NotADirectoryError):
         raise
+    except NotRegular as error:
+        raise NotAFile(f"{path}: {error.strerror}") from error
     except OSError as error:
         raise DiskUnreadable(f"{path}: {error.strerror or error}") from error
     except ValueError as error:  # a NUL or a lone surrogate: no file can have such a name
         raise FileNotFoundError(f"{path!r}: {error}") from error
-
-
-def _read(path: Path, offset: int, length: int | None) -> bytes:
-    _require_regular(path.stat().st_mode, path)  # before open: opening a FIFO or a device has effects
-    # O_NONBLOCK and the second look are for a path that became a FIFO in between.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        found = os.fstat(descriptor)
-        _require_regular(found.st_mode, path)
-        file.seek(offset if offset >= 0 else max(0, found.st_size + offset))
-        chunks: list[bytes] = []
-        left = length
-        while left is None or left > 0:
-            chunk = file.read(_CHUNK if left is None else min(_CHUNK, left))
-            if not chunk:
-                break
-            chunks.append(chunk)
-            left = None if left is None else left - len(chunk)
-        return b"".join(chunks)
-
-
-def _require_regular(mode: int, path: Path) -> None:
-    if not stat.S_ISREG(mode):
-        raise DiskUnreadable(f"{path}: not a regular file")

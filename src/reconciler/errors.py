@@ -57,6 +57,10 @@ class DiskUnreadable(TemporaryError):
     """A path could not be examined, for a reason other than that it does not exist."""
 
 
+class NotAFile(DiskUnreadable):
+    """A directory, a FIFO or a device stands where a file should; it was not opened."""
+
+
 class SubmissionUncertain(TemporaryError):
     """The submission may or may not have been accepted; only a later look at the queue can tell."""
 

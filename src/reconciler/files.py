@@ -1,6 +1,8 @@
 """Write files so that a crash, a full disk or a second writer costs nothing: all of the new content, or all of the old.
 
 The only edge that writes what people read. It never reads a meaning into content; only a kill makes it leave a temporary file.
+It opens regular files alone, to read or to write: a FIFO or a device would block a pass, or do something. What it makes is never
+wider open than the directory that it is made in.
 """
 
 from __future__ import annotations
@@ -15,9 +17,57 @@ from pathlib import Path
 
 from reconciler.errors import TemporaryError
 
+_CHUNK = 1 << 20
+
 
 class StaleRead(TemporaryError):
     """The file is no longer what was read; nothing was written, and a fresh look will do."""
+
+
+class NotRegular(OSError):
+    """Something else than a regular file; it was not opened."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.EINVAL, "not a regular file", str(path))
+
+
+def read_file(path: Path, offset: int = 0, length: int | None = None) -> bytes:
+    """``length`` bytes from ``offset`` (negative: from the end), or all. Raises OSError."""
+    _require_regular(path.stat().st_mode, path)  # before open: opening a FIFO or a device has effects
+    # O_NONBLOCK and the second look are for a path that became a FIFO in between.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        found = os.fstat(descriptor)
+        _require_regular(found.st_mode, path)
+        file.seek(offset if offset >= 0 else max(0, found.st_size + offset))
+        chunks: list[bytes] = []
+        left = length
+        while left is None or left > 0:
+            chunk = file.read(_CHUNK if left is None else min(_CHUNK, left))
+            if not chunk:
+                break
+            chunks.append(chunk)
+            left = None if left is None else left - len(chunk)
+        return b"".join(chunks)
+
+
+def make_directory(path: Path, *, parents: bool = False) -> None:
+    """A directory, made where there is none, no wider open than the one above it; its name is on disk when this returns. Raises
+    OSError."""
+    if parents and not path.parent.exists():
+        make_directory(path.parent, parents=True)
+    try:
+        path.mkdir(mode=_mode_in(path.parent, 0o777))
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+        return
+    _sync_directory(path.parent)
+
+
+def open_new(path: Path, flags: int) -> int:
+    """Open a file that is made where there is none, no wider open than its directory. Raises OSError."""
+    return os.open(path, flags | os.O_CREAT | os.O_CLOEXEC, _mode_in(path.parent, 0o666))
 
 
 def replace_file(path: Path, content: bytes, *, expected: bytes | None) -> None:
@@ -33,12 +83,14 @@ def replace_file(path: Path, content: bytes, *, expected: bytes | None) -> None:
     target = Path(os.path.realpath(path))
     with _explained(path):
         before = _stat(target)
+        if before is not None:
+            _require_regular(before.st_mode, path)
         if before is not None and not (before.st_mode & 0o222 and os.access(target, os.W_OK)):
             raise PermissionError(errno.EACCES, "it is write-protected")  # a rename would not even ask
         temporary = target.with_name(f".reconcile-{secrets.token_hex(8)}.tmp")
         try:
             _write_new(temporary, content, before)
-            if _content(target) != expected:
+            if _content(target, 1 if expected is None else len(expected) + 1) != expected:
                 raise StaleRead(f"{path}: changed since it was read; it was left as it is")
             temporary.replace(target)
         finally:
@@ -62,22 +114,25 @@ def append_line(path: Path, line: bytes) -> None:
             _sync_directory(path.parent)
 
 
-def make_directory(path: Path) -> None:
-    """A directory, made where there is none; its name is on disk when this returns. Raises OSError."""
-    try:
-        path.mkdir()
-    except FileExistsError:
-        return
-    _sync_directory(path.parent)
-
-
 def move(path: Path, destination: Path) -> None:
     """Rename a file or directory into a directory that is made for it; the new name is on disk when this returns, and before the
     old one is gone. Raises OSError."""
-    destination.parent.mkdir(exist_ok=True)
+    make_directory(destination.parent)
     path.rename(destination)
     _sync_directory(destination.parent)
     _sync_directory(path.parent)
+
+
+def create_once(path: Path) -> bool:
+    """Make an empty file, in a directory made for it if need be; False where it is there already. Of several who try at once, on
+    whatever hosts, one alone gets True: exclusive creation is atomic, also on NFS from version 3 on (man 2 open, O_EXCL)."""
+    with _explained(path):
+        make_directory(path.parent)
+        try:
+            os.close(open_new(path, os.O_WRONLY | os.O_EXCL))
+        except FileExistsError:
+            return False
+    return True
 
 
 # --- steps ---------------------------------------------------------------------------------------
@@ -98,16 +153,17 @@ def _stat(target: Path) -> os.stat_result | None:
         return None
 
 
-def _content(target: Path) -> bytes | None:
+def _content(target: Path, most: int) -> bytes | None:
     try:
-        return target.read_bytes()
+        return read_file(target, 0, most)
     except (FileNotFoundError, NotADirectoryError):
         return None
 
 
 def _write_new(temporary: Path, content: bytes, like: os.stat_result | None) -> None:
     """Write a file that must not exist yet; until it has its owner, nobody else may read one that replaces another."""
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if like is None else 0o600)
+    mode = _mode_in(temporary.parent, 0o666) if like is None else 0o600
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         _write_all(descriptor, content)
         if like is not None:
@@ -134,11 +190,22 @@ def _write_all(descriptor: int, content: bytes) -> None:
 
 
 def _open_for_appending(path: Path) -> tuple[int, bool]:
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     try:
+        _require_regular(path.stat().st_mode, path)
         return os.open(path, flags), False
     except FileNotFoundError:
-        return os.open(path, flags | os.O_CREAT, 0o666), True
+        return open_new(path, flags), True
+
+
+def _require_regular(mode: int, path: Path) -> None:
+    if not stat.S_ISREG(mode):
+        raise NotRegular(path)
+
+
+def _mode_in(directory: Path, mode: int) -> int:
+    """As much of a mode as a directory's own lets through; the umask takes its part besides."""
+    return mode & stat.S_IMODE(directory.stat().st_mode)
 
 
 def _append(descriptor: int, line: bytes) -> None:

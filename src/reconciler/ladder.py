@@ -339,7 +339,9 @@ def _does_the_tool_object(s: Situation) -> Action | None:
 def _submit(s: Situation) -> Action:
     assert s.outputs is not None
     last = s.memory.last
-    replaces_lost = last is not None and last.lost and last.job is None
+    # Attempts that surely were no job settle nothing about one before them that may be.
+    told = next((a for a in reversed(s.memory.attempts) if not (a.withdrawn or a.limited or a.refused is not None)), None)
+    replaces_lost = told is not None and told.lost and told.job is None
     is_asked_for = last is not None and s.memory.rerun is not None and last.order < s.memory.rerun.order
     code, message = ("NotStarted", "nothing is there yet")
     if replaces_lost:

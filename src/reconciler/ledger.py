@@ -1,22 +1,24 @@
 """The ledger: ``.reconcile/ledger.jsonl``, one event a line, appended with fsync before it is relied upon.
 
 A torn last line is what a crash leaves and is dropped; any other damage stops with LedgerDamaged and nothing is changed.
-It never rewrites what is written, except for cutting off that torn line.
+It never rewrites what is written, except for cutting off that torn line. Beside it, ``claims/`` has an empty file for each
+attempt that a pass set out to submit: where locks lie, they tell two passes apart (docs/decisions/0009).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from reconciler.errors import DiskUnreadable, LedgerDamaged
-from reconciler.files import append_line
+from reconciler.files import append_line, create_once, read_file
 from reconciler.memory import Event, MalformedEvent, Memory, fold
 
 DIRECTORY = ".reconcile"
+LARGEST = 64 << 20  # bytes; some hundred thousand events
 
 
 class Ledger:
@@ -26,16 +28,22 @@ class Ledger:
         self.path = experiment / DIRECTORY / "ledger.jsonl"
         self._clock = clock
         self._mended = False
+        self._size = 0
 
     def events(self) -> list[Event]:
         """Every whole event, oldest first; empty where no ledger was ever written. Raises LedgerDamaged, DiskUnreadable."""
-        lines = self._content().split(b"\n")
-        return [self._event(line, number) for number, line in enumerate(lines[:-1], start=1)]
+        return list(self._events())
+
+    def _events(self) -> Iterator[Event]:
+        content = self._content()
+        self._size = len(content)
+        lines = content.split(b"\n")
+        return (self._event(line, number) for number, line in enumerate(lines[:-1], start=1))
 
     def memory(self) -> Memory:
         """What the events amount to. Raises LedgerDamaged, DiskUnreadable."""
         try:
-            return fold(self.events())
+            return fold(self._events())
         except MalformedEvent as error:
             raise self._damaged(error.order) from error
 
@@ -43,23 +51,42 @@ class Ledger:
         """One event, safely on disk when this returns."""
         if not self._mended:
             self._cut_torn_line()
-        line = json.dumps({"at": self._clock(), "event": event, **facts}, ensure_ascii=False, separators=(",", ":"))
-        append_line(self.path, line.encode("utf-8", "surrogateescape") + b"\n")
+        text = json.dumps({"at": self._clock(), "event": event, **facts}, ensure_ascii=False, separators=(",", ":"))
+        # A byte that is no UTF-8 (of a path, of a message) becomes JSON's escape of a lone surrogate, and comes back as it was.
+        line = text.encode("utf-8", "backslashreplace") + b"\n"
+        append_line(self.path, line)
+        self._size += len(line)
+
+    def claim(self, attempt: str) -> bool:
+        """Whether this pass alone may submit an attempt (its token): False where any other ever set out to."""
+        return create_once(self.path.parent / "claims" / attempt)
+
+    def is_left_alone(self) -> bool:
+        """True while nobody else has written since this one was read. Raises DiskUnreadable."""
+        try:
+            return len(read_file(self.path, self._size and self._size - 1)) == min(self._size, 1)
+        except FileNotFoundError:
+            return self._size == 0
+        except OSError as error:
+            raise DiskUnreadable(f"{self.path}: {error.strerror}") from error
 
     def _content(self) -> bytes:
         try:
-            return self.path.read_bytes()
+            content = read_file(self.path, 0, LARGEST + 1)
         except (FileNotFoundError, NotADirectoryError):
             return b""
         except OSError as error:
             raise DiskUnreadable(f"{self.path}: {error.strerror}") from error
+        if len(content) > LARGEST:
+            raise LedgerDamaged(f"{self.path}: is larger than {LARGEST >> 20} MiB, which no experiment of ours fills")
+        return content
 
     def _event(self, line: bytes, number: int) -> Event:
         try:
             event = json.loads(line)
             if isinstance(event["event"], str) and isinstance(event["at"], (int, float)):
                 return dict(event)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             pass
         raise self._damaged(number)
 
@@ -77,4 +104,5 @@ class Ledger:
             with self.path.open("r+b") as file:
                 file.truncate(whole)
                 os.fsync(file.fileno())
+            self._size -= len(content) - whole
         self._mended = True

@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from reconciler.errors import AnotherPass, DiskUnreadable
-from reconciler.files import make_directory
+from reconciler.files import make_directory, open_new
 from reconciler.ledger import DIRECTORY
 
 
@@ -26,7 +26,8 @@ def pass_lock(experiment: Path) -> Iterator[int]:
     path = experiment / DIRECTORY / "lock"
     try:
         make_directory(path.parent)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        # A link would have what it leads to emptied and written over; opening a FIFO for both directions never blocks.
+        descriptor = open_new(path, os.O_RDWR | os.O_NOFOLLOW)
     except OSError as error:
         raise DiskUnreadable(f"{path}: cannot be opened for locking: {error.strerror}") from error
     try:
@@ -43,12 +44,13 @@ def _take(descriptor: int, path: Path) -> None:
         raise AnotherPass(f"another pass holds {path}{_owner(descriptor)}") from error
     except OSError as error:
         raise DiskUnreadable(f"{path}: this filesystem grants no locks ({error.strerror}); reconcile needs flock here") from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+    with suppress(OSError):  # for people alone
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
 
 
 def _owner(descriptor: int) -> str:
-    with suppress(OSError, ValueError, KeyError):
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         owner = json.loads(os.pread(descriptor, 1000, 0))
         return f" (process {owner['pid']} on {owner['host']}, or a submission that it began)"
     return ""

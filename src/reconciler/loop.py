@@ -99,7 +99,7 @@ def run_pass(scene: Scene) -> Pass:
         for root in roots_seen(desired, seen.memory, scene.disk):
             ledger.append("root", path=root)
         policy = scene.policy
-        world = World(scene.backend, scene.disk, ledger, scene.clock, lock, policy.stagger, policy.requeue, scene.say)
+        world = World(scene.backend, ledger, scene.clock, lock, policy, seen.now, scene.say)
         outcomes = act(seen.plan, desired, seen.observed, seen.memory, world)
         with shielded():
             recorded = record(desired, outcomes, seen.observed, ledger, scene.tools, policy, scene.clock())

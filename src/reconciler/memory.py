@@ -170,14 +170,19 @@ class MalformedEvent(Exception):
 
 
 def fold(events: Iterable[Event]) -> Memory:
-    """Memory from events, oldest first. Raises MalformedEvent for one that lacks what its kind has."""
+    """Memory from events, oldest first. Raises MalformedEvent for one that lacks what its kind has, or has it in another form."""
     memory = Memory()
+    steps: dict[str, StepMemory] = {}
     for order, event in enumerate(events, start=1):
         try:
-            memory = _apply(memory, order, event)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            _check(event)
+            if "step" in event:
+                steps[event["step"]] = _apply_to_step(steps.get(event["step"], StepMemory()), event["event"], order, event)
+            else:
+                memory = _apply(memory, order, event)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MalformedEvent(order) from error
-    return memory
+    return replace(memory, steps=steps)
 
 
 def _apply(memory: Memory, order: int, event: Event) -> Memory:
@@ -192,21 +197,101 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     if kind == "writing":
         return replace(memory, written=_both(memory.written, event["cells"]))
     if kind == "unwritten":
-        return replace(memory, written={k: v[1:] if k in event["cells"] else v for k, v in memory.written.items()})
+        return replace(memory, written=_without(memory.written, event["cells"]))
     if kind == "stands":
         return replace(memory, states={**memory.states, **event["states"]})
     if kind == "heard":
         return replace(memory, heard=event["words"])
-    if kind == "release" and "step" not in event:
-        return replace(memory, released=order)
-    if "step" not in event:
-        return memory
-    step = _apply_to_step(memory.of(event["step"]), kind, order, event)
-    return replace(memory, steps={**memory.steps, event["step"]: step})
+    return replace(memory, released=order) if kind == "release" else memory
+
+
+# --- the forms of what events hold -----------------------------------------------------------------
+
+_LATEST_TIME = 253402300800.0  # epoch seconds: the year 10000
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < _LATEST_TIME  # NaN is less than nothing
+
+
+def _is_time_or_unknown(value: object) -> bool:
+    return value is None or _is_time(value)
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_job(value: object) -> bool:
+    """An id as clusters give them: it goes on a command line, where it must not be an option."""
+    return isinstance(value, str) and value[:1] in tuple("0123456789") and value.isprintable()
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+def _are_flags(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_flag, value.values()))
+
+
+def _are_cells(value: object) -> bool:
+    return _are_texts(value) or (isinstance(value, list) and all(map(_is_text, value)))
+
+
+def _are_files(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(file, dict) and _is_file(file) for file in value)
+
+
+def _is_file(value: Mapping[str, object]) -> bool:
+    return isinstance(value["path"], str) and isinstance(value["size"], int) and isinstance(value["mtime_ns"], int)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < 10**9
+
+
+_FORMS = {
+    "at": _is_time, "begins": _is_time, "ended": _is_time, "started": _is_time_or_unknown, "begun": _is_time_or_unknown,
+    "newest": _is_time_or_unknown,
+    "attempt": _is_number, "job": _is_job, "held": _is_flag, "by_hand": _is_flag, "by_person": _is_flag, "kept": _is_flag,
+    "step": _is_text, "name": _is_text, "definition": _is_text, "placement": _is_text, "output_dir": _is_text,
+    "message": _is_text,
+    "state": _is_text, "failure": _is_text, "exit_code": _is_text, "user": _is_text, "why": _is_text, "words": _is_text,
+    "cluster": _is_text, "path": _is_text, "environment": _are_flags, "cells": _are_cells, "states": _are_texts,
+    "meaning": _are_texts, "evidence": _are_files,
+}  # fmt: skip
+
+
+def _check(event: Event) -> None:
+    """Raises ValueError where something of a known kind of event is not in its form; what later versions add is theirs."""
+    if event["event"] in _KINDS and not all(_FORMS[key](value) for key, value in event.items() if key in _FORMS):
+        raise ValueError(event)
+
+
+# --- events one by one -------------------------------------------------------------------------------
 
 
 def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return {**written, **{key: (text, *written.get(key, ())[:1]) for key, text in cells.items()}}
+
+
+def _without(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str] | list[str]) -> dict[str, tuple[str, ...]]:
+    """Less what did not reach the document after all, which need not be the newest where another pass wrote beside this one. Once
+    only the cells' names were written down."""
+    kept = dict(written)
+    for key in kept.keys() & set(cells):
+        texts = list(kept.pop(key))
+        text = cells[key] if isinstance(cells, Mapping) else texts[0]
+        if text in texts:
+            texts.remove(text)
+        if texts:
+            kept[key] = tuple(texts)
+    return kept
 
 
 def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
@@ -267,12 +352,20 @@ _OUTCOMES: Mapping[str, Any] = {
 }
 
 
+_KINDS = frozenset(
+    {"opened", "root", "names", "writing", "unwritten", "stands", "heard", "intent", "adopted", "done", "hold", "cancel"}
+    | {"release", "rerun", "moved", *_OUTCOMES}
+)
+
+
 def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
     """An intent begins an attempt; an adoption confirms the attempt of its number, or stands for one nobody wrote down."""
     number = int(event["attempt"])
     # An adopted job may have begun long before it was found.
     at = float(event["at"] if event.get("begun") is None else event["begun"])
     known = next((a for a in step.attempts if a.number == number), None)
+    if kind == "intent" and known is not None:
+        return step  # of two passes that meant to make the same attempt, one alone could claim it
     if kind == "adopted" and known is not None and not event.get("by_hand"):
         # Under the name that the cluster shows: a site may put something before ours.
         adopted = replace(known, name=event["name"], job=str(event["job"]), lost=False, limited=False, refused=None)

@@ -114,13 +114,14 @@ def _ask_queue(backend: Backend) -> tuple[Job, ...] | Unknown:
 def _ask_accounting(memory: Memory, queue: tuple[Job, ...], backend: Backend) -> tuple[Job, ...] | Unknown | None:
     """Jobs from the accounting; None where nothing needs it.
 
-    It is asked about open attempts whose job the queue does not show, and, before a held replacement may start, about the
-    submission that it replaces.
+    It is asked about open attempts whose job the queue does not show, before a held replacement may start about the submission
+    that it replaces, and who cancelled a job: the queue does not tell.
     """
     shown = {job.id for job in queue} | {job.name for job in queue}
     attempts = [attempt for m in memory.steps.values() for attempt in m.attempts]
     unseen = [attempt for attempt in attempts if attempt.job not in shown and attempt.name not in shown]
-    doubtful = [attempt for attempt in unseen if attempt.is_open]
+    cancelled = {job.name for job in queue if job.state == "CANCELLED" and not job.cancelled_by}
+    doubtful = [attempt for attempt in attempts if attempt.is_open and (attempt in unseen or attempt.name in cancelled)]
     if any(attempt.held and attempt.name in shown for attempt in attempts):
         doubtful += [attempt for attempt in unseen if attempt.lost]
     if not doubtful:

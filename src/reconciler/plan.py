@@ -8,7 +8,6 @@ submission is lost) comes back as events to be written down.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -22,6 +21,7 @@ from reconciler.model import Action, Condition, Desired, Observed, Orphan, Polic
 from reconciler.situation import Ownership, Situation, remember_ends, supersede, whose_jobs
 
 _ONE_NODE = re.compile(r"[A-Za-z0-9._-]+")
+_ONE_FAILURE = 600.0  # s, within which jobs that a node takes with it ended by one failure
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def make_plan(
         learned += situation.learned
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
-    decided = _avoid_nodes(decided, failing_nodes(known, policy))
+    decided = _avoid_nodes(decided, failing_nodes(known, policy), known)
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
     held_back = _hold_back(desired, observed, policy, decided, gate)
     return Plan(tuple(held_back[step.key] for step in desired.steps), tuple(learned), ours.orphans)
@@ -112,27 +112,33 @@ def _ends_of_dropped_steps(
 
 
 def failing_nodes(known: Mapping[str, StepMemory], policy: Policy) -> tuple[str, ...]:
-    """Nodes on which so many jobs of this experiment ended by the node's own failure that no more are sent there. Where a job had
-    several nodes, nothing tells which of them it was."""
-    ends = (attempt.end for memory in known.values() for attempt in memory.attempts if attempt.end is not None)
-    counts = Counter(
-        end.nodes for end in ends if end.failure in ("NodeFailure", "BootFailure") and _ONE_NODE.fullmatch(end.nodes)
-    )
-    least = policy.exclude_after
-    return tuple(sorted(node for node, failures in counts.items() if least and failures >= least))
+    """Nodes that failed jobs of this experiment so often that no more are sent there. Jobs that one failure took count once;
+    where a job had several nodes, nothing tells which of them it was."""
+    ends = [attempt.end for memory in known.values() for attempt in memory.attempts if attempt.end is not None]
+    failures: dict[str, list[float]] = {}
+    for end in sorted(ends, key=lambda end: end.at):
+        if end.failure in ("NodeFailure", "BootFailure") and _ONE_NODE.fullmatch(end.nodes):
+            times = failures.setdefault(end.nodes, [])
+            if not times or end.at - times[-1] > _ONE_FAILURE:
+                times.append(end.at)
+    return tuple(sorted(node for node, times in failures.items() if 0 < policy.exclude_after <= len(times)))
 
 
-def _avoid_nodes(decided: Mapping[str, Action], nodes: Sequence[str]) -> dict[str, Action]:
-    """Submissions keep away from nodes that fail jobs, and say so."""
+def _avoid_nodes(decided: Mapping[str, Action], nodes: Sequence[str], known: Mapping[str, StepMemory]) -> dict[str, Action]:
+    """Submissions keep away from nodes that fail jobs, and say so; not where that left no node that would do."""
     if not nodes:
         return dict(decided)
     listed = ",".join(nodes)
-    return {
-        key: replace(action, options={**action.options, "exclude": listed}, changes=(*action.changes, f"--exclude={listed}"))
-        if action.verb is Verb.SUBMIT
-        else action
-        for key, action in decided.items()
-    }
+
+    def avoiding(action: Action) -> Action:
+        last = known[action.step].last
+        was_refused = last is not None and last.refused is not None and "exclude" in last.options
+        if action.verb is not Verb.SUBMIT or was_refused:
+            return action
+        told = (*action.changes, f"--exclude={listed}")
+        return replace(action, options={**action.options, "exclude": listed}, changes=told)
+
+    return {key: avoiding(action) for key, action in decided.items()}
 
 
 def _leave_alone(action: Action, select: str) -> Action:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from reconciler.act import Outcome
 from reconciler.errors import PermanentError, TemporaryError
+from reconciler.experiment.document import LARGEST
 from reconciler.failures import CANCELLED
-from reconciler.files import replace_file
+from reconciler.files import read_file, replace_file
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Step, Verb, digest
@@ -157,7 +158,7 @@ def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, m
         try:
             replace_file(target, after, expected=before)
         except TemporaryError:
-            ledger.append("unwritten", cells=sorted(cells))
+            ledger.append("unwritten", cells=cells)
             raise
     except (TemporaryError, PermanentError, UnicodeDecodeError) as error:
         return (f"{target}: the status tables were not written: {error}",)
@@ -168,11 +169,14 @@ def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, m
 
 def _content(target: Path, *, must_exist: bool) -> bytes | None:
     try:
-        return target.read_bytes()
+        content = read_file(target, 0, LARGEST + 1)
     except FileNotFoundError:
         if must_exist:
             raise
         return None
+    if len(content) > LARGEST:
+        raise PermanentError(f"it is larger than {LARGEST >> 20} MiB")
+    return content
 
 
 # --- the tools' logs ---------------------------------------------------------------------------------

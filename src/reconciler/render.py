@@ -6,6 +6,7 @@ terminal raw.
 
 from __future__ import annotations
 
+import json
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -44,8 +45,18 @@ class Paint:
 
 def plain(text: str) -> str:
     """Text that cannot steer a terminal: control and bidirectional characters are shown as escapes."""
-    is_unsafe = (unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text)
-    return "".join(f"\\u{ord(c):04x}" if bad else c for c, bad in zip(text, is_unsafe, strict=True))
+    return "".join(f"\\u{ord(c):04x}" if _steers(c) else c for c in text)
+
+
+def _steers(char: str) -> bool:
+    """True for a character that moves the cursor, turns the direction of writing, cannot be seen or cannot be printed."""
+    return not char.isprintable() and unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """A value as JSON with the same care: whatever could steer a terminal, or cannot be encoded, is one of JSON's escapes."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(json.dumps(c)[1:-1] if _steers(c) and c != "\n" else c for c in text)
 
 
 def why(seen: Pass, action: Action) -> str:
@@ -87,8 +98,8 @@ def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
     if not seen.plan.orphans:
         return []
     lines = [
-        f"  {paint('!', 'yellow')} job {o.job.id} ({o.job.state}) is of {plain(o.step) or 'a step'}, which the document does not "
-        f"have; it is left alone, `scancel {o.job.id}` ends it"
+        f"  {paint('!', 'yellow')} job {plain(o.job.id)} ({plain(o.job.state)}) is of {plain(o.step) or 'a step'}, which the "
+        f"document does not have; it is left alone, `scancel {plain(o.job.id)}` ends it"
         for o in seen.plan.orphans
     ]
     return ["", f"{paint('Orphans', 'bold')} ({len(lines)})", *lines]
@@ -150,7 +161,7 @@ def mark(action: Action) -> str:
 def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool = False) -> str:
     """Each step's condition, its job, and why; with its attempts, or without the steps that are done."""
     actions = [a for a in seen.actions if not (quiet and a.condition is Condition.DONE)]
-    rows = [(plain(a.step), a.condition.value, a.job or "-", why(seen, a)) for a in actions]
+    rows = [(plain(a.step), a.condition.value, plain(a.job or "-"), why(seen, a)) for a in actions]
     header = ("STEP", "CONDITION", "JOB", "REASON")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
     lines = [paint("  ".join([*(h.ljust(w) for h, w in zip(header, widths, strict=False)), header[3]]), "bold")]
@@ -195,7 +206,7 @@ def explain_text(seen: Pass, key: str) -> str:
 def _attempt_sentence(attempt: Mapping[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["at"]))
     job = f"job {attempt['job']}" if attempt["job"] else "no job known"
-    return f"{when}, {job}, {attempt['outcome']}"
+    return plain(f"{when}, {job}, {attempt['outcome']}")
 
 
 # --- JSON ----------------------------------------------------------------------------------------------

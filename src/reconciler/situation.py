@@ -85,7 +85,10 @@ def all_jobs(observed: Observed) -> tuple[Job, ...]:
     accounting = observed.accounting if isinstance(observed.accounting, tuple) else ()
     told = (replace(job, phase=Phase.UNLISTED) if job.is_live else job for job in accounting)
     # By name too: ids come back, and an old job of ours may have the id of somebody's new one.
-    seen = {(job.id, job.name): job for job in told} | {(job.id, job.name): job for job in queue}
+    seen = {(job.id, job.name): job for job in told}
+    for job in queue:
+        who = seen.get((job.id, job.name), job).cancelled_by  # the queue does not tell
+        seen[job.id, job.name] = replace(job, cancelled_by=job.cancelled_by or who) if job.state == "CANCELLED" else job
     return tuple(sorted(seen.values(), key=lambda job: (job.submitted or 0.0, job.id)))
 
 

@@ -5,12 +5,11 @@ Appends only; never reads a log's meaning and never rewrites what is there.
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 from reconciler.errors import TemporaryError
-from reconciler.files import append_line
+from reconciler.files import append_line, make_directory, read_file
 from reconciler.status_tables import one_line
 
 
@@ -26,7 +25,7 @@ def append_block(path: Path, at: float, operation: str, subject: str, details: s
     """Add one block to a log, made with its directory where there is none. Raises TemporaryError where that cannot be done."""
     text = block(at, operation, subject, details, job_id, result)
     try:
-        path.parent.mkdir(exist_ok=True)
+        make_directory(path.parent)
         gap = "\n" if _is_unfinished(path) else ""
     except OSError as error:
         raise TemporaryError(f"{path}: cannot be written: {error.strerror}") from error
@@ -36,7 +35,6 @@ def append_block(path: Path, at: float, operation: str, subject: str, details: s
 def _is_unfinished(path: Path) -> bool:
     """True where the last line has no newline, so that a block would run on in it."""
     try:
-        with path.open("rb") as file:
-            return file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+        return read_file(path, -1) not in (b"", b"\n")
     except FileNotFoundError:
         return False

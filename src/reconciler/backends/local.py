@@ -24,6 +24,7 @@ from reconciler.backends import local_supervisor
 from reconciler.backends.local_supervisor import MARK, End, JobDirectory, Record, Start, locked, write_atomically
 from reconciler.batch_script import BatchScript, parse_batch_script, parse_time_limit
 from reconciler.errors import ClusterUnreachable, SubmissionRefused
+from reconciler.files import read_file
 from reconciler.model import Job, Phase
 from reconciler.ports import Doubt, Environment, Submission
 
@@ -321,7 +322,7 @@ _MEANS_OTHER_JOBS = ("array", "dependency", "test-only")  # to run such a script
 def _read_script(path: Path) -> tuple[bytes, BatchScript]:
     """The script as sbatch would take it; the messages are sbatch's."""
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise SubmissionRefused(f"Unable to open file {path}: {error.strerror}") from error
     if not content.strip():
@@ -337,7 +338,7 @@ def _read_script(path: Path) -> tuple[bytes, BatchScript]:
     return content, script
 
 
-_BEGIN_IN = re.compile(r"now(?:\+(\d+)\s*(second|minute|hour|day|week)?s?)?")
+_BEGIN_IN = re.compile(r"now(?:\+([0-9]{1,12})\s*(second|minute|hour|day|week)?s?)?")
 _UNIT_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 7 * 86400}
 
 
@@ -354,7 +355,7 @@ def parse_begin(text: str, now: float) -> float:
         return now + int(match[1] or 0) * _UNIT_SECONDS[match[2] or "second"]
     try:
         return datetime.fromisoformat(text).timestamp()  # without a zone, local time, as Slurm has it
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         accepted = "now+N[seconds|minutes|hours|days|weeks], YYYY-MM-DD[THH:MM[:SS]]"
         raise SubmissionRefused(f"Invalid --begin specification: {text} (accepted: {accepted})") from error
 

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from reconciler.errors import ClusterUnreachable
+from reconciler.files import open_new
 
 T = TypeVar("T")
 
@@ -154,7 +155,7 @@ class JobDirectory:
             return None
         except OSError as error:
             raise ClusterUnreachable(f"{self.path / name}: {error.strerror}") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             message = f"{self.path / name} is damaged; remove {self.path} once nothing of that job runs any more"
             raise ClusterUnreachable(message) from error
 
@@ -384,7 +385,7 @@ def _run(job: JobDirectory, record: Record) -> End:
 
 def _open_output(path: str, record: Record) -> int:
     mode = os.O_APPEND if record.append else os.O_TRUNC
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | mode, 0o666)
+    return open_new(Path(path), os.O_WRONLY | mode)
 
 
 def _watch(job: JobDirectory, start: Start, leader: subprocess.Popen[bytes], time_limit: float | None) -> End:

@@ -19,6 +19,7 @@ from reconciler.backends.slurm_cli import SlurmCli, kind_of_refusal, submission_
 from reconciler.backends.slurm_states import base_state, is_held, phase_of
 from reconciler.batch_script import parse_batch_script
 from reconciler.errors import ClusterUnreachable, SubmissionUncertain
+from reconciler.files import read_file
 from reconciler.model import Job, Phase
 from reconciler.ports import Doubt, Environment, Submission
 
@@ -153,10 +154,13 @@ class SlurmApi:
             self._site = self._ask("site") or {"release": "", "filters": []}
         if self._site["filters"]:
             raise OnlySbatchCan(f"this site changes submissions in sbatch: {self._site['filters'][0]}")
-        text = job.script.read_bytes()
+        text = read_file(job.script)
         if b"\r" in text or not text.startswith(b"#!"):
             raise OnlySbatchCan("a script that sbatch refuses")
-        script = parse_batch_script(job.script, text.decode())
+        try:
+            script = parse_batch_script(job.script, text.decode())
+        except UnicodeDecodeError as error:
+            raise OnlySbatchCan("a script that is not UTF-8") from error
         environment = submission_environment(self._environment)
         submitter = Submitter(socket.gethostname(), _umask(), _soft_limits(), _release(self._site["release"]))
         return describe(job, script, environment, submitter)

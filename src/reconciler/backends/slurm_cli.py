@@ -24,6 +24,7 @@ from reconciler.errors import (
 from reconciler.model import Job
 from reconciler.ports import Doubt, Environment, Submission
 
+_LONGEST = 2000  # characters of what a command says that are kept
 _QUERY_SECONDS = 60.0  # a dead controller costs every client call 9 s, a busy one more
 _SUBMIT_SECONDS = 60
 
@@ -151,7 +152,7 @@ class SlurmCli:
 
 def _last_words(command: Sequence[str], errors: str, code: int) -> str:
     """What a failed command said last, under its name once."""
-    said = errors.splitlines()[-1] if errors else f"exit code {code}"
+    said = errors.splitlines()[-1][:_LONGEST] if errors else f"exit code {code}"
     return said if said.startswith(command[0]) else f"{command[0]}: {said}"
 
 
@@ -206,16 +207,7 @@ class _Sign:
 
 
 _SIGNS = (
-    _Sign(
-        "SubmitJob", LimitReached, "Batch job submission failed: Job violates accounting/QOS policy (QOSMaxSubmitJobPerUserLimit)"
-    ),
-    _Sign(
-        "accounting/QOS policy",
-        LimitReached,
-        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
-    ),
-    _Sign("unable to accept job", LimitReached, "Slurm temporarily unable to accept job, sleeping and retrying"),
-    _Sign("Resource temporarily unavailable", LimitReached, "Batch job submission failed: Resource temporarily unavailable"),
+    # Those of doubt first: a retry notice may stand before a timeout, and then the last try may have been accepted.
     _Sign("timed out", SubmissionUncertain, "Batch job submission failed: Socket timed out on send/recv operation"),
     _Sign(
         "Unable to contact",
@@ -229,6 +221,16 @@ _SIGNS = (
     _Sign("Insane message", SubmissionUncertain, "Batch job submission failed: Insane message length"),
     _Sign("standby mode", SubmissionUncertain, "Batch job submission failed: Slurm backup controller in standby mode"),
     _Sign("authentication", SubmissionUncertain, "Batch job submission failed: Protocol authentication error"),
+    _Sign(
+        "SubmitJob", LimitReached, "Batch job submission failed: Job violates accounting/QOS policy (QOSMaxSubmitJobPerUserLimit)"
+    ),
+    _Sign(
+        "accounting/QOS policy",
+        LimitReached,
+        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
+    ),
+    _Sign("unable to accept job", LimitReached, "Slurm temporarily unable to accept job, sleeping and retrying"),
+    _Sign("Resource temporarily unavailable", LimitReached, "Batch job submission failed: Resource temporarily unavailable"),
     _Sign("Batch job submission failed", SubmissionRefused, "Batch job submission failed: Invalid partition name specified"),
     _Sign("Batch script", SubmissionRefused, "Batch script contains DOS line breaks (\\r\\n)"),
     _Sign("batch script", SubmissionRefused, "This does not look like a batch script."),
@@ -238,6 +240,10 @@ _SIGNS = (
 )
 
 
+_CUT_SHORT = (124, 137, 143, -9, -15)
+"""How a command ends that timeout(1), or somebody else, did not let finish: what it had said by then proves nothing."""
+
+
 def read_submission(code: int, output: str, errors: str) -> str:
     """The job's id from what sbatch said, or the exception that says what is known of the submission instead.
 
@@ -245,11 +251,12 @@ def read_submission(code: int, output: str, errors: str) -> str:
     have been accepted.
     """
     lines = output.strip().splitlines() if output.endswith("\n") else []  # half an id is another job's
-    found = re.fullmatch(r"(\d+)(;\S+)?", lines[-1].strip()) if lines else None
+    found = re.fullmatch(r"([0-9]{1,20})(;\S+)?", lines[-1].strip()) if lines else None
     if code == 0 and found:
         return found[1]
     said = " ".join(line.removeprefix("sbatch: error: ") for line in errors.strip().splitlines()) or f"exit code {code}"
-    if found or code == 0:
+    said = said[:_LONGEST]
+    if found or code in (0, *_CUT_SHORT):
         raise SubmissionUncertain(f"sbatch ended with {code} and said {(output.strip() or errors.strip())[:200]!r}")
     raise next((sign.kind for sign in _SIGNS if sign.part in errors), SubmissionUncertain)(said)
 
@@ -262,6 +269,9 @@ def kind_of_refusal(message: str) -> type[Exception]:
 # --- answers to queries ----------------------------------------------------------------------------------
 
 
+_JOB_ID = re.compile(r"[0-9]")  # how it begins: 12, 12_3, 12_[4-9%2], 12+1
+
+
 def parse_squeue(text: str) -> tuple[Job, ...]:
     """Jobs from squeue's answer in ``_SQUEUE_FORMAT``. Raises ClusterUnreachable for an answer that is not whole."""
     records = text.split(_RECORD + "\n")
@@ -271,7 +281,7 @@ def parse_squeue(text: str) -> tuple[Job, ...]:
 
 
 def _queue_job(fields: Sequence[str]) -> Job:
-    if len(fields) != len(_SQUEUE_FIELDS) or not fields[0][:1].isdigit():
+    if len(fields) != len(_SQUEUE_FIELDS) or not _JOB_ID.match(fields[0]):
         raise ClusterUnreachable(f"squeue's answer has a row that is not one: {' '.join(fields)[:200]!r}")
     row = dict(zip((name for name, _ in _SQUEUE_FIELDS), fields, strict=True))
     state, by = base_state(row["State"])
@@ -301,9 +311,9 @@ def _queue_job(fields: Sequence[str]) -> Job:
 def _exit_code(status: str) -> str:
     """``code:signal`` from what squeue prints: a wait status on 22.05 (768 is 3:0, 4021, output file not opened, is 0:53), and
     ``code:signal`` itself on 24.11."""
-    if re.fullmatch(r"\d+:\d+", status):
+    if re.fullmatch(r"[0-9]{1,10}:[0-9]{1,10}", status):
         return status
-    if not status.isdigit():
+    if not re.fullmatch(r"[0-9]{1,10}", status):
         return ""
     number = int(status)
     signal = number & 0x7F
@@ -315,11 +325,11 @@ def parse_sacct(text: str) -> tuple[Job, ...]:
     if text and not text.endswith("\n"):
         raise ClusterUnreachable("sacct's answer is cut off")
     rows: list[list[str]] = []
-    for line in text.splitlines():
+    for line in text.removesuffix("\n").split("\n") if text else ():  # splitlines() would cut names and directories at more
         fields = line.split(_FIELD)
         if len(fields) == 1 and rows:
             rows[-1][-1] += f"\n{line}"  # a job name with a line break in it
-        elif len(fields) == len(_SACCT_FIELDS):
+        elif len(fields) == len(_SACCT_FIELDS) and _JOB_ID.match(line):
             rows.append(fields)
         else:
             raise ClusterUnreachable(f"sacct's answer has a row that is not one: {line[:200]!r}")
@@ -348,4 +358,5 @@ def _accounted_job(row: Mapping[str, str]) -> Job:
 
 
 def _time(text: str) -> float | None:
-    return float(text) if text.isdigit() else None
+    """Epoch seconds; None for a word (``N/A``, ``Unknown``) and for what no calendar has."""
+    return float(text) if re.fullmatch(r"[0-9]{1,11}", text) else None

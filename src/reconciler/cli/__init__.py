@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
 
@@ -31,6 +32,13 @@ _EXIT_CODES: tuple[tuple[type[ReconcileError], int], ...] = (
 )
 
 
+def prepare_streams() -> None:
+    """A name that this terminal's encoding lacks is no reason to fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run(arguments: list[str]) -> int:
     """The exit code of one command line; every error is one sentence on stderr."""
     from reconciler.cli.commands import reconcile
@@ -42,7 +50,7 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except click.ClickException as error:
-        error.show()
+        _complain_of_usage(error)
         return 2
     except ReconcileError as error:
         _complain(error, quiet="--quiet" in arguments)
@@ -51,10 +59,19 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 0
     except Exception:  # noqa: BLE001 - whatever was not foreseen is a bug, and must not look like "something is pending" (1)
-        traceback.print_exc()
+        for line in traceback.format_exc().splitlines():
+            print(plain(line), file=sys.stderr)
         print("reconcile: this is a bug in reconcile; the ledger tells how far the pass came", file=sys.stderr)
         return 70
     return int(code or 0)
+
+
+def _complain_of_usage(error: click.ClickException) -> None:
+    """As click itself does, but for what a shell's glob may have put on the command line."""
+    shown = io.StringIO()
+    error.show(file=shown)
+    for line in shown.getvalue().splitlines():
+        print(plain(line), file=sys.stderr)
 
 
 def _complain(error: ReconcileError, quiet: bool) -> None:

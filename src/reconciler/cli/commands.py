@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import sys
@@ -142,7 +141,7 @@ def _warn(seen: Pass) -> None:
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(render.json_text(value))
 
 
 # --- looking ---------------------------------------------------------------------------------------------
@@ -310,7 +309,10 @@ def _with_steps(asked: Asked, arguments: tuple[str, ...]) -> tuple[Asked, tuple[
 
 def _is_experiment(path: Path) -> bool:
     """True where there is a document, or a doubt which one it is."""
-    return path.is_file() or any((path / name).exists() for name in DOCUMENTS)
+    try:
+        return path.is_file() or any((path / name).exists() for name in DOCUMENTS)
+    except OSError:  # a name that is too long, a directory that is closed: no experiment that could be meant
+        return False
 
 
 def _give(asked: Asked, arguments: tuple[str, ...], order: words.Order, yes: bool) -> int:

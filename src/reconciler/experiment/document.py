@@ -12,9 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reconciler.errors import InvalidExperiment, Problem
-from reconciler.experiment.names import ACCEPTED, closest, fault_of, same_name
+from reconciler.experiment.names import ACCEPTED, closest, fault_of, same_name, shortened
 from reconciler.model import RunKind
 
+LARGEST = 1 << 20  # bytes of a document or of settings; markdown takes 10 s for that, YAML 30 s
+MOST_RUNS = 10_000
+MOST_EVALUATIONS = 20_000
+LAST_EPOCH = 9999
+TOO_MANY_EVALUATIONS = f"the evaluation plan comes to more than {MOST_EVALUATIONS:,} evaluations; no experiment has that many"
+_LONGEST = 2000  # characters of a message
+_HINTS = 20  # likenesses are dear to find, and nobody reads them all
 DEFAULT_PATTERN = "ck-out-{run_name}/epoch_{N}"
 TYPES = "`Fine-tuned`, `Control` or `eval-only`"
 
@@ -85,11 +92,34 @@ class Faults:
 
     def add(self, line: int, message: str, run: str | None = None, *, warning: bool = False) -> None:
         """Note one problem at a line (0: the file as a whole)."""
-        self.found.append(Problem(self.file, line, message, run, warning))
+        told = message if len(message) <= _LONGEST else f"{message[:_LONGEST]}…"
+        self.found.append(Problem(self.file, line, told, run, warning))
+
+
+class Plan:
+    """The evaluations of each run, as they are read; what unfolds into too many of them is refused at once."""
+
+    def __init__(self, file: Path) -> None:
+        self.tasks: dict[str, tuple[PlannedTask, ...]] = {}
+        self._file = file
+        self._count = 0
+
+    def add(self, run: str, wanted: Iterable[PlannedTask]) -> None:
+        """Plan tasks for a run, beside those that it has. Raises InvalidExperiment."""
+        found = dict.fromkeys(self.tasks.get(run, ()))
+        for task in wanted:
+            self._count += len(task.epochs) or 1
+            if self._count > MOST_EVALUATIONS:
+                raise InvalidExperiment(Problem(self._file, task.line, TOO_MANY_EVALUATIONS))
+            found[task] = None
+        self.tasks[run] = tuple(found)
 
 
 def decode(content: bytes, file: Path) -> str:
-    """The text of a document. Raises InvalidExperiment where it is empty or not UTF-8."""
+    """The text of a document. Raises InvalidExperiment where it is too large, empty or not UTF-8."""
+    if len(content) > LARGEST:
+        wrong = f"is larger than {LARGEST >> 20} MiB, and no document of an experiment is; is it the right file?"
+        raise InvalidExperiment(Problem(file, 0, wrong))
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -113,22 +143,29 @@ def check_names(names: Iterable[Named], faults: Faults, what: str = "run name") 
     for name in names:
         fault = fault_of(name.text)
         if fault:
-            shown = "" if not name.text else f" {name.text!r}"
+            shown = "" if not name.text else f" {shortened(name.text)!r}"
             faults.add(name.line, f"the {what}{shown} {fault}; accepted: {ACCEPTED}")
             continue
         earlier = first.setdefault(same_name(name.text), name)
         if earlier is not name:
             spelled = "" if earlier.text == name.text else ", with the same letters in another Unicode form"
-            faults.add(name.line, f"the {what} `{name.text}` is already used on line {earlier.line}{spelled}; each needs its own")
+            faults.add(
+                name.line,
+                f"the {what} `{shortened(name.text)}` is already used on line {earlier.line}{spelled}; each needs its own",
+            )
 
 
-def listed_run(name: Named, runs: Iterable[RunRow], faults: Faults) -> str | None:
+def listed_names(runs: Iterable[RunRow]) -> dict[str, str]:
+    """Each listed run's name, by the form in which equal-looking names are equal."""
+    return {same_name(run.name): run.name for run in runs}
+
+
+def listed_run(name: Named, listed: Mapping[str, str], faults: Faults) -> str | None:
     """The run that a row of the evaluation plan means, as the list of runs spells it; otherwise noted, and None."""
-    spelled = {same_name(run.name): run.name for run in runs}
-    found = spelled.get(same_name(name.text))
+    found = listed.get(same_name(name.text))
     if found is None:
-        hint = closest(name.text, spelled.values())
-        faults.add(name.line, f"the evaluation plan names the run `{name.text}`, which is not listed{hint}")
+        hint = closest(name.text, listed.values()) if len(faults.found) < _HINTS else ""
+        faults.add(name.line, f"the evaluation plan names the run `{shortened(name.text)}`, which is not listed{hint}")
     return found
 
 

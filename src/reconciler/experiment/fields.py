@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from markdown_it.token import Token
 
-_FIELD = re.compile(r"(?P<mark>\*\*|__|\*|_|)(?P<key>[^*:`|]{1,60}?)\s*(?::(?P=mark)|(?P=mark)\s*:)\s*(?P<value>.*)")
-_BOLD = re.compile(r"(\*\*|__)(?P<title>[^*`]{1,60}?)\s*:?\s*\1\s*:?")
+# Every repetition before the value has a bound: a line of ten thousand spaces must not take minutes.
+_FIELD = re.compile(r"(?P<mark>\*\*|__|\*|_|)(?P<key>[^*:`|]{1,60}?)\s{0,9}(?::(?P=mark)|(?P=mark)\s{0,9}:)(?P<value>.*)")
+_BOLD = re.compile(r"(\*\*|__)(?P<title>[^*`]{1,60}?)\s{0,9}:?\s{0,9}\1\s{0,9}:?")
 _COMMENT = re.compile(r"<!--.*?(-->|$)")
 _ESCAPED = re.compile(r"\\([!-/:-@\[-`{-~])")
 
@@ -85,7 +86,13 @@ def _field(line: int, content: str, headings: tuple[str, ...]) -> Field | None:
 def _value(text: str) -> str:
     """A value without its backticks, emphasis, comment and the remark in parentheses behind it."""
     text = _COMMENT.sub("", text).strip()
-    if quoted := re.match(r"(`+)\s*(.+?)\s*\1", text):
-        return quoted[2]
-    text = re.sub(r"\s+\([^()]*\)\s*$", "", text)
-    return plain(text).strip("\"'")
+    ticks = text[: len(text) - len(text.lstrip("`"))]
+    if ticks and (end := text.find(ticks, len(ticks) + 1)) > 0:
+        return text[len(ticks) : end].strip()
+    return plain(_without_remark(text)).strip("\"'")
+
+
+def _without_remark(text: str) -> str:
+    before, bracket, remark = text.rpartition("(")
+    is_remark = bracket and remark.endswith(")") and ")" not in remark[:-1] and before != before.rstrip()
+    return before.rstrip() if is_remark else text

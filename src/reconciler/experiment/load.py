@@ -14,8 +14,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from reconciler.errors import DiskUnreadable, InvalidExperiment, Problem
-from reconciler.experiment.document import Document, Named, PlannedTask, RunRow, decode
+from reconciler.errors import DiskUnreadable, InvalidExperiment, NotAFile, Problem
+from reconciler.experiment.document import (
+    LARGEST,
+    MOST_EVALUATIONS,
+    MOST_RUNS,
+    TOO_MANY_EVALUATIONS,
+    Document,
+    Named,
+    PlannedTask,
+    RunRow,
+    decode,
+)
 from reconciler.experiment.names import closest, same_name
 from reconciler.model import Desired, EvaluationInput, Reading, Reason, RunInput, RunKind, Stage, Step
 from reconciler.ports import Disk, Tool, by_stage
@@ -52,6 +62,8 @@ def find_document(path: Path) -> Path:
 def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
     """The desired state. Raises InvalidExperiment for faults of the document, DiskUnreadable where it cannot be read."""
     document = _read_document(find_document(path), disk)
+    if len(document.runs) > MOST_RUNS:
+        raise InvalidExperiment(Problem(document.path, 0, f"lists {len(document.runs):,} runs; accepted: up to {MOST_RUNS:,}"))
     chosen, unknown = _choose_tools(document, tools)
     faults = [problem for problem in (*document.problems, *unknown) if problem.run is None and not problem.warning]
     if faults:
@@ -59,7 +71,7 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
     directory = document.path.parent.resolve()
     entries = disk.names(directory) or ()
     scene = _Scene(document, directory, entries, chosen["preparation"], chosen["evaluation"], disk)
-    readings = [scene.read(run) for run in document.runs]
+    readings = list(_within_bounds((scene.read(run) for run in document.runs), document))
     steps = [step for reading in readings for step in reading.steps]
     shared = tuple(_shared_outputs(steps, document))
     found = (problem for reading in readings for problem in reading.problems)
@@ -70,6 +82,16 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
         steps=tuple(_apart(step, shared) for step in steps),
         problems=(*document.problems, *found, *shared, *scene.unlisted(), *_patterns_in_path(directory, document)),
     )
+
+
+def _within_bounds(readings: Iterable[Reading], document: Document) -> Iterator[Reading]:
+    """The readings, as long as their steps are not more than any experiment has."""
+    count = 0
+    for reading in readings:
+        count += len(reading.steps)
+        if count > MOST_EVALUATIONS:
+            raise InvalidExperiment(Problem(document.path, 0, TOO_MANY_EVALUATIONS))
+        yield reading
 
 
 def _is_there(path: Path) -> bool:
@@ -83,7 +105,10 @@ def _is_there(path: Path) -> bool:
 
 
 def _read_document(path: Path, disk: Disk) -> Document:
-    content = disk.read(path)
+    try:
+        content = disk.read(path, 0, LARGEST + 1)
+    except NotAFile as error:
+        raise InvalidExperiment(Problem(path, 0, "is no regular file; the document must be one")) from error
     if content is None:
         raise InvalidExperiment(Problem(path, 0, "does not exist any more"))
     text = decode(content, path)
@@ -191,6 +216,8 @@ class _Scene:
         problems: list[Problem] = []
         for task in (self.document.plan or {}).get(row.name, ()):
             epochs, fault = self._epochs(row, step, task)
+            if len(found) + len(epochs) > MOST_EVALUATIONS:
+                raise InvalidExperiment(Problem(self.document.path, task.line, TOO_MANY_EVALUATIONS))
             found.extend(EvaluationInput(task.task, epoch, task.line) for epoch in epochs)
             if fault:
                 message = f"`{task.task}` of the {row.kind.value} run `{row.name}` {fault}"

@@ -7,23 +7,26 @@ would have to guess, it notes a problem with line, column and value, and never g
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.experiment import marks
 from reconciler.experiment.document import (
     DEFAULT_PATTERN,
+    LAST_EPOCH,
     TYPES,
     Document,
     Faults,
     Named,
+    Plan,
     PlannedTask,
     RunRow,
     check_names,
     check_pattern,
     is_nothing,
     kind_of,
+    listed_names,
     listed_run,
 )
 from reconciler.experiment.fields import Field, find_fields, plain, title_of
@@ -213,12 +216,13 @@ def _own_epochs(row: Row, columns: _Columns, key: str, kind: RunKind, faults: Fa
         return None
     number = _positive(written)
     if number is None:
-        faults.add(row.line, f"the `Epochs` of run `{columns.text(row, _NAME)}` is {written!r}; accepted: a whole number from 1")
+        name = columns.text(row, _NAME)
+        faults.add(row.line, f"the `Epochs` of run `{name}` is {written!r}; accepted: a whole number from 1 to {LAST_EPOCH}")
     return number
 
 
 def _positive(text: str) -> int | None:
-    match = re.fullmatch(r"(0*[1-9][0-9]{0,5})( epochs?)?", text.casefold())
+    match = re.fullmatch(r"(0*[1-9][0-9]{0,3})( epochs?)?", text.casefold())
     return int(match[1]) if match else None
 
 
@@ -233,15 +237,16 @@ def _read_plan(
     if not matrices or not runs:
         return None
     known = _listed_tasks(tables[_TASKS])
-    plan: dict[str, tuple[PlannedTask, ...]] = {}
+    names = listed_names(runs)
+    plan = Plan(faults.file)
     for table in matrices:
         columns = _Columns.of(table)
         tasks = _task_columns(table, columns, known, runs, faults)
         if not _has_unique(columns, (_NAME,), table, faults):
             continue
-        for name, row in _rows_of_runs(table, columns, runs, faults):
-            plan[name] = plan.get(name, ()) + tuple(_wanted(row, tasks, faults))
-    return plan
+        for name, row in _rows_of_runs(table, columns, names, faults):
+            plan.add(name, _wanted(row, tasks, faults))
+    return plan.tasks
 
 
 def _is_matrix(table: Table, faults: Faults) -> bool:
@@ -253,11 +258,11 @@ def _is_matrix(table: Table, faults: Faults) -> bool:
     return _NAME in columns
 
 
-def _rows_of_runs(table: Table, columns: _Columns, runs: tuple[RunRow, ...], faults: Faults) -> Iterator[tuple[str, Row]]:
+def _rows_of_runs(table: Table, columns: _Columns, names: Mapping[str, str], faults: Faults) -> Iterator[tuple[str, Row]]:
     """Each row of a matrix with the listed run that it is about; a run has one row."""
     seen: dict[str, int] = {}
     for row in _full_rows(table, columns, faults):
-        name = listed_run(Named(columns.text(row, _NAME), row.line), runs, faults)
+        name = listed_run(Named(columns.text(row, _NAME), row.line), names, faults)
         if name is None:
             continue
         if seen.setdefault(name, row.line) != row.line:
@@ -329,7 +334,7 @@ def _configured_epochs(fields: tuple[Field, ...], runs: tuple[RunRow, ...], faul
         return _positive(field.value) if field else None
     number = _positive(field.value)
     if number is None:
-        faults.add(field.line, f"`{field.key}` is {field.value!r}; accepted: a whole number from 1")
+        faults.add(field.line, f"`{field.key}` is {field.value!r}; accepted: a whole number from 1 to {LAST_EPOCH}")
     return number
 
 

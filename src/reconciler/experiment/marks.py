@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 ACCEPTED = "`✓`, `✓ epoch 0,1`, `✓ epochs 0-2`, `✓ all`, or `-` or nothing where the evaluation is not wanted"
 
+_LONGEST = 200  # characters of a mark
 _UNWANTED = frozenset({"", "-", "–", "—", "no", "n/a", "none", "✗", "✘", "❌"})
 _EPOCHS = r"\d{1,4}(?:\s*[-–]\s*\d{1,4})?"
 _MARK = re.compile(
@@ -37,7 +38,7 @@ def read_mark(text: str) -> Mark | None:
     plain = " ".join(text.replace("\ufe0f", "").casefold().split())
     if plain in _UNWANTED:
         return Mark(wanted=False)
-    match = _MARK.fullmatch(plain)
+    match = _MARK.fullmatch(plain) if len(plain) <= _LONGEST else None
     if match is None or (match["open"] and not match["list"] and not match["every"] and not match["last"]):
         return None
     epochs = _listed(match["list"] or "")

@@ -34,11 +34,16 @@ def same_name(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def shortened(name: str) -> str:
+    """The name as it is told to a person: of one that is absurdly long, the beginning."""
+    return name if len(name) <= _LONGEST else f"{name[:60]}…"
+
+
 def closest(name: str, names: Iterable[str]) -> str:
     """`` (did you mean `…`?)`` where one of ``names`` is much like ``name``, else nothing."""
     from difflib import get_close_matches
 
-    found = get_close_matches(name, list(names), n=1)
+    found = get_close_matches(name, list(names), n=1) if len(name) <= _LONGEST else []
     return f" (did you mean `{found[0]}`?)" if found else ""
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from reconciler.batch_script import parse_memory
 from reconciler.errors import DiskUnreadable, InvalidExperiment, Problem, UsageError
-from reconciler.experiment.document import decode
+from reconciler.experiment.document import LARGEST, decode
 from reconciler.experiment.yaml_text import line_of, parse_yaml, schema_faults
+from reconciler.files import NotRegular, read_file
 from reconciler.model import Policy, Raise
 from reconciler.schemas import schema
 
@@ -57,9 +58,11 @@ def read_settings(experiment: Path, overrides: Mapping[str, object], home: Path)
 def _read(file: Path) -> Mapping[str, Any]:
     """The settings in a file; none where it does not exist or is empty."""
     try:
-        content = file.read_bytes()
+        content = read_file(file, 0, LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError):
         return {}
+    except NotRegular as error:
+        raise InvalidExperiment(Problem(file, 0, "is no regular file; settings are read from one, or left out")) from error
     except OSError as error:
         raise DiskUnreadable(f"{file}: cannot be read: {error.strerror}") from error
     found: Mapping[str, Any] | None = parse_yaml(decode(content, file), file) if content.strip() else None

@@ -14,11 +14,13 @@ from reconciler.experiment.document import (
     Document,
     Faults,
     Named,
+    Plan,
     PlannedTask,
     RunRow,
     check_names,
     check_pattern,
     kind_of,
+    listed_names,
     listed_run,
 )
 from reconciler.experiment.names import closest
@@ -96,14 +98,14 @@ def _plan(root: Any, runs: tuple[RunRow, ...], faults: Faults) -> dict[str, tupl
     if evaluation.get("matrix") is None:
         return None
     known = [task["name"] for task in evaluation.get("tasks") or ()]
-    plan: dict[str, tuple[PlannedTask, ...]] = {}
+    names = listed_names(runs)
+    plan = Plan(faults.file)
     for index, entry in enumerate(evaluation["matrix"]):
         place: list[str | int] = ["evaluation", "matrix", index]
-        name = listed_run(Named(entry["run"], line_of(root, [*place, "run"])), runs, faults)
+        name = listed_run(Named(entry["run"], line_of(root, [*place, "run"])), names, faults)
         if name is not None:
-            wanted = _wanted(root, place, known, faults)
-            plan[name] = tuple(dict.fromkeys((*plan.get(name, ()), *wanted)))
-    return plan
+            plan.add(name, _wanted(root, place, known, faults))
+    return plan.tasks
 
 
 def _wanted(root: Any, place: list[str | int], known: list[str], faults: Faults) -> Iterator[PlannedTask]:

@@ -5,15 +5,19 @@ Pure. Builds no objects beyond maps, lists and scalars, whatever tags a text car
 
 from __future__ import annotations
 
-import math
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reconciler.errors import InvalidExperiment, Problem
+from reconciler.limits import is_whole, unfolded
 
 _MOST_VALUES = 1_000_000
+_TOO_LARGE = 1e300  # NaN is not less than it either
+_LARGEST_WHOLE = 2**256  # longer ones cannot even be printed (Python's limit is 4300 digits)
+_LONGEST = 200  # characters of a text in a message
 Place = Sequence["str | int"]
 
 
@@ -25,7 +29,9 @@ def parse_yaml(text: str, file: Path) -> Any:
     from ruamel.yaml.reader import ReaderError
 
     try:
-        root = YAML(typ="rt", pure=True).load(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they would print the text as it is
+            root = YAML(typ="rt", pure=True).load(text)
     except DuplicateKeyError as error:
         key = re.search(r'duplicate key "([^"]*)"', str(error.problem))
         raise _invalid(file, error, f"the key `{key[1] if key else '?'}` stands twice; leave one") from error
@@ -35,10 +41,11 @@ def parse_yaml(text: str, file: Path) -> Any:
         line = text.count("\n", 0, error.position) + 1
         wrong = f"is not YAML: the character U+{error.character:04X} is not allowed"
         raise InvalidExperiment(Problem(file, line, wrong)) from error
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise InvalidExperiment(Problem(file, 0, f"is not YAML: {error}")) from error
-    if _unfolded(root, {}) > _MOST_VALUES:
-        raise InvalidExperiment(Problem(file, 0, "its aliases (`*name`) unfold into too many values; write them out"))
+    except RecursionError as error:
+        raise InvalidExperiment(Problem(file, 0, "is nested too deeply for an experiment's file")) from error
+    except (YAMLError, ValueError) as error:
+        raise InvalidExperiment(Problem(file, 0, f"is not YAML: {str(error)[:_LONGEST]}")) from error
+    _check_values(root, file)
     return root
 
 
@@ -63,20 +70,32 @@ def schema_faults(root: Any, schema: Mapping[str, Any], file: Path) -> tuple[Pro
     return tuple(sorted(set(found), key=lambda problem: problem.line))
 
 
-def _unfolded(node: Any, known: dict[int, float]) -> float:
-    """How many values a node holds once its aliases are followed; without end where it holds itself."""
-    if not isinstance(node, (Mapping, list)):
-        return 1
-    if id(node) not in known:
-        known[id(node)] = math.inf  # holds while its own children are counted
-        children = node.values() if isinstance(node, Mapping) else node
-        known[id(node)] = 1 + sum(_unfolded(child, known) for child in children)
-    return known[id(node)]
+def _check_values(root: Any, file: Path) -> None:
+    if unfolded(root, {})[0] > _MOST_VALUES:
+        raise InvalidExperiment(Problem(file, 0, "its aliases (`*name`) unfold into too many values; write them out"))
+    for value in _scalars(root):
+        if isinstance(value, int) and abs(value) > _LARGEST_WHOLE:
+            raise InvalidExperiment(Problem(file, 0, "holds a number of more than 70 digits; write it in quotes if it is a name"))
+        if isinstance(value, str) and ("\0" in value or not is_whole(value)):
+            wrong = f"the text {value[:_LONGEST]!r} holds a NUL or half a character, which no name and no path can"
+            raise InvalidExperiment(Problem(file, 0, wrong))
+
+
+def _scalars(node: Any) -> Iterator[Any]:
+    """Every value in a node that is neither a map nor a list, keys too."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            yield from (*_scalars(key), *_scalars(value))
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from _scalars(value)
+    else:
+        yield node
 
 
 def _is_finite(value: object) -> bool:
     """A number as JSON knows it; YAML's ``.nan`` and ``.inf`` are none, and slip through every minimum and maximum."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _TOO_LARGE
 
 
 def _invalid(file: Path, error: Any, message: str) -> InvalidExperiment:
@@ -134,4 +153,5 @@ def _shown(value: object) -> str:
         return "a list"
     if value is None:
         return "empty"
-    return repr(str(value)) if isinstance(value, str) else str(value)
+    shown = repr(str(value)) if isinstance(value, str) else str(value)
+    return shown if len(shown) <= _LONGEST else f"{shown[:_LONGEST]}…"

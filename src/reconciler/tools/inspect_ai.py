@@ -11,6 +11,8 @@ import math
 import os
 import re
 import shlex
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -21,6 +23,7 @@ from typing import cast
 
 from reconciler.batch_script import parse_batch_script
 from reconciler.errors import DiskUnreadable, Problem
+from reconciler.limits import can_be_path, unfolded
 from reconciler.model import (
     EvaluationInput,
     FileId,
@@ -38,6 +41,12 @@ from reconciler.ports import Disk
 from reconciler.script_checks import script_problems
 from reconciler.tools.formats.eval_log import EvalLog, LogDamaged, read_eval_log
 
+_MAX_SCRIPT = 4 << 20  # bytes; slurm.conf, MaxScriptSize
+_MAX_SETTINGS = 256 << 10  # bytes
+_MOST_SETTINGS = 100_000  # values
+_LONGEST_LINE = 1 << 16  # characters that are looked at for a command
+_LONGEST_WORD = 4096
+_MOST_VARIABLES = 1000
 _WEIGHTS = (".safetensors", ".pt", ".bin")
 _EPOCH_DIRECTORY = re.compile(r"epoch_\d+$")
 _NUMBERED = re.compile(r"(?P<task>.+)_epoch(?P<epoch>0|[1-9][0-9]*)")
@@ -62,7 +71,9 @@ class InspectAI:
         except DiskUnreadable as error:
             return Reading(problems=(Problem(run.document, run.line, str(error), run.name),))
         run = run if run.planned else replace(run, evaluations=_evaluations_of(run, scripts))
-        readings = [_read_evaluation(run, evaluation, scripts, disk) for evaluation in run.evaluations]
+        lone = _at_one_epoch(run)
+        places = ((evaluation, _candidates(run, evaluation, lone)) for evaluation in run.evaluations)
+        readings = [_read_evaluation(run, evaluation, candidates, scripts, disk) for evaluation, candidates in places]
         steps = {step.key: step for step, _ in readings}
         problems = [*_checkpoint_faults(run, disk), *(problem for _, its_problems in readings for problem in its_problems)]
         return Reading(_with_rivals(tuple(steps.values())), (*problems, *_unplanned(run, scripts)))
@@ -101,12 +112,18 @@ class _Place:
     is_cell: bool = False
 
 
-def _candidates(run: RunInput, evaluation: EvaluationInput) -> list[_Place]:
+def _at_one_epoch(run: RunInput) -> frozenset[str]:
+    """The tasks that are evaluated at one epoch alone, whose cells need not name it."""
+    counts = Counter(task for task, _ in {(evaluation.task, evaluation.epoch) for evaluation in run.evaluations})
+    return frozenset(task for task, count in counts.items() if count == 1)
+
+
+def _candidates(run: RunInput, evaluation: EvaluationInput, lone: frozenset[str]) -> list[_Place]:
     """Every place that is accepted for an evaluation's script, the expected one first."""
     directory, task, epoch = run.directory / "eval", evaluation.task, evaluation.epoch
     flat = f"{task}_base" if epoch is None else f"{task}_epoch{epoch}"
     cells = [task if epoch is None else flat]
-    if run.kind is RunKind.FINE_TUNED and epoch is not None and len({e.epoch for e in run.evaluations if e.task == task}) == 1:
+    if run.kind is RunKind.FINE_TUNED and epoch is not None and task in lone:
         cells.append(task)
     places = [_Place(directory / f"{flat}.slurm", flat), *(_Place(directory / c / "cell.slurm", c, True) for c in cells)]
     return places if run.document.suffix == ".md" else [*places[1:], places[0]]
@@ -149,15 +166,15 @@ def _evaluations_of(run: RunInput, scripts: Iterable[Path]) -> tuple[EvaluationI
 
 
 def _unplanned(run: RunInput, scripts: Iterable[Path]) -> Iterator[Problem]:
-    wanted = {place.script for evaluation in run.evaluations for place in _candidates(run, evaluation)}
+    lone = _at_one_epoch(run)
+    wanted = {place.script for evaluation in run.evaluations for place in _candidates(run, evaluation, lone)}
     message = "no planned evaluation has this script; accepted are <task>_epoch<N>.slurm, <task>_base.slurm, <cell>/cell.slurm"
     return (Problem(script, 0, message, run.name, warning=True) for script in scripts if script not in wanted)
 
 
 def _read_evaluation(
-    run: RunInput, evaluation: EvaluationInput, scripts: tuple[Path, ...], disk: Disk
+    run: RunInput, evaluation: EvaluationInput, candidates: list[_Place], scripts: tuple[Path, ...], disk: Disk
 ) -> tuple[Step, list[Problem]]:
-    candidates = _candidates(run, evaluation)
     there = [place for place in candidates if place.script in scripts]
     if len(there) == 1:
         return _read_script(run, evaluation, there[0], disk)
@@ -193,9 +210,9 @@ def _bare_step(run: RunInput, evaluation: EvaluationInput, place: _Place) -> Ste
 def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk: Disk) -> tuple[Step, list[Problem]]:
     step = _bare_step(run, evaluation, place)
     try:
-        text = disk.read(place.script) or b""
+        text = _script_text(place.script, disk)
         settings = _read_settings(place, disk)
-        script = parse_batch_script(place.script, text.decode("utf-8", "surrogateescape"))
+        script = parse_batch_script(place.script, text)
         problems = list(script_problems(script, run.name, disk))
         command = _parse_command(script.commands, place.script.parent, disk)
     except (DiskUnreadable, _SettingsInvalid) as error:
@@ -234,6 +251,13 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
     ), problems
 
 
+def _script_text(path: Path, disk: Disk) -> str:
+    content = disk.read(path, 0, _MAX_SCRIPT + 1) or b""
+    if len(content) > _MAX_SCRIPT:
+        raise _SettingsInvalid(f"{path} is larger than {_MAX_SCRIPT >> 20} MiB; is it the right file?", 0)
+    return content.decode("utf-8", "surrogateescape")
+
+
 def _no_such_epoch(run: RunInput, evaluation: EvaluationInput, place: _Place) -> Reason | None:
     if run.kind is not RunKind.FINE_TUNED or not run.checkpoints:
         return None  # a training at fault saves nothing, and says so itself
@@ -255,20 +279,30 @@ class _SettingsInvalid(Exception):
 
 def _read_settings(place: _Place, disk: Disk) -> dict[str, str]:
     """The meaning of the cell's ``eval.yaml``, each top-level key with its value as JSON; empty where there is none."""
-    content = disk.read(place.script.parent / "eval.yaml") if place.is_cell else None
+    content = disk.read(place.script.parent / "eval.yaml", 0, _MAX_SETTINGS + 1) if place.is_cell else None
     if content is None:
         return {}
+    if len(content) > _MAX_SETTINGS:
+        raise _SettingsInvalid(f"eval.yaml is larger than {_MAX_SETTINGS >> 10} KiB; is it the right file?", 1)
     from ruamel.yaml import YAML  # heavy, and needed by the newer layout alone
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
-        settings = YAML(typ="safe", pure=True).load(content.decode("utf-8")) or {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they would print the text as it is
+            settings = YAML(typ="safe", pure=True).load(content.decode("utf-8")) or {}
+        _check_size(settings)
         return {str(key): json.dumps(value, sort_keys=True, default=str) for key, value in settings.items()}
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise _SettingsInvalid(f"not valid YAML: {error.problem}", line) from error
     except (YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise _SettingsInvalid(f"expected a YAML mapping of settings: {error}", 1) from error
+        raise _SettingsInvalid(f"expected a YAML mapping of settings: {str(error)[:300]}", 1) from error
+
+
+def _check_size(settings: object) -> None:
+    if unfolded(settings, {})[0] > _MOST_SETTINGS:
+        raise ValueError("its aliases (`*name`) unfold into too many values; write them out")
 
 
 # --- what the script asks of inspect-ai --------------------------------------------------------------
@@ -299,7 +333,8 @@ def _parse_command(commands: str, directory: Path, disk: Disk) -> _Command | Non
         words = [_expand(word, variables) for word in words]
         assignments = words[1:] if words[0] == "export" else words
         if all(_ASSIGNMENT.match(word) for word in assignments):
-            variables |= {name: value for name, _, value in (word.partition("=") for word in assignments)}
+            if len(variables) < _MOST_VARIABLES:
+                variables |= {name: value for name, _, value in (word.partition("=") for word in assignments)}
         elif words[0] == "cd" and len(words) == 2 and _is_literal(words[1]) and _is_directory(directory / words[1], disk):
             directory = directory / words[1]  # a cd that fails leaves a batch script where it was
             variables["PWD"] = str(directory)
@@ -331,6 +366,8 @@ def _read_command(words: list[str], directory: Path, variables: Mapping[str, str
 def _simple_commands(commands: str) -> Iterator[list[str]]:
     """Each simple command's words; redirections and separators end one. A line that cannot be split is passed over."""
     for line in commands.replace("\\\n", " ").splitlines():
+        if len(line) > _LONGEST_LINE:
+            continue
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split, lexer.commenters = True, ""
         try:
@@ -348,7 +385,9 @@ def _is_directory(path: Path, disk: Disk) -> bool:
 
 
 def _expand(word: str, variables: Mapping[str, str]) -> str:
-    return _VARIABLE.sub(lambda match: variables.get(match[1] or match[2], match[0]), word)
+    """The word with the variables that are known put in; as it stands where that grows without end (``A=$A$A`` many times)."""
+    found = _VARIABLE.sub(lambda match: variables.get(match[1] or match[2], match[0]), word)
+    return found if len(found) <= max(_LONGEST_WORD, len(word)) else word
 
 
 def _is_literal(word: str) -> bool:
@@ -364,7 +403,7 @@ def _last(words: Iterable[str]) -> str | None:
 def _options(words: list[str]) -> dict[str, list[str]]:
     """The values of each option, in order, for ``--name value``, ``--name=value`` and ``-Xvalue``."""
     options: dict[str, list[str]] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.partition("=")
         if word[:2] in ("-T", "-M") and not word.startswith("--"):
             options.setdefault(word[:2], []).append(word[2:] or following)
@@ -547,7 +586,7 @@ def _fault(log: EvalLog, limit: str | None) -> Reason | None:
         return Reason("SamplesMissing", f"{log.completed or 0} of {log.total or 0} samples completed")
     if log.limit is not None and not _is_limit_asked(log.limit, limit):
         asked = f"--limit {limit} is asked for" if limit else "the whole dataset is asked for"
-        return Reason("LimitDiffers", f"it was limited to {log.limit} samples, while {asked}")
+        return Reason("LimitDiffers", f"it was limited to {log.limit!s:.100} samples, while {asked}")
     if log.samples is None:
         return Reason("SamplesMissing", "the log does not say how many samples its dataset has")
     expected = log.samples if log.limit is None else min(log.limit, log.samples) if isinstance(log.limit, int) else None
@@ -634,4 +673,4 @@ def _means(text: str, value: object) -> bool:
 
 def _real(path: Path | str) -> str:
     """The path without symbolic links, as far as it exists."""
-    return os.path.realpath(path)
+    return os.path.realpath(path) if can_be_path(str(path)) else str(path)

@@ -16,6 +16,7 @@ from typing import cast
 
 from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.errors import DiskUnreadable, Problem
+from reconciler.limits import can_be_path
 from reconciler.model import Edit, Outputs, OutputState, Reading, Reason, RunInput, RunKind, Stage, Step, digest
 from reconciler.ports import Disk
 from reconciler.script_checks import script_problems
@@ -30,7 +31,9 @@ _STATE = Path("recipe_state", "recipe_state.pt")
 _EPOCH = re.compile(r"epoch_(0|[1-9][0-9]*)")
 _OVERRIDE = re.compile(r"~?[A-Za-z_][\w.]*=\S*")
 _RESUME = "resume_from_checkpoint"  # how to launch, not what comes out: no part of what defines a result
-_MAX_CONFIG = 1 << 20
+_MOST_EPOCHS = 9999
+_MAX_CONFIG = 256 << 10  # bytes; a hundred times an honest one, and read in a few seconds
+_MAX_SCRIPT = 4 << 20  # bytes; slurm.conf, MaxScriptSize
 _SHOWN = 3
 
 
@@ -123,13 +126,15 @@ def _directory_fault(run: RunInput, disk: Disk) -> _Fault | None:
     return _Fault("NotScaffolded", Problem(run.document, run.line, message, run.name))
 
 
-def _read_text(path: Path, run: RunInput, disk: Disk) -> str | _Fault:
+def _read_text(path: Path, run: RunInput, disk: Disk, most: int) -> str | _Fault:
     try:
-        content = disk.read(path)
+        content = disk.read(path, 0, most + 1)
     except DiskUnreadable as error:
         return _Fault("ScaffoldingUnreadable", Problem(path, 0, f"cannot be read: {error}", run.name))
     if content is None:
         return _Fault("NotScaffolded", Problem(path, 0, f"is missing; run `{run.name}` needs it to be trained", run.name))
+    if len(content) > most:
+        return _Fault("ConfigInvalid", Problem(path, 0, f"is larger than {most >> 10} KiB; is it the right file?", run.name))
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -138,13 +143,13 @@ def _read_text(path: Path, run: RunInput, disk: Disk) -> str | _Fault:
 
 def _read_script(run: RunInput, disk: Disk) -> BatchScript | _Fault:
     path = run.directory / _SCRIPT
-    text = _read_text(path, run, disk)
+    text = _read_text(path, run, disk, _MAX_SCRIPT)
     return parse_batch_script(path, text) if isinstance(text, str) else text
 
 
 def _read_training(run: RunInput, disk: Disk) -> _Training | _Fault:
     path = run.directory / _CONFIG
-    text = _read_text(path, run, disk)
+    text = _read_text(path, run, disk, _MAX_CONFIG)
     if isinstance(text, _Fault):
         return text
     try:
@@ -159,8 +164,9 @@ def _training(config: OmegaConfig, path: Path) -> _Training:
     if output_dir is None:
         raise ConfigFault(0, "`output_dir` is missing; accepted: the directory for this run's epochs")
     epochs = config.get("epochs")
-    if type(epochs) is not int or epochs < 1:
-        raise ConfigFault(config.line("epochs"), f"`epochs` is {epochs!r}; accepted: a whole number from 1")
+    if type(epochs) is not int or not 1 <= epochs <= _MOST_EPOCHS:
+        message = f"`epochs` is {epochs!r:.100}; accepted: a whole number from 1 to {_MOST_EPOCHS}"
+        raise ConfigFault(config.line("epochs"), message)
     elsewhere = _directory(config, "checkpointer.output_dir", path.parent)
     if elsewhere is not None and not _is_same_path(elsewhere, output_dir):
         line = config.line("checkpointer.output_dir")
@@ -185,8 +191,8 @@ def _directory(config: OmegaConfig, key: str, base: Path) -> Path | None:
     value = config.get(key)
     if value is None:
         return None
-    if not isinstance(value, str) or not value.strip() or "$" in value or value.startswith("~") or "\0" in value:
-        raise ConfigFault(config.line(key), f"`{key}` is {value!r}; accepted: a path written out (no `~`, no `$VARIABLE`)")
+    if not isinstance(value, str) or not value.strip() or "$" in value or value.startswith("~") or not can_be_path(value):
+        raise ConfigFault(config.line(key), f"`{key}` is {value!r:.300}; accepted: a path written out (no `~`, no `$VARIABLE`)")
     return base / value
 
 
@@ -195,7 +201,7 @@ def _flag(config: OmegaConfig, key: str) -> bool:
     if value is None or isinstance(value, bool):
         return bool(value)
     raise ConfigFault(
-        config.line(key), f"`{key}` is {value!r}, which the trainer would take as it likes; accepted: True or False"
+        config.line(key), f"`{key}` is {value!r:.100}, which the trainer would take as it likes; accepted: True or False"
     )
 
 
@@ -207,11 +213,12 @@ def _saved_epochs(config: OmegaConfig, epochs: int) -> tuple[int, ...]:
     if value is None or value == "all":
         return tuple(range(epochs))
     listed = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
-    numbers = {int(str(epoch)) for epoch in listed if str(epoch).isdecimal()} if isinstance(listed, list) else set()
+    is_list = isinstance(listed, list)
+    numbers = {int(str(epoch)) for epoch in listed if re.fullmatch(r"[0-9]{1,9}", str(epoch))} if is_list else set()
     saved = tuple(sorted(numbers & set(range(epochs))))
     if not saved or len(numbers) != len(listed):
         message = (
-            f"`epochs_to_save` is {value!r}; accepted: all, or a list of epochs from 0 to {epochs - 1}, one at least "
+            f"`epochs_to_save` is {value!r:.100}; accepted: all, or a list of epochs from 0 to {epochs - 1}, one at least "
             "(a training that saves nothing leaves nothing to verify)"
         )
         raise ConfigFault(config.line("epochs_to_save"), message)

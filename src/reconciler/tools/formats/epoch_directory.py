@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ _NOT_COPIED = (".pt", ".pth", ".bin", ".safetensors", ".index.json")
 _LARGEST_COPY = 100 << 20  # the trainer copies no larger file
 _MAX_JSON = 16 << 20
 _MAX_DEPTH = 8
+_MAX_COPIES = 10_000
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,11 @@ def small_files(base: Path, disk: Disk) -> dict[Path, int] | str:
     try:
         if disk.names(base) is None:
             return f"the base model {base} is not there to compare with"
-        return dict(_walk(base, Path(), disk))
+        found = dict(islice(_walk(base, Path(), disk), _MAX_COPIES + 1))
     except DiskUnreadable as error:
         return f"the base model cannot be read: {error}"
+    is_plausible = len(found) <= _MAX_COPIES
+    return found if is_plausible else f"the base model {base} has more than {_MAX_COPIES:,} files; is it the right one?"
 
 
 def _walk(base: Path, inside: Path, disk: Disk) -> Iterable[tuple[Path, int]]:

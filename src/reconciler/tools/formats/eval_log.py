@@ -11,7 +11,7 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -26,6 +26,10 @@ LARGEST = 32 * 2**20
 _CHUNK = 2**20
 _ZSTANDARD = 93
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+_MOST_FOR_A_BYTE = 1032  # what deflate can make of one byte, and honest zstd does not
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, _ZSTANDARD)
+_LONGEST = 300  # characters of a text that is shown
+_MOST_SAMPLES = 10**9
 _SIGNS_OF_DAMAGE = (  # what zipfile and json raise for bytes that are not theirs; RuntimeError: encrypted, or nested too deeply
     zipfile.BadZipFile, zlib.error, struct.error, ValueError, TypeError, LookupError, OverflowError, EOFError, RuntimeError,
 )  # fmt: skip
@@ -79,7 +83,7 @@ def read_eval_log(path: Path, disk: Disk, *, deep: bool = False) -> EvalLog | No
             return _read_plain(path, disk)
         return _read_archive(_Window(path, disk, 0, found.size), deep=deep)
     except _SIGNS_OF_DAMAGE as error:
-        raise LogDamaged(f"{path.name} is damaged or incomplete: {error}") from error
+        raise LogDamaged(f"{path.name} is damaged or incomplete: {str(error)[:_LONGEST]}") from error
 
 
 def _read_plain(path: Path, disk: Disk) -> EvalLog | None:
@@ -98,6 +102,7 @@ def _read_archive(window: _Window, *, deep: bool) -> EvalLog:
     archive = zipfile.ZipFile(window)
     entries = {entry.filename: entry for entry in archive.infolist()}
     if deep:
+        _check_claims(entries.values(), window)
         for entry in entries.values():
             for _ in _pieces(archive, window, entry):
                 pass
@@ -110,14 +115,27 @@ def _read_archive(window: _Window, *, deep: bool) -> EvalLog:
     raise LogDamaged(f"{window.name} has neither header.json nor _journal/start.json")
 
 
+def _named(entry: zipfile.ZipInfo, window: _Window) -> str:
+    return f"{entry.filename[:_LONGEST]} in {window.name}"
+
+
+def _check_claims(entries: Iterable[zipfile.ZipInfo], window: _Window) -> None:
+    """Raises LogDamaged where the entries claim more than a file of this size can hold: no check may take for ever."""
+    packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
+    if packed > window.size or unpacked > _MOST_FOR_A_BYTE * window.size:
+        raise LogDamaged(f"the entries of {window.name} claim more than it holds")
+
+
 def _contents(archive: zipfile.ZipFile, window: _Window, entry: zipfile.ZipInfo) -> bytes:
     if entry.file_size > LARGEST:
-        raise LogDamaged(f"{entry.filename} in {window.name} is larger than {LARGEST >> 20} MiB and was not read")
+        raise LogDamaged(f"{_named(entry, window)} is larger than {LARGEST >> 20} MiB and was not read")
     return b"".join(_pieces(archive, window, entry))
 
 
 def _pieces(archive: zipfile.ZipFile, window: _Window, entry: zipfile.ZipInfo) -> Iterator[bytes]:
     """An entry's contents, a bounded piece at a time; raises before more than the declared size has been given."""
+    if entry.compress_type not in _METHODS:
+        raise LogDamaged(f"{_named(entry, window)} is compressed as no log is")
     stream = _open_zstandard(window, entry) if entry.compress_type == _ZSTANDARD else archive.open(entry)
     size = crc = 0
     while piece := stream.read(_CHUNK):
@@ -126,7 +144,7 @@ def _pieces(archive: zipfile.ZipFile, window: _Window, entry: zipfile.ZipInfo) -
             break
         yield piece
     if (size, crc) != (entry.file_size, entry.CRC):
-        raise LogDamaged(f"{entry.filename} in {window.name} is not what the log's directory says")
+        raise LogDamaged(f"{_named(entry, window)} is not what the log's directory says")
 
 
 def _open_zstandard(window: _Window, entry: zipfile.ZipInfo) -> _Readable:
@@ -135,10 +153,10 @@ def _open_zstandard(window: _Window, entry: zipfile.ZipInfo) -> _Readable:
     window.seek(entry.header_offset)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack(window.read(_LOCAL_HEADER.size))
     if signature != b"PK\x03\x04":
-        raise LogDamaged(f"{entry.filename} in {window.name} is not where the log's directory says")
+        raise LogDamaged(f"{_named(entry, window)} is not where the log's directory says")
     start = entry.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     return _Zstandard(
-        zstandard.ZstdDecompressor().stream_reader(
+        zstandard.ZstdDecompressor(max_window_size=LARGEST).stream_reader(
             cast("IO[bytes]", window.part(start, entry.compress_size)), read_across_frames=True
         )
     )
@@ -168,6 +186,10 @@ class _Window:
 
     def part(self, start: int, length: int) -> _Window:
         return _Window(self._path, self._disk, start, min(start + length, self._end))
+
+    @property
+    def size(self) -> int:
+        return self._end - self._start
 
     def seekable(self) -> bool:
         return True
@@ -213,13 +235,13 @@ def _header(content: Mapping[str, Any]) -> EvalLog:
         model=str(run.get("model") or ""),
         model_path=str(arguments["model_path"]) if arguments.get("model_path") else None,
         metadata=_mapping(run.get("metadata")),
-        limit=config.get("limit") if config.get("limit") is not None else config.get("sample_id"),
+        limit=_limit(config),
         samples=_count(_mapping(run.get("dataset")).get("samples")),
         epochs=_count(config.get("epochs")) or 1,
         total=_count(results.get("total_samples")),
         completed=_count(results.get("completed_samples")),
         is_invalidated=bool(content.get("invalidated")),
-        error=str(_mapping(content.get("error")).get("message") or ""),
+        error=str(_mapping(content.get("error")).get("message") or "")[:_LONGEST],
     )
 
 
@@ -228,9 +250,16 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _count(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_SAMPLES
+    return cast(int, value) if is_count else None
 
 
-def _epoch_seconds(text: str) -> float:
+def _limit(config: Mapping[str, Any]) -> object:
+    """What narrowed the samples; a number that counts nothing is no number."""
+    found = config.get("limit") if config.get("limit") is not None else config.get("sample_id")
+    return str(found)[:_LONGEST] if isinstance(found, int) and _count(found) is None else found
+
+
+def _epoch_seconds(text: object) -> float:
     """Epoch seconds of an ISO 8601 time; Python before 3.11 does not know the ``Z`` suffix."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+    return datetime.fromisoformat(str(text).replace("Z", "+00:00")).timestamp()

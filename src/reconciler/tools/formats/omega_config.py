@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from reconciler.limits import is_whole, unfolded
 
 Path = tuple[str, ...]
 
 _MAX_NODES = 100_000  # aliases of aliases multiply; an honest configuration has a few hundred
 _MAX_TEXT = 1 << 16
+_MAX_DEPTH = 100
+_LONGEST = 300  # characters of a message
 _REFERENCE = re.compile(r"(?<!\\)\$\{([^${}:]*)\}")  # the innermost ones; a colon marks a resolver
 _BOOLS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 _NULLS = {"", "~", "null", "Null", "NULL"}
@@ -70,14 +75,19 @@ def read_omega_config(text: str) -> OmegaConfig:
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
     try:
-        root = YAML(typ="safe", pure=True).compose(text)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they would print the text as it is
+            root = YAML(typ="safe", pure=True).compose(text)
         tree, lines = _Tree().build(root)
-        return OmegaConfig(_References(tree, lines).resolve(tree, (), ()), lines)
+        references = _References(tree, lines)
+        resolved = references.resolve(tree, (), ())
+        references.check_size(resolved, ())
+        return OmegaConfig(resolved, lines)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigFault(mark.line + 1 if mark else 0, f"not valid YAML: {error.problem or error.context}") from error
     except YAMLError as error:
-        raise ConfigFault(0, f"not valid YAML: {str(error).splitlines()[0]}") from error
+        raise ConfigFault(0, f"not valid YAML: {str(error).splitlines()[0][:_LONGEST]}") from error
     except RecursionError as error:
         raise ConfigFault(0, "nested too deeply to be a configuration") from error
 
@@ -102,6 +112,8 @@ class _Tree:
         self._count += 1
         if self._count > _MAX_NODES:
             raise ConfigFault(node.start_mark.line + 1, "too large to be a configuration")
+        if isinstance(node.value, str) and not is_whole(node.value):
+            raise ConfigFault(node.start_mark.line + 1, "a text holds half a character (a lone surrogate)")
         if isinstance(node.value, str):
             return _scalar(node.value) if node.style is None else node.value
         if node.id == "sequence":
@@ -113,7 +125,7 @@ class _Tree:
         own: dict[str, Any] = {}
         for key, value in node.value:
             line, name = key.start_mark.line + 1, key.value
-            if not isinstance(name, str):
+            if not isinstance(name, str) or not is_whole(name):
                 raise ConfigFault(line, "a key must be a word")
             if name == "<<" and key.style is None:
                 merged = {**self._merge(value, path), **merged}
@@ -160,6 +172,8 @@ class _References:
         self._tree = tree
         self._lines = lines
         self._known: dict[Path, Any] = {}
+        self._sizes: dict[int, tuple[float, float]] = {}
+        self._kept: list[Any] = []
 
     def resolve(self, value: Any, path: Path, trail: tuple[Path, ...]) -> Any:
         """The value at ``path`` with its references replaced; ``trail`` are the keys whose values wait for this one."""
@@ -174,6 +188,7 @@ class _References:
             value = self._target(match[1], path, trail)
             if match[0] == text:
                 return value
+            self.check_size(value, path)
             text = text[: match.start()] + str(value) + text[match.end() :]
             if len(text) > _MAX_TEXT:
                 raise ConfigFault(self._line(path), f"`{'.'.join(path)}` grows without end")
@@ -190,7 +205,15 @@ class _References:
                     self._line(path), f"`${{{reference}}}` names no key of this file; accepted: the dotted name of one"
                 )
             self._known[target] = self.resolve(value, target, (*trail, path, target))
+            self.check_size(self._known[target], path)
         return self._known[target]
+
+    def check_size(self, value: Any, path: Path) -> None:
+        """Refuse what unfolds too far: references to references share their values, and whoever walks them does not."""
+        self._kept.append(value)  # so that nothing else gets its id
+        count, depth = unfolded(value, self._sizes)
+        if count > _MAX_NODES or depth > _MAX_DEPTH:
+            raise ConfigFault(self._line(path), "its references unfold into too many values; write them out")
 
     def _find(self, target: Path, trail: tuple[Path, ...]) -> Any:
         value: Any = self._tree

@@ -12,7 +12,8 @@ from typing import Any
 from reconciler.ports import Disk
 
 _PREFIX = 8
-_MAX_HEADER = 100_000_000  # the format's own limit
+_MAX_HEADER = 16 << 20  # of a hundred thousand tensors; the format's own limit, 100 MB, takes more than 1 GiB to parse
+_MAX_OFFSET = 1 << 63
 
 
 def safetensors_fault(path: Path, disk: Disk) -> str | None:
@@ -42,6 +43,6 @@ def _last_offset(header: bytes) -> int | None:
 
 def _end(tensor: Any) -> int:
     begin, end = tensor["data_offsets"]
-    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end:
+    if type(begin) is not int or type(end) is not int or not 0 <= begin <= end < _MAX_OFFSET:
         raise ValueError(tensor)
     return end

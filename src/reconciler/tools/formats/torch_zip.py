@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import io
 import pickletools
+import struct
 import zipfile
 import zlib
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import cast
 
 from reconciler.ports import Disk
 
-_MAX_READ = 16 << 20  # no honest central directory and no honest data.pkl is larger
+_MAX_READ = 8 << 20  # bytes; no honest central directory (of 50,000 tensors) and no honest data.pkl is larger
+_MAX_INTEGER = 10**9
+_CHUNK = 1 << 20
+_LONGEST_NAME = 100
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_MOST_FOR_A_BYTE = 1032  # what deflate can make of one byte (zlib's own figure)
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
@@ -26,6 +33,7 @@ _DAMAGE = (
     KeyError,
     NotImplementedError,
     RuntimeError,
+    struct.error,
 )
 _INTEGERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"}
 _MEMO = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
@@ -39,7 +47,7 @@ def torch_zip_fault(path: Path, disk: Disk, *, deep: bool = False) -> str | None
     try:
         with closing(_open(path, found.size, disk)) as archive:
             _pickle_entry(archive)
-            damaged = archive.testzip() if deep else None
+            damaged = _damaged_entry(archive, found.size) if deep else None
     except _DAMAGE as error:
         return f"is cut short or no torch file ({found.size} bytes: {error})"
     return f"is damaged at {damaged}" if damaged else None
@@ -53,7 +61,7 @@ def read_integer(path: Path, key: str, disk: Disk) -> int | None:
     try:
         with closing(_open(path, found.size, disk)) as archive:
             entry = _pickle_entry(archive)
-            return _integer_after(key, archive.read(entry)) if entry.file_size <= _MAX_READ else None
+            return _integer_after(key, b"".join(_pieces(archive, entry))) if entry.file_size <= _MAX_READ else None
     except _DAMAGE:
         return None
 
@@ -69,11 +77,36 @@ def _pickle_entry(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     raise zipfile.BadZipFile("no data.pkl in it")
 
 
+def _damaged_entry(archive: zipfile.ZipFile, size: int) -> str | None:
+    """The first entry that is not what its checksum says. Reads no more than a file of this size can hold."""
+    entries = archive.infolist()
+    packed, unpacked = sum(entry.compress_size for entry in entries), sum(entry.file_size for entry in entries)
+    if packed > size or unpacked > _MOST_FOR_A_BYTE * size:
+        raise zipfile.BadZipFile("its entries claim more than it holds")
+    for entry in entries:
+        try:
+            for _ in _pieces(archive, entry):
+                pass
+        except zipfile.BadZipFile:
+            return entry.filename[:_LONGEST_NAME]
+    return None
+
+
+def _pieces(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Iterator[bytes]:
+    """An entry's contents, a bounded piece at a time: asked for all of it, zipfile unpacks gigabytes of one that lies."""
+    if entry.compress_type not in _METHODS:
+        raise zipfile.BadZipFile("compressed as no torch file is")
+    with archive.open(entry) as stream:
+        while piece := stream.read(_CHUNK):
+            yield piece
+
+
 def _integer_after(key: str, pickle: bytes) -> int | None:
     is_next = False
     for opcode, argument, _ in pickletools.genops(pickle):
         if is_next and opcode.name not in _MEMO:
-            return cast(int, argument) if opcode.name in _INTEGERS else None
+            is_plausible = opcode.name in _INTEGERS and isinstance(argument, int) and abs(argument) <= _MAX_INTEGER
+            return cast(int, argument) if is_plausible else None
         is_next = is_next or (argument == key and "UNICODE" in opcode.name)
     return None
 
