@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 SOURCES := . examples/trainers/tune examples/trainers/inspect
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz fuzz-readers agreement check format format-check lint types contract test-slurm build clean
+.PHONY: help demo test fuzz fuzz-readers faults mutants agreement check format format-check lint types contract test-slurm build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,13 @@ fuzz-readers: $(STAMP) ## try a million inputs for each reader (RECONCILE_FUZZ_C
 
 faults: $(STAMP) ## break everything that can break, everywhere it can: every boundary, every error, every lie (RECONCILE_RELIABILITY=DIR counts)
 	RECONCILE_FAULTS=all $(BIN)/python -m pytest tests/faults
+
+# MUTANTS='reconciler.ladder.*' tries those of one module. What a change of the sources leaves as it was is not tried again.
+MUTANTS ?=
+mutants: $(STAMP) ## break the code in thousands of small ways and see that a test notices each, which takes hours
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,mutants]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" RECONCILE_RELIABILITY= nice -n 5 $(BIN)/mutmut run --max-children 1 $(MUTANTS)
+	$(BIN)/python tests/mutants.py
 
 agreement: $(STAMP) ## print which faces of the simulated cluster agree on which scenario
 	$(BIN)/python -m pytest -rP --no-header tests/test_agreement.py
@@ -60,7 +67,7 @@ build: $(STAMP) ## build the wheel and the source distribution into dist/
 	$(BIN)/python -m build
 
 clean: ## remove what the other targets made, the virtual environment too
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist mutants .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml

@@ -7,13 +7,21 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 from reliability import Counting
 
 settings.register_profile("the same", derandomize=True, deadline=None)
 settings.register_profile("new ones", max_examples=2000, deadline=None)
-settings.load_profile("new ones" if os.environ.get("RECONCILE_HISTORIES") else "the same")
+settings.register_profile("mutants", settings.get_profile("the same"), max_examples=30, phases=(Phase.explicit, Phase.generate))
+IS_MUTANT = "MUTANT_UNDER_TEST" in os.environ
+SLOW = ("test_pass", "test_words", "test_recording")  # whole passes
+settings.load_profile("mutants" if IS_MUTANT else "new ones" if os.environ.get("RECONCILE_HISTORIES") else "the same")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if IS_MUTANT:  # what is quick first
+        items.sort(key=lambda item: (hasattr(getattr(item, "obj", None), "hypothesis"), item.path.stem in SLOW))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -53,6 +53,7 @@ def test_a_file_is_no_directory_to_list(file: Path) -> None:
         (0, None, b"0123456789"),
         (3, 4, b"3456"),
         (8, 100, b"89"),
+        (7, 1, b"7"),
         (-3, None, b"789"),
         (-3, 2, b"78"),
         (-99, 2, b"01"),

@@ -77,11 +77,14 @@ def test_a_new_file_is_not_written_over_one_that_appeared(tmp_path: Path) -> Non
     assert path.read_bytes() == b""
 
 
-def test_a_new_file_follows_the_umask(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mask", "mode"), [(0o027, 0o640), (0, 0o666)])
+def test_a_new_file_follows_the_umask(tmp_path: Path, mask: int, mode: int) -> None:
     tmp_path.chmod(0o777)
-    with umask(0o027):
+    with umask(mask):
         replace_file(tmp_path / "STATUS.md", b"new", expected=None)
-    assert stat.S_IMODE((tmp_path / "STATUS.md").stat().st_mode) == 0o640
+        append_line(tmp_path / "log", b"new\n")
+    assert stat.S_IMODE((tmp_path / "STATUS.md").stat().st_mode) == mode
+    assert stat.S_IMODE((tmp_path / "log").stat().st_mode) == mode
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o664, 0o755])
@@ -104,10 +107,44 @@ def test_a_replaced_file_keeps_its_owner_and_a_group_that_may_be_given(tmp_path:
     assert (path.stat().st_uid, path.stat().st_gid) == (before.st_uid, group)
 
 
-def test_a_write_protected_file_is_left_alone(tmp_path: Path) -> None:
+def test_nobody_else_reads_a_private_file_while_it_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "document.md"
     path.write_bytes(b"old")
-    path.chmod(0o444)
+    path.chmod(0o600)
+    modes, write = [], os.write
+
+    def watched(descriptor: int, content: bytes) -> int:
+        modes.append(stat.S_IMODE(os.fstat(descriptor).st_mode))
+        return write(descriptor, content)
+
+    monkeypatch.setattr(os, "write", watched)
+    with umask(0):
+        replace_file(path, b"new", expected=b"old")
+    assert modes == [0o600]
+
+
+def test_who_may_not_give_a_file_away_keeps_its_group_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "document.md"
+    path.write_bytes(b"old")
+    given, chown = [], os.fchown
+
+    def refusing(descriptor: int, owner: int, group: int) -> None:
+        if owner != -1:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        given.append(group)
+        chown(descriptor, owner, group)
+
+    monkeypatch.setattr(os, "fchown", refusing)
+    replace_file(path, b"new", expected=b"old")
+    assert given == [path.stat().st_gid]
+    assert path.read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("mode", [0o444, 0o555])
+def test_a_write_protected_file_is_left_alone(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "document.md"
+    path.write_bytes(b"old")
+    path.chmod(mode)
     with pytest.raises(TemporaryError, match="write-protected"):
         replace_file(path, b"new", expected=b"old")
     assert path.read_bytes() == b"old"
@@ -214,3 +251,39 @@ def test_a_fifo_is_never_opened(tmp_path: Path, write: Callable[[Path], None]) -
 def test_a_line_goes_nowhere_without_a_directory(tmp_path: Path) -> None:
     with pytest.raises(TemporaryError):
         append_line(tmp_path / "gone" / "ledger.jsonl", b"one\n")
+
+
+def test_a_new_name_is_made_durable_and_only_a_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def watched(descriptor: int) -> None:
+        synced.append("directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    append_line(tmp_path / "log", b"one\n")
+    assert synced == ["file", "directory"]
+    append_line(tmp_path / "log", b"two\n")
+    assert synced == ["file", "directory", "file"]
+    replace_file(tmp_path / "document.md", b"new", expected=None)
+    assert synced[3:] == ["file", "directory"]
+
+
+@pytest.mark.parametrize(("number", "is_fault"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_filesystem_that_cannot_make_a_name_durable_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_fault: bool
+) -> None:
+    fsync = os.fsync
+
+    def refusing(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    if is_fault:
+        with pytest.raises(TemporaryError):
+            append_line(tmp_path / "log", b"one\n")
+    else:
+        append_line(tmp_path / "log", b"one\n")
+    assert (tmp_path / "log").read_bytes() == b"one\n"

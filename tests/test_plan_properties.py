@@ -15,6 +15,7 @@ from reconciler.model import Observed, OutputState, Phase, Policy, Reason, Unkno
 from reconciler.plan import Gate, make_plan
 from reconciler.render import Paint, actions_json, applied_text, diff_text, explain_text, explained, status_json, status_text
 from reconciler.schemas import schema
+from reconciler.situation import Situation, remember_ends, whose_jobs
 from worlds import NOW, done, ended, evaluation, event, experiment, finetune, job, outputs, submitted
 
 STEPS = [step for run in "abc" for step in (finetune(run), evaluation(run))]
@@ -100,6 +101,36 @@ def test_a_plan_depends_on_neither_the_order_of_rows_nor_that_of_jobs(world, row
     assert {k: (a.verb, a.condition, a.job, a.attempt, a.reason.code) for k, a in after.items()} == {
         k: (a.verb, a.condition, a.job, a.attempt, a.reason.code) for k, a in before.items()
     }
+
+
+@given(worlds())
+def test_what_a_plan_has_learned_is_remembered_once_written_down(world):
+    """The next pass, in the same world, decides the same and learns nothing more."""
+    events, observed, gate = world
+    plan = make_plan(experiment(*STEPS), observed, fold(events), Policy(), NOW, gate)
+    written = fold([*events, *({"at": NOW, **event} for event in plan.learned)])
+    again = make_plan(experiment(*STEPS), observed, written, Policy(), NOW, gate)
+    assert again.actions == plan.actions
+    assert again.learned == ()
+
+
+@given(worlds())
+def test_what_a_pass_goes_on_with_is_what_the_next_one_reads(world):
+    events, observed, _ = world
+    memory = fold(events)
+    ours = whose_jobs(experiment(*STEPS), observed, memory)
+    for step in STEPS:
+        situation = Situation(step, memory.of(step.key), ours.of(step.key), None, observed, Policy(), NOW, None)
+        known = remember_ends(situation)
+        written = fold([*events, *({"at": NOW, **event} for event in situation.learned)]).of(step.key)
+        assert _in_no_order(known) == _in_no_order(written)
+
+
+def _in_no_order(memory):
+    return [
+        replace(a, order=0, end=a.end and replace(a.end, order=0))
+        for a in sorted(memory.attempts, key=lambda attempt: attempt.number)
+    ]
 
 
 @given(worlds())

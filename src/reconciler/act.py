@@ -60,9 +60,10 @@ def act(plan: Plan, desired: Desired, observed: Observed, memory: Memory, world:
     for event in plan.learned if pass_.obstacle() is None else ():
         facts = {key: value for key, value in event.items() if key != "event"}
         world.ledger.append(event["event"], **facts)
-    ordered = sorted(plan.actions, key=lambda action: action.verb is Verb.SUBMIT)
-    submissions = sorted((a for a in ordered if a.verb is Verb.SUBMIT), key=lambda a: pass_.step(a).stage is not Stage.EVALUATION)
-    done = {action.step: pass_.do(action) for action in [*(a for a in ordered if a.verb is not Verb.SUBMIT), *submissions]}
+    others = [action for action in plan.actions if action.verb is not Verb.SUBMIT]
+    submissions = [action for action in plan.actions if action.verb is Verb.SUBMIT]
+    submissions.sort(key=lambda action: pass_.step(action).stage is not Stage.EVALUATION)
+    done = {action.step: pass_.do(action) for action in (*others, *submissions)}
     return tuple(done[action.step] for action in plan.actions)
 
 
@@ -264,6 +265,7 @@ class _Pass:
             job=job.id,
             name=job.name,
             by_hand=Token.parse(job.name) is None,
+            begun=job.submitted,
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),

@@ -105,7 +105,7 @@ def _has_live_job(s: Situation) -> Action | None:
             Verb.HOLD, Condition.HELD, "SeveralJobs", f"jobs {ids} all belong to this step; cancel all but one", job=job.id
         )
     if attempt is None or attempt.job != job.id:
-        return _adoption(s, job, attempt)
+        return _adoption(s, job)
     return _watch(s, job, attempt)
 
 
@@ -149,9 +149,9 @@ def _held_resubmission(s: Situation, job: Job, others: Sequence[Job]) -> Action:
     return s.decide(Verb.WAIT, Condition.QUEUED, "Confirmed", message, job=job.id, attempt=number, release=True)
 
 
-def _adoption(s: Situation, job: Job, attempt: Attempt | None) -> Action:
+def _adoption(s: Situation, job: Job) -> Action:
     token = Token.parse(job.name)
-    number = attempt.number if attempt else token.attempt if token else _next_number(s)
+    number = token.attempt if token else _next_number(s)
     origin = "submitted by an earlier pass" if token else "submitted by hand from the step's directory"
     condition = Condition.RUNNING if job.phase is Phase.RUNNING else Condition.QUEUED
     return s.decide(
@@ -193,7 +193,7 @@ def _is_unconfirmed(s: Situation) -> Action | None:
         message = f"{what} and the accounting cannot be asked: {s.observed.accounting.why}"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message)
     if last.job is not None:
-        told = next((job.state for job in s.jobs if job.id == last.job and job.phase is Phase.UNLISTED), None)
+        told = next((job.state for job in s.jobs if job.id == last.job), None)
         message = f"the accounting has job {last.job} as {told}" if told else f"the accounting does not know job {last.job} yet"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobNotSeen", f"{message}, and the queue does not show it")
     return s.decide(Verb.WAIT, Condition.UNKNOWN, "Unconfirmed", "a submission was begun and its job has not been seen yet")
@@ -353,8 +353,7 @@ def _submit(s: Situation) -> Action:
     elif s.outputs.state is not OutputState.ABSENT:
         message = s.outputs.reason.message
     remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
-    torn = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
-    aside = torn if s.outputs.state is OutputState.INCOMPLETE else ()
+    aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
     goes_on = (f"goes on from {s.outputs.resumable} whole epochs",) if remedy.resumes else ()
     changes = (*goes_on, *remedy.changes, *(f"moves {path} aside" for path in aside))
     return s.decide(

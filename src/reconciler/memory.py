@@ -166,7 +166,6 @@ class MalformedEvent(Exception):
     """An event that no version of this program wrote. ``order`` is its place in the ledger, from 1."""
 
     def __init__(self, order: int) -> None:
-        super().__init__(order)
         self.order = order
 
 
@@ -257,7 +256,8 @@ def _is_number(value: object) -> bool:
 
 
 _FORMS = {
-    "at": _is_time, "begins": _is_time, "ended": _is_time, "started": _is_time_or_unknown, "newest": _is_time_or_unknown,
+    "at": _is_time, "begins": _is_time, "ended": _is_time, "started": _is_time_or_unknown, "begun": _is_time_or_unknown,
+    "newest": _is_time_or_unknown,
     "attempt": _is_number, "job": _is_job, "held": _is_flag, "by_hand": _is_flag, "by_person": _is_flag, "kept": _is_flag,
     "step": _is_text, "name": _is_text, "definition": _is_text, "placement": _is_text, "output_dir": _is_text,
     "message": _is_text,
@@ -360,7 +360,9 @@ _KINDS = frozenset(
 
 def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
     """An intent begins an attempt; an adoption confirms the attempt of its number, or stands for one nobody wrote down."""
-    number, at = int(event["attempt"]), float(event["at"])
+    number = int(event["attempt"])
+    # An adopted job may have begun long before it was found.
+    at = float(event["at"] if event.get("begun") is None else event["begun"])
     known = next((a for a in step.attempts if a.number == number), None)
     if kind == "intent" and known is not None:
         return step  # of two passes that meant to make the same attempt, one alone could claim it

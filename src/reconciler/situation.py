@@ -178,7 +178,7 @@ def remember_ends(situation: Situation) -> StepMemory:
 
 
 def _found(situation: Situation, job: Job, number: int) -> Attempt:
-    situation.learn("adopted", attempt=number, job=job.id, name=job.name)
+    situation.learn("adopted", attempt=number, job=job.id, name=job.name, begun=job.submitted)
     at = situation.now if job.submitted is None else job.submitted
     attempt = Attempt(number, job.name, at, at, LATEST, job=job.id)
     return _over(situation, attempt, job) if job.phase is Phase.ENDED else _unseen(situation, attempt)
@@ -202,10 +202,10 @@ def supersede(situation: Situation) -> None:
     if outputs.newest > max([rerun.at if rerun.newest is None else rerun.newest, *replaced]):
         return
     situation.is_superseded = True
-    state = OutputState.INCOMPLETE if is_finetune else OutputState.ABSENT
     torn = (situation.step.output_dir,) if is_finetune else ()
     reason = Reason("Superseded", "what is there is from before the rerun")
-    situation.outputs = replace(outputs, state=state, reason=reason, evidence=(), torn=torn, has_work=False, resumable=0)
+    state = OutputState.INCOMPLETE
+    situation.outputs = replace(outputs, state=state, reason=reason, torn=torn, has_work=False, resumable=0)
 
 
 def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:

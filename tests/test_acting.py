@@ -1,0 +1,465 @@
+"""What carrying out a plan leaves behind: in the queue, in the ledger, on the disk, and what is said of each step."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reconciler.act import Outcome, World, act, move_aside
+from reconciler.errors import (
+    ClusterUnreachable,
+    DiskUnreadable,
+    LimitReached,
+    SubmissionRefused,
+    SubmissionUncertain,
+)
+from reconciler.ledger import Ledger
+from reconciler.memory import Memory, fold
+from reconciler.model import Condition, Desired, FileId, Observed, OutputState, Phase, Policy, Step, Token, Verb
+from reconciler.plan import make_plan
+from worlds import ABSENT, NOW, MemoryCluster, done, ended, evaluation, event, finetune, job, outputs, submitted
+
+LOCK = 7
+
+
+class Bench:
+    """One experiment on a real disk, a plan of it, and what acting on it leaves."""
+
+    def __init__(self, directory: Path, *steps: Step) -> None:
+        self.directory = directory
+        self.steps = tuple(self.on_disk(step) for step in steps)
+        self.cluster = MemoryCluster()
+        self.ledger = Ledger(directory, lambda: self.now)
+        self.ledger.path.parent.mkdir()
+        self.now = NOW
+        self.said: list[str] = []
+        self.policy = Policy()
+
+    def on_disk(self, step: Step, header: str = "") -> Step:
+        script = self.directory / step.script.relative_to("/exp")
+        script.parent.mkdir(parents=True, exist_ok=True)
+        script.write_text(f"#!/bin/bash\n#SBATCH --job-name=work\n{header}echo work\n")
+        return replace(step, script=script)
+
+    def act(self, events=(), seen=None, queue=(), accounting=None, policy=None) -> list[Outcome]:
+        for each in events:
+            self.ledger.append(each["event"], **{k: v for k, v in each.items() if k not in ("event", "at")})
+        desired = Desired("exp", self.directory, self.directory / "experiment_summary.md", self.steps)
+        observed = Observed(queue, accounting, {step.key: ABSENT for step in self.steps} | (seen or {}))
+        memory = fold(events) if events else Memory()
+        plan = make_plan(desired, observed, memory, policy or Policy(), NOW)
+        self.ledger.memory()  # as a pass does: what is there now is what it knows of
+        world = World(self.cluster, self.ledger, lambda: self.now, LOCK, self.policy, NOW, self.said.append)
+        return list(act(plan, desired, observed, memory, world))
+
+    def written(self, *kinds: str) -> list[dict]:
+        return [{k: v for k, v in e.items() if k != "at"} for e in self.ledger.events() if not kinds or e["event"] in kinds]
+
+    def name(self, step: Step, attempt: int = 1) -> str:
+        return Token.of(self.directory, step.key, attempt).job_name("work")
+
+
+@pytest.fixture
+def bench(tmp_path):
+    return lambda *steps: Bench(tmp_path, *(steps or (finetune(),)))
+
+
+def told(outcome: Outcome) -> tuple:
+    action = outcome.action
+    return outcome.result, action.verb, action.condition, action.reason.code
+
+
+# --- submitting --------------------------------------------------------------------------------------
+
+
+def test_a_submission_says_what_it_is_and_is_in_writing_before_and_after(bench):
+    here = bench()
+    (step,) = here.steps
+    (outcome,) = here.act()
+    assert told(outcome) == ("applied", Verb.SUBMIT, Condition.QUEUED, "Submitted")
+    assert outcome.action.job == "1"
+    assert "1" in outcome.action.reason.message
+    assert "nothing is there yet" in outcome.action.reason.message
+    (job_,) = here.cluster.submissions
+    assert (job_.script, job_.name, job_.begin_in, job_.held, job_.requeue) == (step.script, here.name(step), 0, False, False)
+    assert job_.keep_open == (LOCK,)
+    assert here.written() == [
+        {
+            "event": "intent", "step": step.key, "attempt": 1, "name": here.name(step), "begins": NOW, "held": False,
+            "definition": "def", "placement": "place", "output_dir": "/scratch/a", "options": {}, "from_epoch": 0,
+        },
+        {"event": "submitted", "step": step.key, "attempt": 1, "job": "1"},
+        {"event": "names", "kept": True},
+    ]  # fmt: skip
+    (said,) = here.said
+    assert step.key in said
+    assert "1" in said
+
+
+def test_a_job_may_be_requeued_where_its_script_or_the_settings_ask_for_it(bench):
+    for of_step, of_settings in ((True, False), (False, True)):
+        here = bench()
+        here.steps = tuple(replace(step, requeue=of_step) for step in here.steps)
+        here.policy = Policy(requeue=of_settings)
+        here.act()
+        assert here.cluster.submissions[0].requeue
+        shutil.rmtree(here.ledger.path.parent)
+
+
+def test_evaluations_are_submitted_first_and_the_outcomes_keep_the_documents_order(bench):
+    here = bench(finetune("a"), evaluation("b"), finetune("c"))
+    here.steps = tuple(replace(step, need=None) for step in here.steps)
+    outcomes = here.act()
+    assert [o.action.step for o in outcomes] == [step.key for step in here.steps]
+    assert [s.script for s in here.cluster.submissions] == [here.steps[n].script for n in (1, 0, 2)]
+
+
+def test_jobs_become_eligible_a_stagger_apart_and_after_those_of_earlier_passes(bench):
+    here = bench(finetune("a"), finetune("b"), finetune("c"))
+    here.policy = Policy(stagger=30)
+    before = [{**e, "begins": NOW - 10} if e["event"] == "intent" else e for e in submitted(here.steps[0], at=NOW - 9)]
+    here.act(before, queue=(job(here.steps[0], Phase.QUEUED, name=before[0]["name"]),))
+    assert [s.begin_in for s in here.cluster.submissions] == [20, 50]
+    assert [e["begins"] for e in here.written("intent")[1:]] == [NOW + 20, NOW + 50]
+
+
+def test_a_clock_that_was_ahead_for_a_while_delays_nothing_for_long(bench):
+    here = bench(finetune("a"), finetune("b"))
+    here.policy = Policy(stagger=30)
+    before = [{**e, "begins": NOW + 90_000} if e["event"] == "intent" else e for e in submitted(here.steps[0], at=NOW - 9)]
+    here.act(before, queue=(job(here.steps[0], Phase.QUEUED, name=before[0]["name"]),))
+    assert [s.begin_in for s in here.cluster.submissions] == [30]
+
+
+def test_of_two_passes_that_set_out_to_submit_the_same_attempt_one_alone_does(bench):
+    here = bench(finetune("a"), finetune("b"))
+    token = Token.of(here.directory, "a/finetune", 1)
+    assert here.ledger.claim(str(token))
+    outcomes = here.act()
+    assert told(outcomes[0]) == ("unknown", Verb.WAIT, Condition.UNKNOWN, "NotAlone")
+    assert told(outcomes[1])[3] == "NotAlone"
+    assert here.cluster.submissions == []
+
+
+def test_a_pass_that_stood_still_does_nothing_more_on_what_it_saw(bench):
+    for stood, code in ((300, "Submitted"), (301, "LookedTooLongAgo"), (-301, "LookedTooLongAgo")):
+        here = bench()
+        here.now = NOW + stood
+        (outcome,) = here.act()
+        assert outcome.action.reason.code == code
+        assert len(here.cluster.submissions) == (code == "Submitted")
+        shutil.rmtree(here.ledger.path.parent)
+
+
+def test_a_stagger_that_is_over_delays_nothing(bench):
+    here = bench(finetune("a"), finetune("b"))
+    before = submitted(here.steps[0], at=NOW - 900)
+    here.act(before, queue=(job(here.steps[0], Phase.QUEUED, name=before[0]["name"]),))
+    assert [s.begin_in for s in here.cluster.submissions] == [0]
+    assert here.written("intent")[-1]["begins"] == NOW
+
+
+def test_a_replacement_is_submitted_held_and_at_once(bench):
+    here = bench(finetune("a"))
+    (step,) = here.steps
+    lost = [{**submitted(step, at=NOW - 1000)[0], "begins": NOW + 300}, event("lost", step, NOW - 300, attempt=1)]
+    (outcome,) = here.act(lost)
+    (job_,) = here.cluster.submissions
+    assert (job_.held, job_.begin_in, job_.name) == (True, 0, here.name(step, 2))
+    assert here.written("intent")[-1]["held"] is True
+    assert outcome.action.attempt == 2
+
+
+def test_the_directories_that_a_script_writes_its_output_to_are_made(bench, tmp_path):
+    here = bench()
+    here.steps = (here.on_disk(finetune(), "#SBATCH --output=logs/deep/%j.out\n#SBATCH --error=errors/%j.err\n"),)
+    (tmp_path / "a" / "logs").mkdir()
+    here.act()
+    assert (tmp_path / "a" / "logs" / "deep").is_dir()
+    assert (tmp_path / "a" / "errors").is_dir()
+    assert len(here.cluster.submissions) == 1
+
+
+def test_a_script_in_another_encoding_is_submitted_like_any_other(bench):
+    here = bench()
+    here.steps[0].script.write_bytes("#!/bin/bash\n#SBATCH --job-name=work\necho für\n".encode("latin-1"))
+    here.act()
+    assert here.cluster.submissions[0].name == here.name(here.steps[0])
+
+
+def test_what_cannot_be_prepared_is_not_submitted_and_the_next_step_is(bench, tmp_path):
+    here = bench(finetune("a"), finetune("b"))
+    here.steps = (here.on_disk(finetune("a"), "#SBATCH --output=logs/%j\n"), here.steps[1])
+    (tmp_path / "a" / "logs").write_text("a file where a directory should be")
+    outcomes = here.act()
+    assert told(outcomes[0]) == ("failed", Verb.WAIT, Condition.WAITING, "DiskUnknown")
+    assert "logs" in outcomes[0].action.reason.message
+    assert [s.script for s in here.cluster.submissions] == [here.steps[1].script]
+    assert [e["step"] for e in here.written("intent")] == ["b/finetune"]
+
+
+def test_a_script_that_vanished_is_not_submitted(bench):
+    here = bench()
+    here.steps[0].script.unlink()
+    (outcome,) = here.act()
+    assert told(outcome) == ("failed", Verb.WAIT, Condition.WAITING, "DiskUnknown")
+    assert str(here.steps[0].script) in outcome.action.reason.message
+    assert here.cluster.submissions == []
+
+
+# --- what comes of it --------------------------------------------------------------------------------
+
+
+def test_a_refusal_concerns_its_step_alone(bench):
+    here = bench(finetune("a"), finetune("b"))
+    here.cluster.fails_with = [SubmissionRefused("Invalid account")]
+    outcomes = here.act()
+    assert told(outcomes[0]) == ("failed", Verb.WAIT, Condition.WAITING, "SubmissionRefused")
+    assert "Invalid account" in outcomes[0].action.reason.message
+    assert told(outcomes[1])[0] == "applied"
+    assert here.written("refused") == [{"event": "refused", "step": "a/finetune", "attempt": 1, "message": "Invalid account"}]
+
+
+def test_a_site_that_takes_no_more_jobs_is_not_asked_again(bench):
+    here = bench(finetune("a"), finetune("b"))
+    here.cluster.fails_with = [LimitReached("QOSMaxSubmit")]
+    outcomes = here.act()
+    assert [told(o) for o in outcomes] == [("failed", Verb.WAIT, Condition.WAITING, "LimitReached")] * 2
+    assert all("QOSMaxSubmit" in o.action.reason.message for o in outcomes)
+    assert here.written("limited") == [{"event": "limited", "step": "a/finetune", "attempt": 1, "message": "QOSMaxSubmit"}]
+    assert [e["step"] for e in here.written("intent")] == ["a/finetune"]
+
+
+@pytest.mark.parametrize("error", [SubmissionUncertain("timed out"), ClusterUnreachable("no route")])
+def test_after_a_submission_of_unknown_outcome_nothing_more_is_submitted(bench, error):
+    here = bench(finetune("a"), finetune("b"))
+    here.cluster.fails_with = [error]
+    outcomes = here.act()
+    assert told(outcomes[0]) == ("unknown", Verb.SUBMIT, Condition.UNKNOWN, "Unconfirmed")
+    assert str(error) in outcomes[0].action.reason.message
+    assert told(outcomes[1]) == ("failed", Verb.WAIT, Condition.WAITING, "ClusterUnreachable")
+    assert "a/finetune" in outcomes[1].action.reason.message
+    assert [e["event"] for e in here.written()] == ["intent"]
+
+
+def test_the_first_jobs_name_is_read_back_once_in_an_experiments_life(bench):
+    here = bench(finetune("a"), finetune("b"))
+
+    class Counting(MemoryCluster):
+        asked = 0
+
+        def queue(self):
+            self.asked += 1
+            return super().queue()
+
+    here.cluster = Counting()
+    here.act()
+    assert here.cluster.asked == 1
+    here.cluster = Counting()
+    here.ledger.path.unlink()
+    here.act([{"event": "names", "at": NOW, "kept": True}])
+    assert here.cluster.asked == 0
+
+
+def test_a_site_that_shows_another_name_gets_one_job(bench):
+    here = bench(finetune("a"), finetune("b"))
+
+    class Rewriting(MemoryCluster):
+        def queue(self):
+            others = tuple(replace(j, id="99") for j in super().queue())
+            return others + tuple(replace(j, name="rewritten") for j in super().queue())
+
+    here.cluster = Rewriting()
+    outcomes = here.act()
+    assert told(outcomes[0])[0] == "applied"
+    assert told(outcomes[1]) == ("failed", Verb.WAIT, Condition.WAITING, "NamesRewritten")
+    assert "rewritten" in outcomes[1].action.reason.message
+    assert here.written("names") == [{"event": "names", "kept": False}]
+
+
+@pytest.mark.parametrize("shows", [(), ClusterUnreachable("down")])
+def test_where_the_first_name_cannot_be_read_back_the_next_pass_goes_on(bench, shows):
+    here = bench(finetune("a"), finetune("b"))
+
+    class Silent(MemoryCluster):
+        def queue(self):
+            if isinstance(shows, Exception):
+                raise shows
+            return shows
+
+    here.cluster = Silent()
+    outcomes = here.act()
+    assert [told(o)[::3] for o in outcomes] == [("applied", "Submitted"), ("failed", "NameUnconfirmed")]
+    assert here.written("names") == []
+
+
+# --- the past ----------------------------------------------------------------------------------------
+
+
+def test_what_a_plan_learned_is_written_down_first(bench):
+    here = bench()
+    (step,) = here.steps
+    over = job(step, Phase.ENDED, state="FAILED", name=submitted(step)[0]["name"])
+    here.act(submitted(step), queue=(over,))
+    ended_, missing = here.written("ended", "missing")
+    assert (ended_["step"], ended_["job"], ended_["failure"]) == (step.key, "101", "Unknown")
+    assert missing == {"event": "missing", "step": step.key, "attempt": 1}
+
+
+def test_a_live_job_that_was_found_is_taken_over_as_it_is(bench):
+    here = bench()
+    (step,) = here.steps
+    found = job(step, name=here.name(step, 3), id="77")
+    (outcome,) = here.act(queue=(job(finetune("other")), found))
+    assert told(outcome) == ("applied", Verb.ADOPT, Condition.RUNNING, "LiveJobFound")
+    assert here.written() == [
+        {
+            "event": "adopted", "step": step.key, "attempt": 3, "job": "77", "name": here.name(step, 3), "by_hand": False,
+            "begun": NOW - 1000,
+            "definition": "def", "placement": "place", "output_dir": "/scratch/a",
+        }
+    ]  # fmt: skip
+    assert here.cluster.submissions == []
+
+
+def test_a_job_that_a_person_submitted_is_taken_over_as_such(bench):
+    here = bench()
+    here.steps = tuple(replace(step, job_name="train", workdir=str(step.directory)) for step in here.steps)
+    here.act(queue=(job(here.steps[0], name="train", workdir=str(here.steps[0].directory)),))
+    (adopted,) = here.written("adopted")
+    assert (adopted["by_hand"], adopted["name"], adopted["attempt"]) == (True, "train", 1)
+
+
+def test_a_result_is_written_down_with_its_evidence_and_the_definition_that_it_is_of(bench):
+    here = bench()
+    here.steps = tuple(replace(step, meaning={"lr": "1"}) for step in here.steps)
+    whole = replace(outputs(OutputState.COMPLETE), evidence=(FileId("/scratch/a/x", 5, 6),))
+    (outcome,) = here.act(seen={"a/finetune": whole})
+    assert told(outcome) == ("applied", Verb.MARK_DONE, Condition.DONE, "Verified")
+    assert here.written() == [
+        {
+            "event": "done", "step": "a/finetune", "definition": "def", "meaning": {"lr": "1"},
+            "evidence": [{"path": "/scratch/a/x", "size": 5, "mtime_ns": 6}],
+        }
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("step", "before", "definition", "meaning"),
+    [
+        pytest.param(evaluation(), "older", "older", {}, id="an evaluation is what its script was when it was submitted"),
+        pytest.param(evaluation(), "def", "def", {"lr": "1"}, id="and that may be what it still is"),
+        pytest.param(evaluation(), None, "def", {"lr": "1"}, id="an evaluation that nobody submitted"),
+        pytest.param(evaluation(), "", "def", {"lr": "1"}, id="an evaluation whose submission says nothing"),
+        pytest.param(finetune(), "older", "def", {"lr": "1"}, id="a fine-tune's outputs tell for themselves"),
+    ],
+)
+def test_which_definition_a_result_is_of(bench, step, before, definition, meaning):
+    here = bench(replace(step, need=None, meaning={"lr": "1"}))
+    (step,) = here.steps
+    attempt = [] if before is None else ended(replace(step, definition=before), "Failed")
+    here.act(attempt, seen={step.key: outputs(OutputState.COMPLETE)})
+    (result,) = here.written("done")
+    assert (result["definition"], result["meaning"]) == (definition, meaning)
+
+
+def test_a_job_that_is_cancelled_before_it_could_start_is_no_attempt(bench):
+    here = bench()
+    (step,) = here.steps
+    word = event("cancel", step, NOW)
+    for phase, withdrawn in ((Phase.RUNNING, False), (Phase.QUEUED, False)):
+        here.cluster.jobs["101"] = job(step, phase, name=submitted(step)[0]["name"])
+        elsewhere = replace(job(finetune("other"), Phase.QUEUED, held=True), id="5")
+        here.act([*submitted(step), word], queue=(elsewhere, here.cluster.jobs["101"]))
+        assert here.cluster.jobs["101"].state == "CANCELLED"
+        assert bool(here.written("withdrawn")) == withdrawn
+        here.ledger.path.unlink()
+    other = job(finetune("other"), Phase.QUEUED, held=True)
+    held = job(step, Phase.QUEUED, attempt=1, name=submitted(step)[0]["name"], held=True)
+    here.cluster.jobs["101"] = held
+    here.act([*submitted(step), word], queue=(replace(other, id="5"), held))
+    assert here.written("withdrawn") == [{"event": "withdrawn", "step": step.key, "attempt": 1}]
+
+
+def test_a_replacement_that_may_start_is_released_and_that_is_written_down(bench):
+    here = bench()
+    (step,) = here.steps
+    lost = [submitted(step)[0], event("lost", step, NOW - 300, attempt=1), *submitted(step, 2, NOW - 200, held=True)]
+    held = job(step, Phase.QUEUED, 2, held=True, name=lost[2]["name"])
+    here.cluster.jobs["102"] = held
+    (outcome,) = here.act(lost, queue=(held,), accounting=())
+    assert told(outcome) == ("applied", Verb.WAIT, Condition.QUEUED, "Confirmed")
+    assert not here.cluster.jobs["102"].held
+    assert here.written("unheld") == [{"event": "unheld", "step": step.key, "attempt": 2}]
+
+
+def test_a_cluster_that_goes_away_in_the_middle_leaves_the_step_unknown_and_the_others_go_on(bench):
+    here = bench(finetune("a"), finetune("b"))
+
+    class Deaf(MemoryCluster):
+        def cancel(self, job_id):
+            raise ClusterUnreachable("scancel: Socket timed out")
+
+    here.cluster = Deaf()
+    step = here.steps[0]
+    live = job(step, name=submitted(step)[0]["name"])
+    outcomes = here.act([*submitted(step), event("cancel", step, NOW)], queue=(live,))
+    assert told(outcomes[0]) == ("unknown", Verb.WAIT, Condition.WAITING, "QueueUnknown")
+    assert "Socket timed out" in outcomes[0].action.reason.message
+    assert told(outcomes[1])[0] == "applied"
+
+
+def test_a_step_that_nothing_is_to_be_done_about_is_left_as_it_is(bench):
+    here = bench()
+    (outcome,) = here.act([done(here.steps[0])])
+    assert told(outcome) == ("applied", Verb.KEEP, Condition.DONE, "Done")
+    assert [e["event"] for e in here.written()] == ["done"]
+
+
+# --- moving aside ------------------------------------------------------------------------------------
+
+
+def test_torn_outputs_are_moved_aside_and_that_is_written_down(bench, tmp_path):
+    here = bench()
+    (step,) = here.steps
+    torn = tuple(tmp_path / "out" / name for name in ("epoch_0", "epoch_1"))
+    for path in torn:
+        path.mkdir(parents=True)
+        (path / "x").write_text(path.name)
+    half = replace(outputs(OutputState.INCOMPLETE, torn=torn), newest=NOW - 950)
+    here.act(ended(step, "NodeFailure"), seen={step.key: half})
+    aside = tmp_path / "out" / f"moved-aside-{int(NOW)}"
+    assert {p.name: (p / "x").read_text() for p in aside.iterdir()} == {"epoch_0": "epoch_0", "epoch_1": "epoch_1"}
+    assert not any(path.exists() for path in torn)
+    assert here.written("moved") == [
+        {"event": "moved", "step": step.key, "path": str(path), "to": str(aside / path.name)} for path in torn
+    ]
+
+
+def test_nothing_that_was_moved_aside_before_is_overwritten(tmp_path):
+    places = []
+    for content in "abc":
+        (tmp_path / "epoch_0").write_text(content)
+        places.append(move_aside(tmp_path / "epoch_0", 12.7))
+    assert [str(p.relative_to(tmp_path)) for p in places] == [
+        "moved-aside-12/epoch_0", "moved-aside-12-1/epoch_0", "moved-aside-12-2/epoch_0",
+    ]  # fmt: skip
+    assert [p.read_text() for p in places] == ["a", "b", "c"]
+    dangling = tmp_path / "moved-aside-13" / "epoch_0"
+    dangling.parent.mkdir()
+    dangling.symlink_to("nowhere")
+    (tmp_path / "epoch_0").write_text("d")
+    assert move_aside(tmp_path / "epoch_0", 13.0).parent.name == "moved-aside-13-1"
+
+
+def test_where_no_name_is_free_nothing_is_moved(tmp_path):
+    for n in range(1000):
+        (tmp_path / f"moved-aside-1{f'-{n}' if n else ''}").mkdir()
+        (tmp_path / f"moved-aside-1{f'-{n}' if n else ''}" / "x").touch()
+    (tmp_path / "x").write_text("stays")
+    with pytest.raises(DiskUnreadable):
+        move_aside(tmp_path / "x", 1.0)
+    assert (tmp_path / "x").read_text() == "stays"

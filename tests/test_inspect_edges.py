@@ -1,0 +1,260 @@
+"""inspect-ai's scripts and logs in every spelling: what a command asks for, whose a log is, and what is told of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reconciler.model import OutputState, RunKind
+from reconciler.tools.inspect_ai import TOOL
+from test_inspect_ai import DISK, LIMITED, Denied, World, sample_log, samples, state, trained_run, world  # noqa: F401
+
+COMPLETE, INCOMPLETE, ABSENT = OutputState.COMPLETE, OutputState.INCOMPLETE, OutputState.ABSENT
+
+
+def judged(world: World, command: str, model: str = " --model mockllm/model", **log: Any) -> tuple[OutputState, str]:  # noqa: F811
+    """What a log of epoch 0 amounts to for a script with this command."""
+    world.script("tiny_epoch0.slurm", f"{command}{model} -M model_path={world.checkpoints[0]}")
+    world.log("tiny", model_path=world.checkpoints[0], **log)
+    return state(TOOL.check(world.step(), DISK))
+
+
+# --- what a command asks for -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("inspect eval tasks.py@tiny", COMPLETE),
+        ("inspect eval ./some/where/tasks.py@tiny", COMPLETE),
+        ("inspect eval package/tiny", COMPLETE),
+        ("inspect eval tiny", COMPLETE),
+        ("inspect eval tasks.py", COMPLETE),
+        ('inspect eval "$TASK"', COMPLETE),
+        ("inspect eval --seed 1 tasks.py@tiny", COMPLETE),
+        ("inspect eval", COMPLETE),
+        ("python -m inspect_ai eval tasks.py@tiny", COMPLETE),
+        ("/opt/env/bin/inspect eval tasks.py@tiny", COMPLETE),
+        ("inspect eval tasks.py@other", ABSENT),
+        ("inspect eval package/other", ABSENT),
+        ("inspect eval other", ABSENT),
+        ("inspect eval tasks.py@tiny tasks.py@other", COMPLETE),
+    ],
+)
+def test_the_task_that_a_command_names_tells_whose_a_log_is(world: World, command: str, expected: OutputState) -> None:  # noqa: F811
+    assert judged(world, command)[0] is expected
+
+
+@pytest.mark.parametrize(
+    ("command", "logs"),
+    [
+        ("inspect eval t.py --log-dir x; echo done", "x"),
+        ("(inspect eval t.py --log-dir x)", "x"),
+        ("inspect eval t.py --log-dir x | tee out.txt", "x"),
+        ("inspect eval t.py --log-dir=x", "x"),
+        ("inspect eval t.py --log-dir y --log-dir x", "x"),
+        ("helm eval y --log-dir y\ninspect eval t.py --log-dir x", "x"),
+        ("inspect view --log-dir y\ninspect eval t.py --log-dir x", "x"),
+        ("inspect eval a.py --log-dir x\ninspect eval b.py --log-dir y", "logs"),
+        ("A=x B=y\ninspect eval t.py --log-dir $A", "x"),
+        ("A=x inspect eval t.py --log-dir $A", "logs"),
+        ("mkdir sub\ncd sub\ninspect eval t.py --log-dir x", "x"),
+        ("inspect eval t.py \\\n  --log-dir x", "x"),
+        ("inspect eval t.py --log-dir '~/x'", "logs"),
+        ("inspect eval t.py --log-dir", "logs"),
+    ],
+)
+def test_the_directory_of_the_logs_is_known_in_every_spelling(world: World, command: str, logs: str) -> None:  # noqa: F811
+    world.script("tiny_epoch0.slurm", command)
+    assert world.step().output_dir == world.directory / "eval" / logs
+
+
+def test_a_directory_that_is_there_is_entered(world: World) -> None:  # noqa: F811
+    (world.directory / "eval" / "sub").mkdir()
+    world.script("tiny_epoch0.slurm", "cd sub\ninspect eval t.py --log-dir $PWD/x")
+    assert world.step().output_dir == world.directory / "eval" / "sub" / "x"
+    (world.directory / "eval" / "file").write_text("")
+    world.script("tiny_epoch0.slurm", "cd file\ninspect eval t.py --log-dir x")
+    assert world.step().output_dir == world.directory / "eval" / "x"
+
+
+@pytest.mark.parametrize(
+    ("options", "logged", "is_ours"),
+    [
+        ("-T n=3", {"n": 3}, True),
+        ("-Tn=3", {"n": 3}, True),
+        ("-T n=3.0", {"n": 3}, True),
+        ("-T n=4", {"n": 3}, False),
+        ("-Tn=4", {"n": 3}, False),
+        ("-T n=many", {"n": 3}, False),
+        ("-T n=three", {"n": "three"}, True),
+        ("-T n=Three", {"n": "three"}, False),
+        ("-T n=[1,2]", {"n": [1, 2]}, True),
+        *((f"-T n={text}", {"n": True}, True) for text in ("true", "True", "yes", "on")),
+        *((f"-T n={text}", {"n": False}, True) for text in ("false", "False", "no", "off")),
+        *((f"-T n={text}", {"n": True}, False) for text in ("false", "no", "off", "1")),
+        *((f"-T n={text}", {"n": False}, False) for text in ("true", "yes", "on", "0")),
+        ("-T n=$N", {"n": 3}, True),
+        ("", {"n": 3}, False),
+        ("-T m=1", {"n": 3}, False),
+        ("--task-config c.yaml", {"n": 3}, True),
+        ("-T epoch=0", {"epoch": 0}, True),
+        ("-T epoch=1", {"epoch": 0}, False),
+        ("", {"epoch": 0}, True),
+    ],
+)
+def test_an_argument_of_the_task_is_part_of_whose_log_it_is(
+    world: World,  # noqa: F811
+    options: str,
+    logged: dict[str, Any],
+    is_ours: bool,
+) -> None:
+    found = judged(world, f"inspect eval tasks.py@tiny {options}", eval={"task_args": logged, "task_args_passed": logged})
+    assert (found[0] is COMPLETE) == is_ours
+
+
+@pytest.mark.parametrize(
+    ("command", "is_asked"),
+    [
+        ("inspect eval tiny --limit 2", True),
+        ("inspect eval tiny --limit=2", True),
+        ("inspect eval tiny --limit 9 --limit 2", True),
+        ("inspect eval tiny --limit 3", False),
+        ("inspect eval tiny", False),
+        ("export INSPECT_EVAL_LIMIT=2\ninspect eval tiny", True),
+        ("export INSPECT_EVAL_LIMIT=2\ninspect eval tiny --limit 3", False),
+    ],
+)
+def test_a_limit_counts_where_the_script_asks_for_it(samples: Path, world: World, command: str, is_asked: bool) -> None:  # noqa: F811
+    world.script("tiny_epoch0.slurm", command)
+    (world.logs / "log.eval").write_bytes(sample_log(samples, LIMITED).read_bytes())
+    outputs = TOOL.check(world.step(), DISK)
+    assert state(outputs) == ((COMPLETE, "LogVerified") if is_asked else (INCOMPLETE, "LimitDiffers"))
+
+
+def test_no_limit_in_eval_yaml_is_the_whole_dataset(samples: Path, world: World) -> None:  # noqa: F811
+    world.script("tiny_epoch0/cell.slurm", "./evaluate.sh")
+    cell = world.directory / "eval" / "tiny_epoch0"
+    (cell / "logs").mkdir()
+    (cell / "logs" / "log.eval").write_bytes(sample_log(samples, LIMITED).read_bytes())
+    (cell / "eval.yaml").write_text("limit: null\n")
+    outputs = TOOL.check(world.read(("tiny", 0)).steps[0], DISK)
+    assert outputs.state is INCOMPLETE
+    assert "the whole dataset is asked for" in outputs.reason.message
+
+
+# --- whose log it is ---------------------------------------------------------------------------------
+
+
+def test_a_cell_whose_script_tells_nothing_owns_the_logs_beside_it(world: World) -> None:  # noqa: F811
+    world.script("tiny_epoch0/cell.slurm", "./evaluate.sh")
+    cell = world.directory / "eval" / "tiny_epoch0"
+    world.log("labelled", cell / "logs", world.checkpoints[0], eval={"task": "something else"})
+    assert TOOL.check(world.read(("tiny", 0)).steps[0], DISK).state is COMPLETE
+
+
+def test_a_checkpoint_under_another_name_is_no_base_model(world: World) -> None:  # noqa: F811
+    store = world.checkpoints[0].parent / "store"
+    world.checkpoints[0].rename(store)
+    world.checkpoints[0].symlink_to(store)
+    world.script("tiny_base.slurm", "inspect eval tasks.py@tiny", epoch=None)
+    world.log("tiny", model_path=store)
+    assert TOOL.check(world.step("tiny", None), DISK).state is ABSENT
+
+
+@pytest.mark.parametrize(
+    ("told", "is_base"),
+    [
+        ({"metadata": {"epoch": 1}}, False),
+        ({"task_args": {"epoch": 1}, "task_args_passed": {"epoch": 1}}, False),
+        ({"task_args": {"epoch": 1}, "task_args_passed": {}}, True),
+        ({"task_args": {}, "task_args_passed": {}}, True),
+    ],
+)
+def test_an_epoch_that_was_passed_along_is_no_base_models_and_a_default_says_nothing(
+    world: World,  # noqa: F811
+    told: dict[str, Any],
+    is_base: bool,
+) -> None:
+    world.script("tiny_base.slurm", "inspect eval tasks.py@tiny --model mockllm/model", epoch=None)
+    world.log("tiny", eval=told)
+    assert (TOOL.check(world.step("tiny", None), DISK).state is COMPLETE) == is_base
+
+
+def test_a_question_names_the_evaluations_that_could_claim_a_log(world: World) -> None:  # noqa: F811
+    for epoch in (0, 1):
+        world.script(f"tiny_epoch{epoch}.slurm", "./evaluate.sh")
+    world.script("tiny_base.slurm", "./evaluate.sh", epoch=None)
+    world.log("tiny", eval={"task_args": {}, "task_args_passed": {}})
+    reading = world.read(("tiny", 0), ("tiny", 1), ("tiny", None))
+    outputs = TOOL.check(reading.steps[0], DISK)
+    assert state(outputs) == (OutputState.AMBIGUOUS, "LogAmbiguous")
+    assert "tiny at epoch 0 or to tiny at epoch 1, tiny of the base model" in outputs.reason.message
+
+
+def test_a_verdict_tells_when_its_log_was_written_and_how_far_it_came(world: World) -> None:  # noqa: F811
+    log = world.log("tiny", model_path=world.checkpoints[0])
+    outputs = TOOL.check(world.step(), DISK)
+    assert outputs.newest == log.stat().st_mtime_ns / 1e9
+    assert outputs.progress == "5 of 5 samples"
+    hidden = TOOL.check(world.step(), Denied("tiny.eval"))
+    assert (state(hidden), hidden.newest) == ((OutputState.UNKNOWN, "DiskUnreadable"), None)
+    assert "Permission denied" in hidden.reason.message
+
+
+# --- what is told of the scaffolding ------------------------------------------------------------------
+
+
+def test_a_missing_script_is_expected_where_the_form_of_the_document_has_it(world: World) -> None:  # noqa: F811
+    (flat,) = world.read(("tiny", 0)).steps
+    assert flat.script == world.directory / "eval" / "tiny_epoch0.slurm"
+    (cell,) = world.read(("tiny", 0), document=world.directory.parent / "experiment_summary.yaml").steps
+    assert cell.script == world.directory / "eval" / "tiny_epoch0" / "cell.slurm"
+
+
+def test_what_is_missing_is_told_with_its_task_and_its_epoch(world: World) -> None:  # noqa: F811
+    (with_epoch,) = world.read(("tiny", 0)).problems
+    (of_base,) = world.read(("tiny", None), kind=RunKind.CONTROL).problems
+    assert "tiny of r8 at epoch 0 has no script" in with_epoch.message
+    assert "tiny of r8 has no script" in of_base.message
+
+
+def test_every_fault_says_where_and_of_which_run(world: World) -> None:  # noqa: F811
+    script = world.script("tiny_epoch0.slurm", epoch=1)
+    (other,) = (p for p in world.read(("tiny", 0)).problems if "it evaluates" in p.message)
+    assert (other.file, other.line, other.run, other.warning) == (script, 0, "r8", True)
+    unreadable = TOOL.read(world.run(("tiny", 0)), Denied("tiny_epoch0"))
+    assert unreadable.steps[0].blocked is not None
+    assert unreadable.steps[0].blocked.code == "ScaffoldingUnreadable"
+    assert "Permission denied" in unreadable.problems[0].message
+    world.script("tiny_epoch7.slurm", "true")
+    (epoch,) = (p for p in world.read(("tiny", 7)).problems if "no epoch 7" in p.message)
+    assert (epoch.file.name, epoch.line, epoch.run, epoch.warning) == ("experiment_summary.md", 20, "r8", True)
+    gone = world.checkpoints[0].with_name("gone")
+    world.script("tiny_base.slurm", "true", epoch=None)
+    reading = world.read(("tiny", None), kind=RunKind.EVAL_ONLY, checkpoints={}, checkpoint_path=gone)
+    (missing,) = (p for p in reading.problems if str(gone) in p.message)
+    assert (missing.file.name, missing.line, missing.run, missing.warning) == ("experiment_summary.md", 7, "r8", False)
+    hidden = TOOL.read(world.run(("tiny", 0)), Denied("eval"))
+    assert hidden.steps == ()
+    assert [(p.file.name, p.line, p.run) for p in hidden.problems] == [("experiment_summary.md", 7, "r8")]
+
+
+def test_what_a_step_is_made_of_is_told_item_by_item(world: World) -> None:  # noqa: F811
+    step = world.step()
+    assert set(step.meaning) == {"task", "checkpoint", "script"}
+    assert step.meaning["task"] == "tiny"
+    assert step.meaning["checkpoint"] == "of definition g1"
+    assert step.job_name == "eval"
+    assert step.asks["time"] == "10:00"
+    assert step.workdir == str(world.directory / "eval")
+    base = world.step("tiny", None, kind=RunKind.CONTROL)
+    assert set(base.meaning) == {"task", "script"}
+
+
+def test_an_eval_yaml_beside_scripts_of_the_older_layout_is_none_of_theirs(world: World) -> None:  # noqa: F811
+    before = world.step()
+    (world.directory / "eval" / "eval.yaml").write_text("limit: 2\n")
+    assert world.step().definition == before.definition

@@ -1,0 +1,289 @@
+"""torchtune's outputs where it matters by a hair: what a launch can go on from, equal times, and how much is told."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from reconciler.errors import DiskUnreadable
+from reconciler.model import Edit, OutputState, Step
+from reconciler.tools.torchtune import TOOL
+from test_torchtune import DISK, Sample, Sealed, complete, rewrite, sample, truncate, unpacked  # noqa: F401 - the fixtures
+
+BROKEN = OutputState.INCOMPLETE
+KILLED = "killed9_between_epochs"  # after epoch 0, whose end is recorded
+IN_SAVE = "killed_during_save_epoch1_adapter_pt"
+EVERYTHING = ["epoch_0", "recipe_state", "torchtune_config.yaml"]
+
+
+def test_a_training_goes_on_from_the_epochs_whose_end_was_recorded(sample: Callable[[str], Sample]) -> None:  # noqa: F811
+    between, within = sample(KILLED), sample(IN_SAVE)
+    outputs = between.check()
+    assert (outputs.state, outputs.resumable, outputs.torn_to_resume) == (BROKEN, 1, ())
+    assert outputs.torn == tuple(between.output / name for name in EVERYTHING)
+    outputs = within.check()
+    assert (outputs.resumable, outputs.torn_to_resume) == (1, (within.output / "epoch_1",))
+
+
+@pytest.mark.parametrize("lost", ["recipe_state", "an epoch that is whole", "its adapter", "the record cannot be read"])
+def test_nothing_is_gone_on_from_that_the_trainer_would_not_find_whole(
+    sample: Callable[[str], Sample],  # noqa: F811
+    lost: str,
+) -> None:
+    killed = sample(KILLED)
+    epoch, disk = killed.output / "epoch_0", DISK
+    names = EVERYTHING
+    if lost == "recipe_state":
+        shutil.rmtree(killed.output / "recipe_state")
+        names = ["epoch_0", "torchtune_config.yaml"]
+    elif lost == "an epoch that is whole":
+        truncate(epoch / "adapter_model.safetensors", 100)
+    elif lost == "its adapter":
+        (epoch / "adapter_weights").mkdir()
+        (epoch / "adapter_model.pt").rename(epoch / "adapter_weights" / "adapter_model.pt")
+    else:
+        disk = Sealed(lambda path: path.name == "recipe_state.pt")
+    outputs = killed.check(disk)
+    assert (outputs.state, outputs.resumable) == (BROKEN, 0)
+    assert outputs.torn == outputs.torn_to_resume == tuple(killed.output / name for name in names)
+
+
+def test_what_was_written_at_the_very_time_of_the_launch_is_the_launchs(complete: Sample) -> None:  # noqa: F811
+    complete.set(epochs_to_save="[0]")
+    at = complete.launched.stat().st_mtime_ns
+    for path in complete.output.rglob("*"):
+        os.utime(path, ns=(at, at))
+    assert complete.check().state is OutputState.COMPLETE
+    for path in (complete.output / "recipe_state").rglob("*"):
+        os.utime(path, ns=(at - 1, at - 1))
+    shutil.rmtree(complete.output / "epoch_1")
+    assert complete.check().state is BROKEN
+
+
+def test_three_faults_are_told_and_the_others_counted(complete: Sample) -> None:  # noqa: F811
+    epoch = complete.output / "epoch_1"
+    names = ["adapter_model.pt", "adapter_model.safetensors", "adapter_config.json", "config.json", "generation_config.json"]
+    (epoch / names[0]).unlink()
+    (epoch / names[1]).unlink()
+    (epoch / names[2]).unlink()
+    message = complete.check().reason.message
+    assert message.count(";") == 2
+    assert "more" not in message
+    (epoch / names[3]).unlink()
+    (epoch / names[4]).unlink()
+    message = complete.check().reason.message
+    assert message.count("is missing") == 3
+    assert message.endswith("and 2 more")
+
+
+def test_a_launch_that_cannot_be_read_is_told_before_what_it_left(complete: Sample) -> None:  # noqa: F811
+    complete.launched.unlink()
+    truncate(complete.output / "epoch_1" / "adapter_model.pt", 100)
+    message = complete.check().reason.message
+    assert message.startswith("torchtune_config.yaml is missing")
+    assert "adapter_model.pt" in message
+
+
+def test_what_cannot_be_read_is_told_with_its_path(complete: Sample) -> None:  # noqa: F811
+    complete.set(epochs_to_save="[0]")
+    shutil.rmtree(complete.output / "epoch_1")
+    outputs = complete.check(Sealed(lambda path: path.name == "recipe_state.pt"))
+    assert outputs.state is OutputState.UNKNOWN
+    assert "recipe_state.pt: Permission denied" in outputs.reason.message
+
+
+def test_a_disk_that_fails_in_the_middle_of_a_look_leaves_everything_unknown(complete: Sample) -> None:  # noqa: F811
+    class Failing(Sealed):
+        def names(self, directory):
+            raise DiskUnreadable(f"{directory}: Input/output error")
+
+    outputs = complete.check(Failing(lambda path: False))
+    assert (outputs.state, outputs.reason.code) == (OutputState.UNKNOWN, "DiskUnreadable")
+    assert "Input/output error" in outputs.reason.message
+
+
+# --- all that is told of outputs ---------------------------------------------------------------------
+
+
+def test_a_verdict_tells_all_that_a_plan_needs_of_it(sample: Callable[[str], Sample], complete: Sample) -> None:  # noqa: F811
+    newest = max(path.stat().st_mtime_ns / 1e9 for path in complete.output.rglob("*"))
+    whole = complete.check()
+    assert (whole.reason.code, whole.newest, whole.has_work, whole.torn) == ("Verified", newest, False, ())
+    sealed = complete.check(Sealed(lambda path: path.name == "adapter_model.safetensors"))
+    assert (sealed.state, sealed.reason.code, sealed.newest) == (OutputState.UNKNOWN, "DiskUnreadable", newest)
+    assert sealed.progress == "epoch 0/2"
+    killed = sample(KILLED)
+    broken = killed.check()
+    assert (broken.reason.code, broken.has_work, broken.marked, broken.evidence) == ("Incomplete", True, False, ())
+    assert broken.newest == max(path.stat().st_mtime_ns / 1e9 for path in killed.output.rglob("*"))
+    nothing = sample("failed_exception").check()
+    assert (nothing.has_work, nothing.resumable, nothing.torn, nothing.torn_to_resume) == (True, 0, (), ())
+    complete.edit(("epochs: 2", "epochs: 3"))
+    other = complete.check()
+    assert (other.state, other.reason.code, other.newest) == (OutputState.MISMATCH, "Drifted", newest)
+    shutil.rmtree(complete.output)
+    gone = complete.check()
+    assert (gone.state, gone.reason.code) == (OutputState.ABSENT, "NoOutputs")
+    assert str(complete.output) in gone.reason.message
+    complete.output.write_text("a file")
+    file = complete.check()
+    assert (file.state, file.reason.code) == (OutputState.UNKNOWN, "NotADirectory")
+
+
+@pytest.mark.parametrize(
+    ("launched", "wanted"), [("/data/one", "/data/two"), ("a//b", "a/b"), ("/data", "data"), ("data", "/data")]
+)
+def test_another_path_or_word_is_another_training(complete: Sample, launched: str, wanted: str) -> None:  # noqa: F811
+    complete.set(data=launched)
+    assert complete.check().state is OutputState.COMPLETE
+    complete.edit((f"data: {launched}\n", f"data: {wanted}\n"))
+    outputs = complete.check()
+    assert outputs.state is OutputState.MISMATCH
+    assert f"data {launched} → {wanted}" in outputs.reason.message
+
+
+def test_a_longer_way_to_the_same_path_is_the_same_training(complete: Sample) -> None:  # noqa: F811
+    complete.set(data="/data/one")
+    complete.edit(("data: /data/one\n", "data: /data/../data//one\n"))
+    assert complete.check().state is OutputState.COMPLETE
+
+
+# --- the configuration and the script -----------------------------------------------------------------
+
+
+def settled(sample: Sample, *lines: str) -> Step:  # noqa: F811
+    """The step, with top-level settings given in finetune.yaml alone."""
+    names = "|".join(line.partition(":")[0] for line in lines)
+    rewrite(sample.config, lambda text: re.sub(rf"^({names}):.*\n", "", text, flags=re.MULTILINE) + "\n".join(lines) + "\n")
+    return sample.read()[0]
+
+
+@pytest.mark.parametrize(("value", "before"), [("False", "False"), ("True", "True"), ("null", None)])
+def test_going_on_is_one_value_of_the_configuration(complete: Sample, value: str, before: str | None) -> None:  # noqa: F811
+    step = settled(complete, f"resume_from_checkpoint: {value}")
+    assert step.resume == Edit(complete.config, "resume_from_checkpoint", before, "True")
+
+
+@pytest.mark.parametrize(
+    ("lines", "edits"),
+    [
+        (("batch_size: 4", "gradient_accumulation_steps: 8"), [("batch_size", "4", "2"), ("gradient_accumulation_steps", "8", "16")]),
+        (("batch_size: 2", "gradient_accumulation_steps: 1"), [("batch_size", "2", "1"), ("gradient_accumulation_steps", "1", "2")]),
+        (("batch_size: 2", "gradient_accumulation_steps: null"), [("batch_size", "2", "1"), ("gradient_accumulation_steps", None, "2")]),
+        (("batch_size: 1",), []),
+        (("batch_size: 3",), []),
+        (("batch_size: 0",), []),
+        (("batch_size: many",), []),
+        (("batch_size: 4", "gradient_accumulation_steps: many"), []),
+    ],
+)  # fmt: skip
+def test_half_the_batch_is_accumulated_over_twice_the_steps(
+    complete: Sample,  # noqa: F811
+    lines: tuple[str, ...],
+    edits: list[tuple[str, str | None, str]],
+) -> None:
+    step = settled(complete, *lines)
+    assert step.smaller_batch == tuple(Edit(complete.config, *edit) for edit in edits)
+    assert bool(step.why_no_smaller_batch) == (not edits)
+
+
+def test_what_the_document_varies_is_not_ours_to_halve(complete: Sample) -> None:  # noqa: F811
+    settled(complete, "batch_size: 4", "gradient_accumulation_steps: 1")
+    for varied, is_ours in (({"lr"}, True), ({"batch_size"}, False), ({"gradient_accumulation_steps", "lr"}, False)):
+        (step,) = TOOL.read(replace(complete.run, parameters=dict.fromkeys(varied, "1"), varied=frozenset(varied)), DISK).steps
+        assert bool(step.smaller_batch) == is_ours
+        assert any(key in step.why_no_smaller_batch for key in varied) == (not is_ours)
+
+
+@pytest.mark.parametrize("value", ["''", "'  '", "$SCRATCH/out", "/scratch/$USER", "~/out", "'~ana/out'", "3", "[a]"])
+def test_an_output_directory_must_be_written_out(complete: Sample, value: str) -> None:  # noqa: F811
+    complete.edit((f"output_dir: {complete.output}", f"output_dir: {value}"))
+    step, (problem,) = complete.read()
+    assert step.blocked is not None
+    assert step.blocked.code == "ConfigInvalid"
+    assert "written out" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("model", "has_adapters"),
+    [
+        ("{_component_: torchtune.models.llama3_2.lora_llama3_2_1b}", True),
+        ("{_component_: torchtune.models.llama3_2.dora_llama3_2_1b}", True),
+        ("{_component_: mine.model, lora_rank: 8}", True),
+        ("{lora_rank: 8}", True),
+        ("{_component_: torchtune.models.llama3_2.llama3_2_1b}", False),
+        ("{_component_: mine.explorer, rank: 8}", False),
+        ("{}", False),
+        ("null", False),
+    ],
+)
+def test_a_model_with_adapters_is_known_by_its_name_or_its_settings(complete: Sample, model: str, has_adapters: bool) -> None:  # noqa: F811
+    drop = re.compile(r"^model:.*\n(?:[ \t]+.*\n|\n)*", re.MULTILINE)
+    for path in (complete.config, complete.launched):
+        rewrite(path, lambda text: drop.sub("", text) + f"model: {model}\n")
+    assert complete.check().state is OutputState.COMPLETE
+    for epoch in ("epoch_0", "epoch_1"):
+        for name in ("adapter_model.pt", "adapter_model.safetensors", "adapter_config.json"):
+            (complete.output / epoch / name).unlink()
+    assert (complete.check().state is BROKEN) == has_adapters
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("tune run \\\n  recipe \\\n  --config finetune.yaml \\\n  lr=1", "lr=1"),
+        ("tune run recipe --config finetune.yaml a.b=1 ~c=2 d", "a.b=1 ~c=2"),
+        ("tune run recipe --config finetune.yaml", None),
+        ("LR=1 tune run recipe --config finetune.yaml", None),
+        ("echo --config x=1", None),
+    ],
+)
+def test_settings_on_the_command_line_are_found_wherever_it_is_broken(complete: Sample, command: str, found: str | None) -> None:  # noqa: F811
+    (complete.run.directory / "finetune.slurm").write_text(f"#!/bin/bash\n{command}\n")
+    problems = complete.read()[1]
+    assert [p.message.split("`")[1] for p in problems] == ([found] if found else [])
+    assert all((p.file.name, p.line, p.run, p.warning) == ("finetune.slurm", 0, "complete", True) for p in problems)
+
+
+def test_a_disagreement_names_both_and_where_it_stands(complete: Sample, tmp_path: Path) -> None:  # noqa: F811
+    run = replace(complete.run, epochs=5, checkpoint_dir=tmp_path / "elsewhere")
+    where, how_many = TOOL.read(run, DISK).problems
+    assert (where.file, where.run, how_many.file, how_many.run) == (complete.config, "complete", complete.config, "complete")
+    assert str(complete.output) in where.message
+    assert str(tmp_path / "elsewhere") in where.message
+    assert "2" in how_many.message
+    assert "5" in how_many.message
+
+
+@pytest.mark.parametrize(
+    ("options", "requeue"), [(["--requeue"], True), (["--requeue", "--no-requeue"], False), (["--no-requeue", "--requeue"], True)]
+)
+def test_the_last_word_on_requeueing_counts(complete: Sample, options: list[str], requeue: bool) -> None:  # noqa: F811
+    lines = "".join(f"#SBATCH {option}\n" for option in options)
+    (complete.run.directory / "finetune.slurm").write_text(f"#!/bin/bash\n{lines}true\n")
+    assert complete.read()[0].requeue is requeue
+
+
+def test_a_launch_that_left_nothing_but_its_log_was_one(complete: Sample) -> None:  # noqa: F811
+    for name in ("epoch_0", "epoch_1", "recipe_state"):
+        shutil.rmtree(complete.output / name)
+    complete.launched.unlink()
+    outputs = complete.check()
+    assert (outputs.state, outputs.has_work) == (BROKEN, True)
+    for log in (complete.output / "logs").iterdir():
+        log.unlink()
+    assert complete.check().state is OutputState.ABSENT
+
+
+@pytest.mark.parametrize("where", ["config", "launched"])
+def test_a_setting_that_is_null_is_the_same_as_none(complete: Sample, where: str) -> None:  # noqa: F811
+    rewrite(getattr(complete, where), lambda text: text + "extra: null\n")
+    assert complete.check().state is OutputState.COMPLETE
+    rewrite(getattr(complete, where), lambda text: text.replace("extra: null", "extra: 1"))
+    assert complete.check().state is OutputState.MISMATCH

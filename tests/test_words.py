@@ -1,0 +1,430 @@
+"""A person's word, verb by verb and by how the step stands: what becomes of its job, what is written down, what is answered."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from reconciler.errors import AnotherPass, SubmissionUncertain, UsageError
+from reconciler.ledger import Ledger
+from reconciler.lock import pass_lock
+from reconciler.loop import Scene, preview, run_pass
+from reconciler.model import Condition, Outputs, OutputState, Phase, Reason, Stage, Verb
+from reconciler.words import Done, Order, accept_identity, carry_out, release_experiment
+from test_pass import Lab, drop_run_a, lab, order, start  # noqa: F401 - the fixture
+from worlds import MemoryCluster, StandInTool
+
+A, B, EVAL, BASE = "a/finetune", "b/finetune", "a/eval/cap_epoch0", "base/eval/cap_base"
+
+
+@pytest.fixture
+def queued(lab: Lab) -> Lab:  # noqa: F811
+    """An experiment whose three first steps are in the queue."""
+    lab.run()
+    return lab
+
+
+def job_of(lab: Lab, key: str) -> str:  # noqa: F811
+    found = preview(lab.scene).plan.of(key).job
+    assert found is not None
+    return found
+
+
+def written(lab: Lab, *kinds: str) -> list[dict]:  # noqa: F811
+    events = Ledger(lab.directory.resolve(), lambda: 0.0).events()
+    return [{k: v for k, v in e.items() if k != "at"} for e in events if e["event"] in kinds]
+
+
+def finished(lab: Lab, key: str = A, content: str | None = "whole", state: str = "COMPLETED") -> None:  # noqa: F811
+    lab.finish(key, content, state)
+    lab.run()
+    lab.run()
+
+
+def code(lab: Lab, key: str) -> str:  # noqa: F811
+    return preview(lab.scene).plan.of(key).reason.code
+
+
+# --- hold --------------------------------------------------------------------------------------------
+
+
+def test_hold_keeps_a_step_that_was_not_submitted_from_being_submitted(lab):  # noqa: F811
+    answer = order(lab, "hold", B, why="wait for Ana")
+    assert [(d.step, d.message) for d in answer] == [(B, "held until you release it")]
+    lab.run()
+    assert code(lab, B) == "HeldByPerson"
+    assert len(lab.cluster.submissions) == 2
+    assert written(lab, "hold") == [{"event": "hold", "step": B, "user": "u", "why": "wait for Ana"}]
+
+
+def test_hold_of_a_queued_job_holds_it_in_the_queue_and_release_lets_it_go(queued):
+    job, other = job_of(queued, A), job_of(queued, B)
+    (held,) = order(queued, "hold", A)
+    assert held.message == f"job {job} held until you release it"
+    assert queued.cluster.jobs[job].held
+    assert not queued.cluster.jobs[other].held
+    queued.run()
+    assert queued.conditions()[A] is Condition.HELD
+    (released,) = order(queued, "release", A)
+    assert job in released.message
+    assert not queued.cluster.jobs[job].held
+    queued.run()
+    assert queued.conditions()[A] is Condition.QUEUED
+
+
+def test_hold_of_a_running_job_lets_it_run_on_and_says_so(queued):
+    job = start(queued, A)
+    (held,) = order(queued, "hold", A)
+    assert held.message.endswith("runs on")
+    assert job not in held.message
+    assert (queued.cluster.jobs[job].state, queued.cluster.jobs[job].held) == ("RUNNING", False)
+
+
+def test_release_of_a_job_that_nobody_held_leaves_the_queue_alone(queued):
+    class Untouched(MemoryCluster):
+        def release(self, job_id):
+            raise AssertionError("nothing is to be released")
+
+    queued.cluster = Untouched(queued.cluster.jobs)
+    (released,) = order(queued, "release", A)
+    assert released.message.startswith("released")
+    assert written(queued, "release") == [{"event": "release", "step": A, "user": "u", "why": ""}]
+
+
+def test_release_leaves_a_replacement_held_that_may_not_start_yet(lab):  # noqa: F811
+    lab.policy = replace(lab.policy, max_in_flight=1)
+    lab.cluster.fails_with = [SubmissionUncertain("timed out")]
+    lab.run()
+    lab.run(lab.policy.grace)
+    (job,) = lab.cluster.jobs.values()
+    assert job.held
+    key = next(a.step for a in preview(lab.scene).actions if a.job == job.id)
+    order(lab, "release", key)
+    assert lab.cluster.jobs[job.id].held
+
+
+def test_what_an_evaluation_in_flight_reads_is_not_rerun_without_it(queued):
+    finished(queued)
+    job = job_of(queued, EVAL)
+    with pytest.raises(UsageError, match=f"{A}: job {job} of {EVAL}.*--with-dependents"):
+        order(queued, "rerun", A)
+    assert [d.step for d in order(queued, "rerun", A, EVAL)] == [A, EVAL]
+
+
+def test_a_failed_step_that_is_released_is_tried_again(queued):
+    finished(queued, A, None, "FAILED")
+    assert queued.conditions()[A] is Condition.FAILED
+    order(queued, "release", A)
+    queued.run()
+    assert queued.conditions()[A] is Condition.QUEUED
+    assert len(queued.cluster.submissions) == 4
+
+
+# --- cancel ------------------------------------------------------------------------------------------
+
+
+def test_cancel_ends_a_queued_and_a_running_job_and_holds_their_steps(queued):
+    queued_job, running = job_of(queued, A), start(queued, B)
+    answer = order(queued, "cancel", A, B)
+    assert [(d.step, job in d.message) for d, job in zip(answer, (queued_job, running), strict=True)] == [(A, True), (B, True)]
+    assert all(queued.cluster.jobs[job].state == "CANCELLED" for job in (queued_job, running))
+    queued.run()
+    queued.run(1000)
+    assert (queued.conditions()[A], queued.conditions()[B]) == (Condition.HELD, Condition.HELD)
+    assert len(queued.cluster.submissions) == 3
+
+
+def test_cancel_of_a_step_that_was_not_submitted_holds_it(lab):  # noqa: F811
+    (answer,) = order(lab, "cancel", A)
+    assert answer.message.startswith("held")
+    lab.run()
+    assert code(lab, A) == "CancelledByPerson"
+
+
+def test_the_word_is_written_before_the_job_is_cancelled(queued):
+    class Watching(MemoryCluster):
+        def cancel(self, job_id):
+            assert written(queued, "cancel")
+            super().cancel(job_id)
+
+    queued.cluster = Watching(queued.cluster.jobs)
+    order(queued, "cancel", A)
+    assert "CANCELLED" in {job.state for job in queued.cluster.jobs.values()}
+
+
+@pytest.mark.parametrize("verb", ["hold", "cancel"])
+def test_what_is_drifted_is_done_and_can_be_neither_held_nor_cancelled(queued, verb):
+    finished(queued)
+    (queued.directory / "a" / "finetune.slurm").write_text("#!/bin/bash\necho other\n")
+    assert queued.conditions()[A] is Condition.DRIFTED
+    with pytest.raises(UsageError, match=f"{A}: .*{verb}"):
+        order(queued, verb, A)
+
+
+# --- rerun -------------------------------------------------------------------------------------------
+
+
+def test_rerun_says_what_it_will_do_and_asks_where_a_result_is_replaced(queued):
+    heard = []
+
+    def confirm(prospect):
+        heard.append(prospect)
+        return False
+
+    assert carry_out(queued.scene, Order("rerun", (B,)), confirm) == ()
+    assert not heard[0].asks
+    order(queued, "hold", EVAL)
+    finished(queued)
+    before = queued.tree()
+    assert carry_out(queued.scene, Order("rerun", (A, BASE)), confirm) == ()
+    assert queued.tree() == before
+    assert heard[1].asks
+    one, two = heard[1].sentences
+    assert all(part in one for part in ("rerun", A, "Done", "out/finetune is moved aside", EVAL, "--with-dependents"))
+    assert all(part in two for part in ("rerun", BASE, "Queued"))
+    assert "aside" not in two
+    assert "depend" not in two
+    carry_out(queued.scene, Order("rerun", (A,), with_dependents=True), confirm)
+    assert len(heard[2].sentences) == 2
+    assert "depend" not in heard[2].sentences[0]
+    carry_out(queued.scene, Order("hold", (BASE,)), confirm)
+    assert not heard[3].asks
+    assert "aside" not in heard[3].sentences[0]
+
+
+def test_rerun_asks_before_a_drifted_result_is_replaced(queued):
+    finished(queued, BASE)
+    (queued.directory / "base" / "eval" / "cap_base.slurm").write_text("#!/bin/bash\necho other\n")
+    heard = []
+    carry_out(queued.scene, Order("rerun", (BASE,)), lambda prospect: heard.append(prospect) or False)
+    assert heard[0].asks
+
+
+def test_rerun_remembers_when_what_it_replaces_was_written(queued):
+    order(queued, "hold", EVAL)
+    finished(queued)
+    written_at = (queued.directory / "a" / "out" / "finetune" / "result").stat().st_mtime
+    (answer,) = order(queued, "rerun", A)
+    assert answer == Done(A, "the next pass submits it again")
+    order(queued, "release", EVAL)
+    order(queued, "rerun", B, now=True)
+    assert [e["newest"] for e in written(queued, "rerun")] == [written_at, None]
+
+
+def test_rerun_replaces_a_queued_job_at_once_and_a_running_one_only_when_told_to(queued):
+    job = job_of(queued, A)
+    (answer,) = order(queued, "rerun", A)
+    assert job in answer.message
+    assert queued.cluster.jobs[job].state == "CANCELLED"
+    running = start(queued, B)
+    with pytest.raises(UsageError, match=f"{running}.*--now"):
+        order(queued, "rerun", B)
+    assert queued.cluster.jobs[running].state == "RUNNING"
+    order(queued, "rerun", B, now=True)
+    assert queued.cluster.jobs[running].state == "CANCELLED"
+
+
+def test_nothing_is_rerun_while_nobody_knows_what_became_of_it(queued):
+    del queued.cluster.jobs[job_of(queued, A)]
+    queued.run()
+    assert queued.conditions()[A] is Condition.UNKNOWN
+    with pytest.raises(UsageError, match=f"{A}: .*before that is known"):
+        order(queued, "rerun", A)
+    shown = queued.cluster.jobs[job_of(queued, B)]
+    queued.cluster.jobs[shown.id] = replace(shown, state="REVOKED", phase=Phase.UNKNOWN)
+    assert queued.conditions()[B] is Condition.UNKNOWN
+    order(queued, "rerun", B, now=True)
+    assert queued.cluster.jobs[shown.id].state == "CANCELLED"
+
+
+class Other(StandInTool):
+    """A trainer whose steps and outputs are other than they were."""
+
+    def __init__(self, found: Outputs | None = None, **changes) -> None:
+        super().__init__(Stage.FINETUNE)
+        self.found, self.changes = found, changes
+
+    def read(self, run, disk):
+        reading = super().read(run, disk)
+        changes = {name: value(run) if callable(value) else value for name, value in self.changes.items()}
+        return replace(reading, steps=tuple(replace(step, **changes) for step in reading.steps))
+
+    def check(self, step, disk, deep=False):
+        return self.found or super().check(step, disk, deep)
+
+
+def told_otherwise(lab: Lab, tool: StandInTool) -> Scene:  # noqa: F811
+    return replace(lab.scene, tools={**lab.scene.tools, "trainer": tool})
+
+
+def test_rerun_refuses_to_move_a_directory_that_holds_its_own_script(queued):
+    order(queued, "hold", EVAL)
+    finished(queued)
+    everything = told_otherwise(queued, Other(output_dir=lambda run: run.directory))
+    with pytest.raises(UsageError, match=f"{A}: .*by hand"):
+        carry_out(everything, Order("rerun", (A,)), lambda prospect: True)
+    assert written(queued, "rerun") == []
+
+
+def test_a_run_that_is_at_fault_can_be_neither_rerun_nor_accepted_but_held(queued):
+    at_fault = told_otherwise(queued, Other(blocked=Reason("NotScaffolded", "no script is there")))
+    for verb in ("rerun", "accept"):
+        with pytest.raises(UsageError, match=f"{A}: no script is there"):
+            carry_out(at_fault, Order(verb, (A,)), lambda prospect: True)
+    (held,) = carry_out(at_fault, Order("hold", (A,)), lambda prospect: True)
+    assert held.step == A
+
+
+def test_dependents_are_rerun_with_what_they_depend_on_and_nothing_else_is(queued):
+    finished(queued)
+    assert queued.conditions()[EVAL] is Condition.QUEUED
+    answer = order(queued, "rerun", A, with_dependents=True)
+    assert [d.step for d in answer] == [A, EVAL]
+    assert {e["step"] for e in written(queued, "rerun")} == {A, EVAL}
+
+
+def test_a_fine_tune_is_rerun_where_its_evaluation_is_over(queued):
+    finished(queued)
+    finished(queued, EVAL)
+    assert [d.step for d in order(queued, "rerun", A)] == [A]
+    assert queued.conditions()[EVAL] is Condition.DONE
+
+
+# --- accept ------------------------------------------------------------------------------------------
+
+
+def test_accepting_a_failed_result_makes_it_a_persons(queued):
+    finished(queued, A, "torn", "FAILED")
+    (answer,) = order(queued, "accept", A, why="good enough")
+    assert answer.step == A
+    (done,) = written(queued, "done")
+    step = preview(queued.scene).desired.step(A)
+    assert done == {
+        "event": "done", "step": A, "user": "u", "why": "good enough", "definition": step.definition, "meaning": {},
+        "by_person": True, "evidence": [],
+    }  # fmt: skip
+    assert queued.conditions()[A] is Condition.DONE
+
+
+def test_accepting_a_drifted_result_keeps_its_evidence_under_the_new_definition(queued):
+    finished(queued)
+    (queued.directory / "a" / "finetune.slurm").write_text("#!/bin/bash\necho other\n")
+    order(queued, "accept", A)
+    first, second = written(queued, "done")
+    assert first["definition"] != second["definition"] == preview(queued.scene).desired.step(A).definition
+    assert second["evidence"] == first["evidence"] != []
+
+
+def test_a_drifted_result_whose_files_were_purged_can_still_be_accepted(queued):
+    finished(queued)
+    shutil.rmtree(queued.directory / "a" / "out")
+    (queued.directory / "a" / "finetune.slurm").write_text("#!/bin/bash\necho other\n")
+    order(queued, "accept", A)
+    assert queued.conditions()[A] is Condition.DONE
+
+
+def test_there_must_be_something_to_accept(queued):
+    with pytest.raises(UsageError, match=f"{EVAL}: there is no result"):
+        order(queued, "accept", EVAL)
+    running = start(queued, A)
+    with pytest.raises(UsageError, match=f"{A}: job {running} may be running"):
+        order(queued, "accept", A)
+    finished(queued, A, None, "FAILED")
+    with pytest.raises(UsageError, match=f"{A}: there are no outputs"):
+        order(queued, "accept", A)
+    assert written(queued, "done", "placed") == []
+
+
+def test_what_cannot_be_read_cannot_be_accepted(queued):
+    finished(queued)
+    (queued.directory / "a" / "finetune.slurm").write_text("#!/bin/bash\necho other\n")
+    unreadable = Outputs(OutputState.UNKNOWN, Reason("DiskUnreadable", "Stale file handle"))
+    with pytest.raises(UsageError, match=f"{A}: Stale file handle"):
+        carry_out(told_otherwise(queued, Other(unreadable)), Order("accept", (A,)), lambda prospect: True)
+
+
+def test_accepting_a_queued_job_lets_it_stand_and_is_about_its_attempt(queued):
+    job = job_of(queued, A)
+    (answer,) = order(queued, "accept", A)
+    assert job in answer.message
+    assert written(queued, "placed") == [{"event": "placed", "step": A, "user": "u", "why": "", "attempt": 1, "placement": "p"}]
+    assert written(queued, "done") == []
+
+
+# --- which steps, and when not -----------------------------------------------------------------------
+
+
+def test_a_word_is_taken_in_the_documents_order_and_for_globs(queued):
+    assert [d.step for d in order(queued, "hold", "b/*", "a/*")] == [A, EVAL, B, "b/eval/cap_epoch0"]
+
+
+def test_several_jobs_of_one_step_are_all_named(queued):
+    first = job_of(queued, A)
+    queued.cluster.jobs["77"] = replace(queued.cluster.jobs[first], id="77")
+    (answer,) = order(queued, "cancel", A)
+    assert f"jobs {first}, 77" in answer.message
+
+
+def test_a_word_is_not_given_while_a_pass_is_under_way(queued):
+    with pass_lock(queued.directory.resolve()), pytest.raises(AnotherPass):
+        order(queued, "hold", A)
+    with pass_lock(queued.directory.resolve()), pytest.raises(AnotherPass):
+        release_experiment(queued.scene)
+    with pass_lock(queued.directory.resolve()), pytest.raises(AnotherPass):
+        accept_identity(queued.scene, "moved")
+    assert written(queued, "hold", "release") == []
+
+
+def test_releasing_the_experiment_is_a_word_on_no_step(queued):
+    (answer,) = release_experiment(queued.scene)
+    assert answer == Done("", answer.message)
+    assert written(queued, "release") == [{"event": "release", "user": "u"}]
+
+
+def test_the_job_of_a_dropped_run_is_nobodys_to_cancel_by_its_old_name(queued):
+    drop_run_a(queued)
+    with pytest.raises(UsageError, match="no step matches"):
+        order(queued, "cancel", A)
+
+
+# --- whose experiment it is --------------------------------------------------------------------------
+
+
+def test_nothing_can_be_accepted_of_an_experiment_never_seen(lab):  # noqa: F811
+    with pytest.raises(UsageError, match="nothing is known"):
+        accept_identity(lab.scene, "moved")
+    assert written(lab, "opened") == []
+
+
+@pytest.mark.parametrize("what", ["moved", "cluster", "user", "environment"])
+def test_an_accepted_identity_is_that_of_here_and_now(queued, what):
+    class Elsewhere(MemoryCluster):
+        def identity(self):
+            return "slurm:other"
+
+    queued.cluster = Elsewhere(queued.cluster.jobs)
+    queued.user = "ana"
+    queued.environment = {"HOME": "/h"}
+    with pytest.raises(UsageError):
+        queued.run()
+    (answer,) = accept_identity(queued.scene, what)
+    assert (answer.step, all(part in answer.message for part in ("ana", "slurm:other"))) == ("", True)
+    here = str(queued.directory.resolve())
+    assert written(queued, "opened")[-1] == {
+        "event": "opened", "cluster": "slurm:other", "path": here, "user": "ana",
+        "environment": {"module": False, "conda": False, "HOME": True, "USER": False},
+    }  # fmt: skip
+    assert written(queued, "intent") != []
+    queued.run()
+
+
+def test_a_copy_starts_without_memory_and_keeps_the_old_ledger(queued):
+    before = (queued.directory / ".reconcile" / "ledger.jsonl").read_bytes()
+    accept_identity(queued.scene, "copied")
+    kept = list((queued.directory / ".reconcile").glob(f"moved-aside-{int(queued.now)}/ledger.jsonl"))
+    assert [path.read_bytes() for path in kept] == [before]
+    assert [e["event"] for e in Ledger(queued.directory.resolve(), lambda: 0.0).events()] == ["opened"]
+    seen = run_pass(queued.scene)
+    assert [a.verb for a in seen.plan.actions].count(Verb.SUBMIT) == 0
