@@ -119,7 +119,19 @@ def _squeue() -> list[bytes]:
 def _sacct() -> list[bytes]:
     name = Token.of(finetune().script.parent.parent, "a/finetune", 1).job_name("job")
     row = ["101", "CANCELLED by 7", "0:9", "1700000000", "Unknown", "1700000010", "1700000020", "u", "n1", "/exp/a", name]
-    other = ["102+0", "COMPLETED", "0:0", "1700000000", "1700000000", "1700000010", "1700000020", "u", "n[1-2]", "/x", "two\nlines"]
+    other = [
+        "102+0",
+        "COMPLETED",
+        "0:0",
+        "1700000000",
+        "1700000000",
+        "1700000010",
+        "1700000020",
+        "u",
+        "n[1-2]",
+        "/x",
+        "two\nlines",
+    ]
     lines = ["\x1f".join(fields) + "\n" for fields in (row, other)]
     return [lines[0].encode(), "".join(lines).encode(), b""]
 
