@@ -21,7 +21,7 @@ from reconciler.model import Observed, Outputs, OutputState, Phase, Reason, Sign
 from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
 from reconciler.ports import Doubt, FileInfo
 from reconciler.situation import CLOCK_SKEW
-from worlds import ABSENT, NOW, done, ended, evaluation, event, experiment, finetune, job, submitted
+from worlds import ABSENT, NOW, done, ended, evaluation, event, experiment, finetune, job, name_of, submitted
 
 STEP = finetune()
 BLOCKED = replace(finetune("z"), blocked=Reason("NotScaffolded", "no script"))
@@ -248,6 +248,75 @@ def test_a_root_is_remembered_from_when_it_was_first_seen_as_a_directory():
     assert roots_seen(desired, memory, Shelf(("/scratch",), is_dir=False)) == ()
     assert roots_seen(desired, memory, Shelf(("/exp/a", "/scratch"), fails="/scratch")) == ("/exp/a",)
     assert roots_seen(desired, fold(ROOT_SEEN), Shelf(("/scratch", "/exp/a"))) == ("/exp/a",)
+
+
+# --- the logs of jobs ----------------------------------------------------------------------------------
+
+LOGGED = replace(STEP, logs=("/logs/%j.out", "/logs/%x.err"))
+
+
+@dataclass
+class Papers(Shelf):
+    """A disk with some logs; it remembers how each was asked for."""
+
+    texts: dict[str, bytes] = field(default_factory=dict)
+    asked: list[tuple[str, int]] = field(default_factory=list)
+
+    def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes | None:
+        self.asked.append((str(path), offset))
+        if str(path) == self.fails:
+            raise DiskUnreadable(f"{path}: Stale file handle")
+        return self.texts.get(str(path))
+
+
+OUT, ERR = "/logs/101.out", f"/logs/{name_of(STEP)}.err"
+
+
+@pytest.mark.parametrize(
+    ("texts", "fails", "log"),
+    [
+        ({OUT: b"one", ERR: b"two \xff"}, "", "one\ntwo \ufffd"),
+        ({ERR: b"two"}, "", "two"),
+        ({OUT: b""}, "", None),
+        ({}, "", None),
+        ({OUT: b"one"}, ERR, Unknown(f"{ERR}: Stale file handle")),
+    ],
+)
+def test_the_end_of_a_failed_jobs_log_is_read_and_an_unreadable_one_is_unknown(texts, fails, log):
+    failed = job(STEP, Phase.ENDED, state="FAILED", exit_code="1:0")
+    disk = Papers(texts=texts, fails=fails)
+    seen = look(LOGGED, events=submitted(STEP), cluster=Asked((failed,)), disk=disk)
+    assert seen.logs == {("101", name_of(STEP)): log}
+    assert set(disk.asked) <= {(OUT, -65536), (ERR, -65536)}
+    assert (seen.uid, seen.signs) == ("1000", {STEP.key: Judge.signs})
+
+
+@pytest.mark.parametrize(
+    ("events", "ended_as", "is_read"),
+    [
+        (submitted(STEP), {"state": "FAILED", "exit_code": "1:0"}, True),
+        (submitted(STEP), {"state": "COMPLETED", "exit_code": "0:0"}, True),
+        (submitted(STEP), {"state": "TIMEOUT", "exit_code": "0:0"}, False),
+        (submitted(STEP), {"state": "CANCELLED", "exit_code": "0:15"}, False),
+        (submitted(STEP), {"state": "FAILED", "exit_code": "0:53"}, False),
+        (submitted(STEP), {"state": "RUNNING", "phase": Phase.RUNNING}, False),
+        (ended(STEP, "Failed"), {"state": "FAILED", "exit_code": "1:0"}, False),
+        (ended(STEP, "Failed"), {"state": "FAILED", "exit_code": "1:0", "id": "9"}, True),
+    ],
+)
+def test_a_log_is_read_where_only_it_tells_why_and_once(events, ended_as, is_read):
+    found = job(STEP, **{"phase": Phase.ENDED, **ended_as})
+    disk = Papers()
+    seen = look(LOGGED, events=events, cluster=Asked((found,)), disk=disk)
+    assert bool(disk.asked) == is_read
+    assert set(seen.logs) == ({(found.id, found.name)} if is_read else set())
+
+
+def test_a_log_under_a_name_that_only_the_job_knows_is_not_guessed():
+    failed = job(STEP, Phase.ENDED, state="FAILED", exit_code="1:0")
+    disk = Papers()
+    seen = look(replace(STEP, logs=("/logs/%N.out",)), events=submitted(STEP), cluster=Asked((failed,)), disk=disk)
+    assert (disk.asked, seen.logs) == ([], {("101", name_of(STEP)): None})
 
 
 # --- the ledger --------------------------------------------------------------------------------------
