@@ -14,6 +14,7 @@ from pathlib import Path
 from reconciler.batch_script import parse_batch_script
 from reconciler.errors import (
     ClusterUnreachable,
+    ControllerFull,
     DiskUnreadable,
     LimitReached,
     SubmissionRefused,
@@ -57,14 +58,14 @@ def act(plan: Plan, desired: Desired, observed: Observed, memory: Memory, world:
         facts = {key: value for key, value in event.items() if key != "event"}
         world.ledger.append(event["event"], **facts)
     pass_ = _Pass(desired, observed, memory, world)
-    ordered = sorted(plan.actions, key=lambda action: action.verb is Verb.SUBMIT)
-    submissions = sorted((a for a in ordered if a.verb is Verb.SUBMIT), key=lambda a: pass_.step(a).stage is not Stage.EVALUATION)
-    done = {action.step: pass_.do(action) for action in [*(a for a in ordered if a.verb is not Verb.SUBMIT), *submissions]}
+    submissions = sorted((a for a in plan.actions if a.verb is Verb.SUBMIT), key=lambda a: plan.order.index(a.step))
+    others = [a for a in plan.actions if a.verb is not Verb.SUBMIT]
+    done = {action.step: pass_.do(action) for action in [*others, *submissions]}
     return tuple(done[action.step] for action in plan.actions)
 
 
 class _Pass:
-    """One pass's submissions share a stagger, a limit once met, and the first read-back of a job's name."""
+    """One pass's submissions share a stagger, the limits once met, and the first read-back of a job's name."""
 
     def __init__(self, desired: Desired, observed: Observed, memory: Memory, world: World) -> None:
         self._desired = desired
@@ -73,6 +74,7 @@ class _Pass:
         self._world = world
         self._names_kept = memory.names_kept
         self._stopped: Reason | None = None
+        self._limited: dict[tuple[str | None, ...], Reason] = {}
         self._eligible_at = max((a.begins + world.stagger for m in memory.steps.values() for a in m.attempts), default=0.0)
 
     def step(self, action: Action) -> Step:
@@ -105,9 +107,10 @@ class _Pass:
     # --- submission
 
     def _submit(self, action: Action, step: Step) -> Outcome:
-        if self._stopped is not None:
-            return _waiting(action, self._stopped.code, self._stopped.message, "failed")
         try:
+            stopped = self._stopped or self._limited.get(_whose_limits(step))
+            if stopped is not None:
+                return _waiting(action, stopped.code, stopped.message, "failed")
             self._prepare(action, step)
         except (OSError, DiskUnreadable) as error:
             return _waiting(action, "DiskUnknown", str(error), "failed")
@@ -147,8 +150,10 @@ class _Pass:
             job_id = self._world.backend.submit(job)
         except LimitReached as error:
             ledger.append("limited", step=step.key, attempt=attempt, message=str(error))
-            self._stopped = Reason("LimitReached", f"the site accepts no more jobs for now: {error}")
-            return _waiting(action, self._stopped.code, self._stopped.message, "failed")
+            reason = Reason("LimitReached", f"the site accepts no more jobs like this for now: {error}")
+            self._limited[_whose_limits(step)] = reason
+            self._stopped = reason if isinstance(error, ControllerFull) else None
+            return _waiting(action, reason.code, reason.message, "failed")
         except SubmissionRefused as error:
             ledger.append("refused", step=step.key, attempt=attempt, message=str(error))
             return _waiting(action, "SubmissionRefused", f"refused: {error}", "failed")
@@ -237,6 +242,12 @@ def move_aside(path: Path, now: float) -> Path:
             move(path, destination)
             return destination
     raise DiskUnreadable(f"{path}: no free name to move it aside to")
+
+
+def _whose_limits(step: Step) -> tuple[str | None, ...]:
+    """What the site's limits on the number of jobs hang on; a limit that one job meets, others of the same do too."""
+    script = parse_batch_script(step.script, _text(step.script))
+    return tuple(script.value(option) for option in ("account", "qos", "partition"))
 
 
 def _text(script: Path) -> str:

@@ -16,11 +16,12 @@ from reconciler.errors import UsageError
 from reconciler.experiment.load import load
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
+from reconciler.limits import Gate
 from reconciler.lock import pass_lock
 from reconciler.memory import Identity, Memory
 from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Verb
 from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
-from reconciler.plan import Gate, Plan, make_plan
+from reconciler.plan import Plan, make_plan
 from reconciler.ports import Backend, Clock, Disk, Environment, Tools
 from reconciler.record import record
 

@@ -1,0 +1,112 @@
+"""What may keep a step from being submitted although its own ladder would submit it; pure.
+
+Each limit is asked in turn, step by step in the order of submission, and hears of every step that goes. Why a limit says no is a
+Gate. It never decides what a step needs: only whether now is the time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from reconciler.memory import StepMemory
+from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Stage, Step, Unknown, Verb
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Why a step that would be submitted is not; it waits with this reason, for a person where ``needs_person``."""
+
+    reason: Reason
+    needs_person: bool = True
+
+
+class Limit(Protocol):
+    """One limit, over the submissions of one plan."""
+
+    def refuses(self, step: Step) -> Gate | None:
+        """Why this step may not go now; None where it may."""
+
+    def takes(self, step: Step) -> None:
+        """Hear that this step goes."""
+
+
+def stopped(action: Action, gate: Gate) -> Action:
+    """A submission that a gate keeps back."""
+    verb, condition = (Verb.HOLD, Condition.HELD) if gate.needs_person else (Verb.WAIT, Condition.WAITING)
+    return replace(
+        action, verb=verb, condition=condition, reason=gate.reason, attempt=None, move_aside=(), changes=(), held=False
+    )
+
+
+def in_turn(steps: Sequence[Step], known: Mapping[str, StepMemory]) -> list[Step]:
+    """Steps in the order in which they are submitted, so that none starves.
+
+    Those that a limit of the site kept back last time come after all others, which it may not concern. Then evaluations come
+    before fine-tunes, because they finish what was begun; then those that had fewer jobs: a run that is preempted again and
+    again takes nobody's turn; then as the document has them.
+    """
+    return sorted(steps, key=lambda step: _turn(step, known[step.key]))
+
+
+def _turn(step: Step, memory: StepMemory) -> tuple[bool, bool, int]:
+    was_limited = memory.last is not None and memory.last.limited
+    return was_limited, step.stage is not Stage.EVALUATION, _jobs_had(memory)
+
+
+def _jobs_had(memory: StepMemory) -> int:
+    return sum(attempt.job is not None and not attempt.withdrawn for attempt in memory.attempts)
+
+
+@dataclass
+class Closed:
+    """Nothing at all may be submitted."""
+
+    gate: Gate
+
+    def refuses(self, step: Step) -> Gate | None:
+        """Every step, with the same reason."""
+        return self.gate
+
+    def takes(self, step: Step) -> None:
+        """Never happens."""
+
+
+class FullDisk:
+    """A full disk fails every run that writes to it, and tears the checkpoint that it is in the midst of."""
+
+    def __init__(self, desired: Desired, decided: Mapping[str, Action]) -> None:
+        failed = (step for step in reversed(desired.steps) if decided[step.key].reason.code == "DiskQuota")
+        self._failed: dict[Path, str] = {step.root: step.key for step in failed}
+
+    def refuses(self, step: Step) -> Gate | None:
+        """A step that would write to a full disk."""
+        failed = self._failed.get(step.root)
+        if failed is None:
+            return None
+        message = f"{failed} failed because {step.root} is full or its quota is used up; make room, then release {failed}"
+        return Gate(Reason("DiskQuota", message), needs_person=False)
+
+    def takes(self, step: Step) -> None:
+        """Takes no room that could be known."""
+
+
+class InFlight:
+    """``max_in_flight``: the user's jobs in the queue, other work's counted."""
+
+    def __init__(self, observed: Observed, policy: Policy) -> None:
+        self._count = 0 if isinstance(observed.queue, Unknown) else sum(job.is_live for job in observed.queue)
+        self._most = policy.max_in_flight
+
+    def refuses(self, step: Step) -> Gate | None:
+        """A step for which there is no place left."""
+        if self._most is None or self._count < self._most:
+            return None
+        message = f"jobs in the queue or about to be: {self._count}; max_in_flight is {self._most}"
+        return Gate(Reason("MaxInFlight", message), needs_person=False)
+
+    def takes(self, step: Step) -> None:
+        """One place less."""
+        self._count += 1
