@@ -403,7 +403,8 @@ class Action:
 
 @dataclass(frozen=True)
 class Policy:
-    """The settings that decide. Durations are seconds; the sources are reconcile.yaml's keys of the same names."""
+    """The settings that decide. Durations are seconds, ``budget`` is GPU hours; the sources are reconcile.yaml's keys of the same
+    names. ``canary`` None: no step goes first alone."""
 
     backend: str = "auto"
     stagger: float = 5.0
@@ -416,3 +417,5 @@ class Policy:
     stop_after_failures: int = 3
     document: str = "tables"
     requeue: bool = False
+    canary: float | None = None
+    budget: float | None = None

@@ -1,7 +1,7 @@
 """Why a job that waits in the queue waits, in words; pure.
 
-The words are those of man squeue, "JOB REASON CODES"; each row has a reason as it was seen on 22.05 or 24.11, or, marked `doc`, as
-slurm.schedmd.com/job_reason_codes.html has it. The first row that fits counts. A reason without a row is shown as it is.
+The words are those of man squeue, "JOB REASON CODES"; each row has a reason as it was seen on 22.05 or 24.11, or, marked `doc`,
+as slurm.schedmd.com/job_reason_codes.html has it. The first row that fits counts. A reason without a row is shown as it is.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from reconciler.canary import Canary, Facts
 from reconciler.failures import CANCELLED, INFRASTRUCTURE
 from reconciler.ladder import climb, need_blocked
 from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, in_turn, stopped
@@ -86,6 +87,7 @@ def make_plan(
     limits: list[Limit] = [
         *([Closed(gate)] if gate else []),
         FullDisk(desired, decided),
+        Canary(Facts(desired, decided, known, ours, memory.released), policy.canary, now),
         InFlight(observed, policy),
     ]
     held_back = _hold_back(desired, decided, order, limits)
