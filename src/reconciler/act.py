@@ -141,6 +141,7 @@ class _Pass:
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),
+            ask=asdict(step.ask),
         )
         return name
 
@@ -215,6 +216,7 @@ class _Pass:
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),
+            ask=asdict(step.ask),
         )
 
     def _mark_done(self, action: Action, step: Step) -> None:

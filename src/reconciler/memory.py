@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from reconciler.model import Ask
+
 Event = Mapping[str, Any]
 
 LATEST = sys.maxsize
@@ -40,7 +42,9 @@ class Attempt:
 
     ``job`` None with none of ``refused``, ``limited`` and ``lost`` is an unconfirmed submission. ``unseen_at`` is when its job
     was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
-    ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start.
+    ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start. ``ask`` is what
+    its job asked for, None where an earlier version did not write that down; ``worked`` (s) is how long earlier starts of a job
+    took that Slurm requeued.
     """
 
     number: int
@@ -61,6 +65,8 @@ class Attempt:
     end: End | None = None
     unseen_at: float | None = None
     missing_at: float | None = None
+    ask: Ask | None = None
+    worked: float = 0.0
 
     @property
     def is_unconfirmed(self) -> bool:
@@ -205,6 +211,8 @@ def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> d
 def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
     if kind in ("intent", "adopted"):
         return _with_attempt(step, kind, order, event)
+    if kind == "reopened":
+        return replace(step, attempts=tuple(reopened(a) if a.number == event["attempt"] else a for a in step.attempts))
     if kind in _OUTCOMES:
         changes = _OUTCOMES[kind](order, event)
         attempts = tuple(replace(a, **changes) if a.number == event["attempt"] else a for a in step.attempts)
@@ -242,8 +250,14 @@ _OUTCOMES: Mapping[str, Any] = {
         ),
     },
     "placed": lambda order, e: {"placement": e["placement"]},
-    "reopened": lambda order, e: {"end": None, "missing_at": None, "unseen_at": None},
 }
+
+
+def reopened(attempt: Attempt) -> Attempt:
+    """An attempt whose job was thought ended, and is live: Slurm requeues under the same id. The time that it took counts."""
+    end = attempt.end
+    took = max(0.0, end.at - end.started) if end is not None and end.started is not None else 0.0
+    return replace(attempt, end=None, missing_at=None, unseen_at=None, worked=attempt.worked + took)
 
 
 def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
@@ -266,5 +280,6 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         held=bool(event.get("held")),
         by_hand=bool(event.get("by_hand")),
         job=str(event["job"]) if kind == "adopted" else None,
+        ask=Ask(**event["ask"]) if "ask" in event else None,
     )
     return replace(step, attempts=(*(a for a in step.attempts if a.number != number), attempt))

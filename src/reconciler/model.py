@@ -88,6 +88,16 @@ class RunInput:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What one job asks for: so many GPUs, for so many seconds at most; None where only the site knows. ``where`` is the
+    partition, QOS and constraint that it names."""
+
+    gpus: int | None = 0
+    seconds: float | None = None
+    where: str = ""
+
+
+@dataclass(frozen=True)
 class Step:
     """One unit of work, and everything that defines it.
 
@@ -97,7 +107,7 @@ class Step:
     ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
     ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
-    as Slurm's patterns (``slurm-%j.out``). ``spec`` is the tool's own.
+    as Slurm's patterns (``slurm-%j.out``). ``ask`` is what its job asks for. ``spec`` is the tool's own.
     """
 
     key: str
@@ -119,6 +129,7 @@ class Step:
     job_name: str = ""
     workdir: str = ""
     logs: tuple[str, ...] = ()
+    ask: Ask = Ask()
     blocked: Reason | None = None
 
     @property

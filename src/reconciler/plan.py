@@ -8,11 +8,12 @@ submission is lost) comes back as events to be written down.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from reconciler.budget import Bill, Budget, bill_of, uses_of
 from reconciler.canary import Canary, Facts
 from reconciler.failures import CANCELLED, INFRASTRUCTURE
 from reconciler.ladder import climb, need_blocked
@@ -26,12 +27,13 @@ from reconciler.situation import Ownership, Situation, remember_ends, supersede,
 class Plan:
     """One action per step, in document order; ``learned`` are events that hold whatever becomes of the actions. ``orphans`` are
     live jobs of steps that are not in the document any more: they are shown, and left alone. ``order`` has the steps' keys in the
-    order of submission."""
+    order of submission, ``bill`` what they cost before any of the actions."""
 
     actions: tuple[Action, ...]
     learned: tuple[Mapping[str, Any], ...] = ()
     orphans: tuple[Orphan, ...] = ()
     order: tuple[str, ...] = ()
+    bill: Bill = field(default_factory=Bill)
 
     def of(self, key: str) -> Action:
         """The action of a step."""
@@ -84,15 +86,18 @@ def make_plan(
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
     order = in_turn(desired.steps, known)
+    budget = Budget(policy, uses_of(desired, known, memory, ours, now))
+    bill = bill_of(desired, decided, known, budget)
     limits: list[Limit] = [
         *([Closed(gate)] if gate else []),
         FullDisk(desired, decided),
         Canary(Facts(desired, decided, known, ours, memory.released), policy.canary, now),
+        budget,
         InFlight(observed, policy),
     ]
     held_back = _hold_back(desired, decided, order, limits)
     actions = tuple(held_back[step.key] for step in desired.steps)
-    return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order))
+    return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill)
 
 
 def _ends_of_dropped_steps(

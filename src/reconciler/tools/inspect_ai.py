@@ -35,6 +35,7 @@ from reconciler.model import (
     digest,
 )
 from reconciler.ports import Disk
+from reconciler.resources import ask_of
 from reconciler.script_checks import script_problems
 from reconciler.tools.formats.eval_log import EvalLog, LogDamaged, read_eval_log
 
@@ -228,6 +229,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         job_name=script.job_name,
         workdir=script.workdir,
         logs=script.log_patterns,
+        ask=ask_of(script),
         requeue=[d.option for d in script.directives if d.option in ("requeue", "no-requeue")][-1:] == ["requeue"],
         blocked=blocked,
     ), problems

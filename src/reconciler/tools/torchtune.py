@@ -18,6 +18,7 @@ from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.errors import DiskUnreadable, Problem
 from reconciler.model import Outputs, OutputState, Reading, Reason, RunInput, RunKind, Stage, Step, digest
 from reconciler.ports import Disk
+from reconciler.resources import ask_of
 from reconciler.script_checks import script_problems
 from reconciler.tools.formats.epoch_directory import Verdict, Wanted, judge_epoch, small_files
 from reconciler.tools.formats.omega_config import ConfigFault, OmegaConfig, read_omega_config
@@ -276,6 +277,7 @@ def _with_script(step: Step, script: BatchScript) -> Step:
         job_name=script.job_name,
         workdir=script.workdir,
         logs=script.log_patterns,
+        ask=ask_of(script),
     )
 
 
