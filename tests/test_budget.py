@@ -207,7 +207,7 @@ def test_the_bill_is_told_in_text_and_json_and_not_at_all_where_nothing_costs():
     desired, memory, observed = experiment(*steps), fold(events), Observed((), None, {s.key: ABSENT for s in steps})
     plan = make_plan(desired, observed, memory, Policy(budget=40.0), NOW)
     seen = Pass(desired, observed, memory, plan, NOW)
-    line = "about 0.5 GPU hours to come (of 1 step by what like ones took), 1 steps of unknown cost, 0.5 spent; the budget is 40"
+    line = "about 0.5 GPU hours to come (of 1 step by what like ones took), 1 step of unknown cost, 0.5 spent; the budget is 40"
     assert line in diff_text(seen, Paint())
     assert line in status_text(seen, Paint())
     cost = {"unit": "gpu-hours", "budget": 40.0, "spent": 0.5, "in_flight": 0.0, "likely": 0.5, "unknown": ["c/finetune"]}

@@ -64,6 +64,11 @@ def release(at=NOW - 1):
             {"events": [*ended(A, "UserError"), release()]}, ["UserError", *["NotStarted"] * 2], id="the experiment was released"
         ),
         pytest.param(
+            {"events": [*ended(A, "UserError"), event("release", C, NOW - 1)]},
+            ["UserError", "CanaryFailed", "NotStarted"],
+            id="another step was released after it failed",
+        ),
+        pytest.param(
             {"events": [release(), *ended(A, "UserError")]},
             ["UserError", "CanaryFailed", "CanaryFailed"],
             id="an older release excuses nothing",

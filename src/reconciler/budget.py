@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 
 from reconciler.failures import CANCELLED
@@ -57,7 +58,7 @@ class Budget:
     policy: Policy
     uses: Mapping[str, _Use]
     taken: float = 0.0
-    is_saving: bool = field(default=False)
+    is_saving: bool = False
 
     def refuses(self, step: Step) -> Gate | None:
         """A step that could make the sum pass the budget, or of which nobody knows how much it could.
@@ -90,12 +91,12 @@ class Budget:
         """All that the step may cost is spoken for."""
         self.taken += at_most(step.ask) or 0.0
 
-    @property
+    @cached_property
     def spent(self) -> float:
         """By jobs that have ended."""
         return sum(use.spent for use in self.uses.values())
 
-    @property
+    @cached_property
     def in_flight(self) -> float:
         """By jobs that have not, at most; doubtful ones count as there."""
         return sum(use.in_flight + use.in_doubt for use in self.uses.values())
@@ -190,15 +191,19 @@ def _hours(hours: float) -> str:
     return "any number of" if math.isinf(hours) else f"{hours:.4g}"
 
 
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
 def told(bill: Bill) -> str:
     """The bill in one line; empty where there is nothing to tell."""
     if bill.is_empty:
         return ""
     parts = [f"about {_hours(bill.likely)} GPU hours to come"]
     if bill.by_experience:
-        parts[0] += f" (of {bill.by_experience} step{'s' if bill.by_experience > 1 else ''} by what like ones took)"
+        parts[0] += f" (of {_steps(bill.by_experience)} by what like ones took)"
     if bill.unknown:
-        parts.append(f"{len(bill.unknown)} steps of unknown cost")
+        parts.append(f"{_steps(len(bill.unknown))} of unknown cost")
     parts.append(f"{_hours(bill.spent)} spent")
     if bill.in_flight:
         parts.append(f"at most {_hours(bill.in_flight)} in flight")

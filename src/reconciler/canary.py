@@ -43,9 +43,12 @@ class Canary:
             return None
         action = self._facts.decided[first]
         if action.condition.needs_person:
+            outcomes = _outcomes(self._facts.known[first])
+            if outcomes and self._facts.known[step.key].released > outcomes[-1]:
+                return None  # a person has looked, and wants this one to go
             message = (
-                f"{first} went first, alone, and needs you ({action.reason.code}); release it, or, to go on without it, release "
-                "the experiment, naming no step"
+                f"{first} went first, alone, and needs you ({action.reason.code}); release it, or this step to go on without it, "
+                "or all by releasing the experiment, naming no step"
             )
             return Gate(Reason("CanaryFailed", message))
         message = f"{first} goes first, alone; the others follow when it has run for {_minutes(self._seconds)} or is done"
