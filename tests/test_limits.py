@@ -91,9 +91,14 @@ TRIES = "echo 'sbatch: error: Slurm temporarily unable to accept job, sleeping a
 
 def test_an_sbatch_that_waits_for_a_full_controller_is_stopped_while_it_surely_sleeps(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    cluster, job = stand_in(tmp_path, f"{TRIES}; sleep 1; touch {tmp_path}/again; sleep 100")
-    with pytest.raises(ControllerFull):
-        cluster.submit(job)
+    cluster, job = stand_in(tmp_path, f"{TRIES}; sleep 1; touch {tmp_path}/again; sleep 1; exit 1")
+    for _ in range(5):  # on a machine too busy to be sure in time it is a doubt
+        (tmp_path / "again").unlink(missing_ok=True)
+        with pytest.raises((ControllerFull, SubmissionUncertain)) as raised:
+            cluster.submit(job)
+        if isinstance(raised.value, ControllerFull):
+            break
+    assert isinstance(raised.value, ControllerFull)
     assert not (tmp_path / "again").exists()
 
 
@@ -103,7 +108,7 @@ def test_an_sbatch_that_cannot_be_stopped_before_its_next_try_is_a_doubt_or_an_a
     with pytest.raises(SubmissionUncertain):
         cluster.submit(job)
     cluster, job = stand_in(tmp_path, f"trap '' TERM; {TRIES}; sleep 1.2; echo 17")
-    assert cluster.submit(job) in ("17",)
+    assert cluster.submit(job) == "17"
 
 
 # --- a limit costs nothing -------------------------------------------------------------------------------
@@ -149,6 +154,16 @@ def test_a_full_controller_is_asked_once_a_pass(lab):  # noqa: F811
 
 
 # --- whose turn it is ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "count"),
+    [("7", 1), ("7_3", 1), ("7_[1-5]", 5), ("7_[1-5,9%2]", 6), ("7_[0-8:2]", 5), ("7_[4]", 1), ("7_[1-3,...]", 3)],
+)
+def test_the_waiting_tasks_of_another_array_are_counted_one_by_one(row, count):
+    other = job(STEP, Phase.QUEUED, id=row, name="other")
+    for most, code in ((count, "MaxInFlight"), (count + 1, "NotStarted")):
+        assert decide(STEP, queue=(other,), policy=Policy(max_in_flight=most)).reason.code == code
 
 
 def test_what_a_limit_of_the_site_kept_back_lets_others_go_first():

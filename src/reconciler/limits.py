@@ -6,13 +6,14 @@ Gate. It never decides what a step needs: only whether now is the time.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from reconciler.memory import StepMemory
-from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Stage, Step, Unknown, Verb
+from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Reason, Stage, Step, Unknown, Verb
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class InFlight:
     """``max_in_flight``: the user's jobs in the queue, other work's counted."""
 
     def __init__(self, observed: Observed, policy: Policy) -> None:
-        self._count = 0 if isinstance(observed.queue, Unknown) else sum(job.is_live for job in observed.queue)
+        self._count = 0 if isinstance(observed.queue, Unknown) else sum(_jobs_of(job) for job in observed.queue)
         self._most = policy.max_in_flight
 
     def refuses(self, step: Step) -> Gate | None:
@@ -110,3 +111,18 @@ class InFlight:
     def takes(self, step: Step) -> None:
         """One place less."""
         self._count += 1
+
+
+def _jobs_of(job: Job) -> int:
+    """How many jobs a row of the queue stands for: an array's tasks that wait have one row (``7_[1-5,9%2]``, man squeue,
+    --array), and the site counts each of them."""
+    tasks = re.search(r"_\[([^]%]+)", job.id)
+    if not job.is_live or tasks is None:
+        return int(job.is_live)
+    return sum(_length(part) for part in tasks[1].split(",")) or 1
+
+
+def _length(part: str) -> int:
+    """``9``, ``1-5`` or ``1-9:2``; 0 for the dots of a list that squeue has cut."""
+    found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+    return (int(found[2] or found[1]) - int(found[1])) // int(found[3] or 1) + 1 if found else 0
