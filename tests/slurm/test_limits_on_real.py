@@ -134,7 +134,7 @@ def test_a_qos_that_lets_a_user_have_two_jobs_is_lived_with(person, cluster):
 def test_a_canary_goes_first_on_a_real_cluster_too(person):
     experiment = person.new_experiment("canary")
     configure(experiment, SETTINGS + "canary: 1h\n")
-    applied(person, experiment)
+    applied(person, experiment, STANDIN_SECONDS="8")
     live = [code for code, _ in reasons(person, experiment).values()]
     assert live.count("Canary") == 3
     converge(person, experiment)
