@@ -191,7 +191,8 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     if kind == "writing":
         return replace(memory, written=_both(memory.written, event["cells"]))
     if kind == "unwritten":
-        return replace(memory, written={k: v[1:] if k in event["cells"] else v for k, v in memory.written.items()})
+        before = {k: v[1:] if k in event["cells"] else v for k, v in memory.written.items()}
+        return replace(memory, written={k: v for k, v in before.items() if v})
     if kind == "stands":
         return replace(memory, states={**memory.states, **event["states"]})
     if kind == "heard":
