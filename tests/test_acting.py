@@ -90,6 +90,7 @@ def test_a_submission_says_what_it_is_and_is_in_writing_before_and_after(bench):
         {
             "event": "intent", "step": step.key, "attempt": 1, "name": here.name(step), "begins": NOW, "held": False,
             "definition": "def", "placement": "place", "output_dir": "/scratch/a", "options": {}, "from_epoch": 0,
+                "ask": {"gpus": 0, "seconds": None, "where": ""},
         },
         {"event": "submitted", "step": step.key, "attempt": 1, "job": "1"},
         {"event": "names", "kept": True},

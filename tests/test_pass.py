@@ -411,6 +411,15 @@ def test_cells_are_still_ours_after_the_document_could_not_be_written_for_a_whil
     assert re.search(r"^\| a \| WAITING +\|", lab.document.read_text(), re.MULTILINE)
 
 
+def test_a_document_that_could_not_be_written_the_first_time_is_written_by_a_later_pass(lab):
+    lab.document.chmod(0o444)
+    refused = [note for _ in range(2) for note in lab.run().notes]
+    lab.document.chmod(0o644)
+    assert refused
+    assert lab.run().notes == ()
+    assert "| a | " in lab.document.read_text()
+
+
 def test_cells_are_still_ours_after_a_pass_was_killed_between_ledger_and_document(lab):
     lab.run()
     old = lab.document.read_bytes()

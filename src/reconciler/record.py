@@ -34,7 +34,7 @@ _WORDS = {
     Condition.DRIFTED: "DRIFTED",
     Condition.BLOCKED: "WAITING",
 }
-_ORDINARY_WAITS = ("NotStarted", "NeedUnmet", "MaxInFlight")  # a step whose turn has not come: PENDING, without a note
+_ORDINARY_WAITS = ("NotStarted", "NeedUnmet", "MaxInFlight", "Canary")  # a step whose turn has not come: PENDING, without a note
 _FAILURES = {"TimeLimit": "TIMEOUT", "OutOfMemoryHost": "OUT_OF_MEMORY", **dict.fromkeys(CANCELLED, "CANCELLED")}
 
 
