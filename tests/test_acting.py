@@ -321,6 +321,7 @@ def test_a_live_job_that_was_found_is_taken_over_as_it_is(bench):
             "event": "adopted", "step": step.key, "attempt": 3, "job": "77", "name": here.name(step, 3), "by_hand": False,
             "begun": NOW - 1000,
             "definition": "def", "placement": "place", "output_dir": "/scratch/a",
+            "ask": {"gpus": 0, "seconds": None, "where": ""},
         }
     ]  # fmt: skip
     assert here.cluster.submissions == []

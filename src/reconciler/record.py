@@ -158,7 +158,8 @@ def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, m
         try:
             replace_file(target, after, expected=before)
         except TemporaryError:
-            ledger.append("unwritten", cells=cells)
+            if _content(target, must_exist=is_own) != after:  # it may be there, and its directory alone not be synced
+                ledger.append("unwritten", cells=cells)
             raise
     except (TemporaryError, PermanentError, UnicodeDecodeError) as error:
         return (f"{target}: the status tables were not written: {error}",)
