@@ -95,6 +95,8 @@ class _Pass:
                 self._mark_done(action, step)
             elif action.verb is Verb.CANCEL and action.job is not None:
                 self._cancel(action, step)
+            elif action.hold_job and action.job is not None:
+                self._hold(action, step)
             elif action.release and action.job is not None:
                 self._world.backend.release(action.job)
                 self._world.ledger.append("unheld", step=step.key, attempt=action.attempt)
@@ -197,6 +199,13 @@ class _Pass:
         self._world.backend.cancel(action.job)
         if any(job.id == action.job and job.held for job in all_jobs(self._observed)):
             self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
+
+    def _hold(self, action: Action, step: Step) -> None:
+        """The intent first: a hold that nothing in writing tells of would look like a person's, and never be released."""
+        assert action.job is not None
+        self._world.ledger.append("queue-holding", step=step.key, attempt=action.attempt)
+        self._world.backend.hold(action.job)
+        self._world.ledger.append("queue-held", step=step.key, attempt=action.attempt)
 
     def _adopt(self, action: Action, step: Step) -> None:
         job = next(job for job in all_jobs(self._observed) if job.id == action.job)

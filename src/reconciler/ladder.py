@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from reconciler.failures import CANCELLED, sentence
-from reconciler.memory import Attempt, StepMemory, Word
+from reconciler.memory import Attempt, Rerun, StepMemory, Word
 from reconciler.model import (
     Action,
     Condition,
@@ -25,6 +25,7 @@ from reconciler.model import (
     Verb,
     digest,
 )
+from reconciler.queue_holds import watch_hold
 from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
 
 _MAX_REFUSALS = 3
@@ -48,7 +49,7 @@ def _is_done(s: Situation) -> Action | None:
     done = s.memory.done
     if done is None or done.definition != s.step.definition or s.live:
         return None
-    how = "accepted by a person" if done.by_person else "its outputs were verified"
+    how = _accepted(done.word) if done.by_person else "its outputs were verified"
     return s.decide(Verb.KEEP, Condition.DONE, "Done", how)
 
 
@@ -118,7 +119,7 @@ def _cancelled_by_person(s: Situation) -> Action | None:
         attempt = attempt_of(s, job)
         if attempt is not None and not attempt.by_hand and attempt.order < word.order:
             condition = Condition.RUNNING if job.phase is Phase.RUNNING else Condition.QUEUED
-            message = f"{_by_whom(word)}, and job {job.id} is still there"
+            message = f"{word.by_whom}, and job {job.id} is still there"
             return s.decide(Verb.CANCEL, condition, "CancelledByPerson", message, job=job.id, attempt=attempt.number)
     return None
 
@@ -129,7 +130,7 @@ def _held_resubmission(s: Situation, job: Job, others: Sequence[Job]) -> Action:
     number = attempt.number if attempt else None
     word = s.memory.word
     if word is not None and word.verb == "hold":
-        message = f"{_by_whom(word)}; job {job.id} stays held until it is released"
+        message = f"{word.by_whom}; job {job.id} stays held until it is released"
         return s.decide(Verb.HOLD, Condition.HELD, "HeldByPerson", message, job=job.id, attempt=number)
     if others:
         message = f"job {others[-1].id}, thought lost, is there after all; its held replacement {job.id} is cancelled"
@@ -144,6 +145,9 @@ def _held_resubmission(s: Situation, job: Job, others: Sequence[Job]) -> Action:
     if not isinstance(s.observed.accounting, tuple):
         message = f"job {job.id} stays held until the accounting tells that the job it replaces never was"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message, job=job.id, attempt=number)
+    if s.pause is not None:
+        message = f"{s.pause}; job {job.id} stays held"
+        return s.decide(Verb.WAIT, Condition.WAITING, "Paused", message, job=job.id, attempt=number)
     message = f"nothing else has surfaced; job {job.id} may start"
     return s.decide(Verb.WAIT, Condition.QUEUED, "Confirmed", message, job=job.id, attempt=number, release=True)
 
@@ -168,6 +172,9 @@ def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
     if job.phase is Phase.UNKNOWN:
         message = f"job {job.id} is in state {job.state}, which may be live"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobStateUnknown", message, job=job.id, attempt=number)
+    as_said = watch_hold(s, job, attempt)
+    if as_said is not None:
+        return as_said
     if job.held:
         message = f"job {job.id} is held in the queue ({job.pending_reason or 'by a person'}); release it when it should run"
         return s.decide(Verb.HOLD, Condition.HELD, "JobHeld", message, job=job.id, attempt=number)
@@ -261,7 +268,7 @@ def _is_held(s: Situation) -> Action | None:
     if word is None:
         return None
     code = "HeldByPerson" if word.verb == "hold" else "CancelledByPerson"
-    return s.decide(Verb.HOLD, Condition.HELD, code, f"{_by_whom(word)}; release it to go on")
+    return s.decide(Verb.HOLD, Condition.HELD, code, f"{word.by_whom}; release it to go on")
 
 
 def _are_retries_spent(s: Situation) -> Action | None:
@@ -311,7 +318,7 @@ def _what_follows_a_hold(s: Situation) -> Action | None:
     """A person held the need while it ran: it ran on, and nothing follows it."""
     if s.need_word is None:
         return None
-    return s.decide(Verb.HOLD, Condition.HELD, "NeedHeld", f"{s.step.need} was {_by_whom(s.need_word)}; release it to go on")
+    return s.decide(Verb.HOLD, Condition.HELD, "NeedHeld", f"{s.step.need} was {s.need_word.by_whom}; release it to go on")
 
 
 def _is_directory_in_use(s: Situation) -> Action | None:
@@ -338,7 +345,7 @@ def _submit(s: Situation) -> Action:
     if replaces_lost:
         code, message = "SubmissionLost", "the last submission was never seen; submitted held, released when nothing surfaces"
     elif is_asked_for:
-        code, message = "Rerun", "asked for again by a person"
+        code, message = "Rerun", _asked_again(s.memory.rerun)
     elif last is not None and not last.limited:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
@@ -415,9 +422,13 @@ def _may_have_made(attempt: Attempt, outputs: Outputs) -> bool:
     return not never_ran and (outputs.newest is None or outputs.newest >= attempt.at - CLOCK_SKEW)
 
 
-def _by_whom(word: Word) -> str:
-    verb = "held" if word.verb == "hold" else "cancelled"
-    return verb + (f" by {word.user}" if word.user else "") + (f": {word.why}" if word.why else "")
+def _accepted(word: Word | None) -> str:
+    return word.by_whom if word is not None and word.user else "accepted by a person"
+
+
+def _asked_again(rerun: Rerun | None) -> str:
+    word = rerun.word if rerun is not None else None
+    return word.by_whom if word is not None and word.user else "asked for again by a person"
 
 
 def _why_failed(s: Situation, attempt: Attempt) -> str:

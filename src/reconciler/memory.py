@@ -41,6 +41,8 @@ class Attempt:
     ``job`` None with none of ``refused``, ``limited`` and ``lost`` is an unconfirmed submission. ``unseen_at`` is when its job
     was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
     ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start.
+    ``queue_hold`` tells of a queued job that a person's word (``hold`` or ``pause``) has us hold: ``asked`` before it is done,
+    ``held`` after that, empty where we do not.
     """
 
     number: int
@@ -58,6 +60,7 @@ class Attempt:
     limited: bool = False
     lost: bool = False
     withdrawn: bool = False
+    queue_hold: str = ""
     end: End | None = None
     unseen_at: float | None = None
     missing_at: float | None = None
@@ -82,16 +85,54 @@ class Done:
     by_person: bool = False
     evidence: tuple[Mapping[str, Any], ...] = ()
     meaning: Mapping[str, str] = field(default_factory=dict)
+    word: Word | None = None
 
 
 @dataclass(frozen=True)
 class Word:
-    """A person's standing word on a step (``hold`` or ``cancel``)."""
+    """What a person said (``hold``, ``release``, …), who, when (epoch s) and why."""
 
     verb: str
     order: int
     user: str = ""
     why: str = ""
+    at: float = 0.0
+
+    @property
+    def by_whom(self) -> str:
+        """Such as ``held by ana: waiting for new data``."""
+        done = _PARTICIPLES.get(self.verb, self.verb)
+        return done + (f" by {self.user}" if self.user else "") + (f": {self.why}" if self.why else "")
+
+
+_PARTICIPLES = {
+    "hold": "held",
+    "release": "released",
+    "cancel": "cancelled",
+    "accept": "accepted",
+    "rerun": "asked for again",
+    "pause": "paused",
+    "resume": "resumed",
+    "free": "freed",
+}
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A person's wish that nothing starts, until a moment (epoch s, and as it is shown) or until ``resume``."""
+
+    word: Word
+    until: float | None = None
+    until_text: str = ""
+
+    def is_on(self, now: float) -> bool:
+        """True until its end has come."""
+        return self.until is None or now < self.until
+
+    def __str__(self) -> str:
+        until = f" until {self.until_text}" if self.until is not None else ""
+        user = f" by {self.word.user}" if self.word.user else ""
+        return f"paused{user}{until}" + (f": {self.word.why}" if self.word.why else "")
 
 
 @dataclass(frozen=True)
@@ -102,18 +143,20 @@ class Rerun:
     at: float
     order: int
     newest: float | None = None
+    word: Word | None = None
 
 
 @dataclass(frozen=True)
 class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
-    person's last ``release`` or ``rerun``."""
+    person's last ``release`` or ``rerun``. ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them."""
 
     attempts: tuple[Attempt, ...] = ()
     done: Done | None = None
     word: Word | None = None
     released: int = 0
     rerun: Rerun | None = None
+    words: tuple[Word, ...] = ()
 
     @property
     def last(self) -> Attempt | None:
@@ -136,7 +179,8 @@ class Memory:
 
     ``written`` maps each cell of the document that we own to the texts it may hold: the last one, and the one before it,
     which a crash may have left there. ``states`` is each step's last known word for the Status column. ``heard`` tells
-    the warnings of the last pass from others. ``released`` is the order of the last release of the whole experiment.
+    the warnings of the last pass from others. ``released`` is the order of the last release of the whole experiment; ``words`` is
+    what persons said of it as a whole.
     """
 
     steps: Mapping[str, StepMemory] = field(default_factory=dict)
@@ -148,6 +192,8 @@ class Memory:
     written: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
     heard: str = ""
+    pause: Pause | None = None
+    words: tuple[Word, ...] = ()
 
     def of(self, key: str) -> StepMemory:
         """What is known of a step; an empty StepMemory where nothing is."""
@@ -190,12 +236,29 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
         return replace(memory, states={**memory.states, **event["states"]})
     if kind == "heard":
         return replace(memory, heard=event["words"])
-    if kind == "release" and "step" not in event:
-        return replace(memory, released=order)
     if "step" not in event:
-        return memory
+        return _apply_word(memory, kind, order, event)
     step = _apply_to_step(memory.of(event["step"]), kind, order, event)
+    if kind in _PARTICIPLES or event.get("by_person"):
+        step = replace(step, words=(*step.words, _word("accept" if kind == "done" else kind, order, event)))
     return replace(memory, steps={**memory.steps, event["step"]: step})
+
+
+def _word(verb: str, order: int, event: Event) -> Word:
+    return Word(verb, order, event.get("user", ""), event.get("why", ""), float(event["at"]))
+
+
+def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
+    """What a person says of the experiment as a whole."""
+    if kind not in ("release", "pause", "resume"):
+        return memory
+    word = _word(kind, order, event)
+    memory = replace(memory, words=(*memory.words, word))
+    if kind == "release":
+        return replace(memory, released=order)
+    until = event.get("until")
+    pause = Pause(word, None if until is None else float(until), event.get("until_text", "")) if kind == "pause" else None
+    return replace(memory, pause=pause)
 
 
 def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -211,16 +274,18 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         return replace(step, attempts=attempts)
     if kind == "done":
         evidence = tuple(event.get("evidence", ()))
-        done = Done(event["definition"], order, bool(event.get("by_person")), evidence, event.get("meaning", {}))
+        by_person = bool(event.get("by_person"))
+        word = _word("accept", order, event) if by_person else None
+        done = Done(event["definition"], order, by_person, evidence, event.get("meaning", {}), word)
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
-        word = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
-        return replace(step, done=done, word=word)
+        standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
+        return replace(step, done=done, word=standing)
     if kind in ("hold", "cancel"):
-        return replace(step, word=Word(kind, order, event.get("user", ""), event.get("why", "")))
+        return replace(step, word=_word(kind, order, event))
     if kind == "release":
         return replace(step, word=None, released=order)
     if kind == "rerun":
-        rerun = Rerun(float(event["at"]), order, event.get("newest"))
+        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event))
         return replace(step, word=None, released=order, done=None, rerun=rerun)
     return step
 
@@ -233,7 +298,9 @@ _OUTCOMES: Mapping[str, Any] = {
     "unseen": lambda order, e: {"unseen_at": float(e["at"])},
     "seen": lambda order, e: {"unseen_at": None},
     "withdrawn": lambda order, e: {"withdrawn": True, "held": False},
-    "unheld": lambda order, e: {"held": False},
+    "queue-holding": lambda order, e: {"queue_hold": "asked"},
+    "queue-held": lambda order, e: {"queue_hold": "held"},
+    "unheld": lambda order, e: {"held": False, "queue_hold": ""},
     "missing": lambda order, e: {"missing_at": float(e["at"])},
     "ended": lambda order, e: {
         "job": str(e["job"]),

@@ -371,7 +371,8 @@ class Action:
     """The one thing a pass does for a step, and why.
 
     ``job`` is the job concerned, where there is one. ``changes`` tells, in words, what else the action will alter
-    (torn outputs moved aside, and so on). ``held`` submits the job held; ``release`` frees a job that we held ourselves.
+    (torn outputs moved aside, and so on). ``held`` submits the job held; ``release`` frees a job that we held ourselves, and
+    ``hold_job`` holds a queued one as a person's word has it.
     ``rule`` names the rung of the ladder that decided.
     """
 
@@ -384,13 +385,14 @@ class Action:
     changes: tuple[str, ...] = ()
     held: bool = False
     release: bool = False
+    hold_job: bool = False
     move_aside: tuple[Path, ...] = ()
     rule: str = ""
 
     @property
     def changes_something(self) -> bool:
         """True where ``apply`` does more than look."""
-        return self.verb in (Verb.SUBMIT, Verb.ADOPT, Verb.MARK_DONE, Verb.CANCEL) or self.release
+        return self.verb in (Verb.SUBMIT, Verb.ADOPT, Verb.MARK_DONE, Verb.CANCEL) or self.release or self.hold_job
 
     @property
     def is_pending(self) -> bool:

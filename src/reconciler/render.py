@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reconciler.loop import Pass
-from reconciler.memory import Attempt, StepMemory
+from reconciler.memory import Attempt, StepMemory, Word
 from reconciler.model import Action, Condition, Desired, Verb
 from reconciler.words import Done
 
@@ -69,7 +69,7 @@ def group_of(action: Action) -> str:
 
 def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
     """The pending actions, grouped by what will happen; the last line sums up."""
-    lines = [paint(plain(seen.desired.name), "bold")]
+    lines = [paint(plain(seen.desired.name), "bold"), *_pause_lines(seen)]
     width = max((len(plain(a.step)) for a in seen.actions), default=0)
     for name, symbol, colour in _GROUPS:
         members = [action for action in seen.actions if group_of(action) == name]
@@ -80,6 +80,11 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
             lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(why(seen, action), 'dim')}")
             lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if action.verb is Verb.SUBMIT]
     return "\n".join([*lines, *_orphan_lines(seen, paint), "", summary(seen.actions)])
+
+
+def _pause_lines(seen: Pass) -> list[str]:
+    pause = seen.memory.pause
+    return [plain(str(pause))] if pause is not None and pause.is_on(seen.now) else []
 
 
 def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
@@ -153,7 +158,8 @@ def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool 
     rows = [(plain(a.step), a.condition.value, a.job or "-", why(seen, a)) for a in actions]
     header = ("STEP", "CONDITION", "JOB", "REASON")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
-    lines = [paint("  ".join([*(h.ljust(w) for h, w in zip(header, widths, strict=False)), header[3]]), "bold")]
+    head = "  ".join([*(h.ljust(w) for h, w in zip(header, widths, strict=False)), header[3]])
+    lines = [*_pause_lines(seen), paint(head, "bold")]
     for action, row in zip(actions, rows, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         cells[1] = paint(cells[1], _colour_of(action.condition))
@@ -187,9 +193,20 @@ def explain_text(seen: Pass, key: str) -> str:
     if facts["evidence"]:
         lines.append(f"  evidence ({len(facts['evidence'])} files):")
         lines += [f"    {plain(file['path'])}  {file['size']} bytes" for file in facts["evidence"]]
-    if facts["word"]:
-        lines.append(f"  a person's word: {facts['word']['verb']} {plain(facts['word']['why'])}")
+    lines += [f"  {line}" for line in _pause_lines(seen)]
+    if facts["words"]:
+        lines.append("  what persons said:")
+        lines += [f"    {_said(word)}" for word in facts["words"]]
     return "\n".join(lines)
+
+
+def _said(word: Mapping[str, Any]) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(word["at"]))
+    return plain(f"{when}  {word['verb']}" + (f" by {word['user']}" if word["user"] else "") + _because(word["why"]))
+
+
+def _because(why: str) -> str:
+    return f": {why}" if why else ""
 
 
 def _attempt_sentence(attempt: Mapping[str, Any]) -> str:
@@ -206,6 +223,7 @@ def actions_json(seen: Pass) -> dict[str, Any]:
     return {
         "experiment": seen.desired.name,
         "converged": seen.converged,
+        "paused": _pause(seen),
         "actions": [
             {
                 "step": action.step,
@@ -223,6 +241,13 @@ def actions_json(seen: Pass) -> dict[str, Any]:
     }
 
 
+def _pause(seen: Pass) -> dict[str, Any] | None:
+    pause = seen.memory.pause
+    if pause is None or not pause.is_on(seen.now):
+        return None
+    return {"user": pause.word.user, "why": pause.word.why, "at": pause.word.at, "until": pause.until}
+
+
 def _orphans(seen: Pass) -> list[dict[str, Any]]:
     return [{"job_id": o.job.id, "step": o.step or None, "state": o.job.state} for o in seen.plan.orphans]
 
@@ -232,6 +257,7 @@ def status_json(seen: Pass) -> dict[str, Any]:
     return {
         "experiment": seen.desired.name,
         "converged": seen.converged,
+        "paused": _pause(seen),
         "steps": [
             {
                 "step": action.step,
@@ -283,8 +309,14 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
         else None,
         "attempts": [_attempt_json(attempt) for attempt in memory.attempts],
         "evidence": _evidence(memory),
-        "word": {"verb": memory.word.verb, "why": memory.word.why} if memory.word else None,
+        "word": _word(memory.word) if memory.word else None,
+        "words": [_word(word) for word in sorted((*memory.words, *seen.memory.words), key=lambda word: word.order)],
+        "paused": _pause(seen),
     }
+
+
+def _word(word: Word) -> dict[str, Any]:
+    return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at}
 
 
 def _attempt_json(attempt: Attempt) -> dict[str, Any]:

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import click
 
-from reconciler import render, words
+from reconciler import pausing, render, words
 from reconciler.backends import choose
 from reconciler.disk import RealDisk
-from reconciler.errors import AnotherPass, InvalidExperiment, TemporaryError
+from reconciler.errors import AnotherPass, InvalidExperiment, TemporaryError, UsageError
 from reconciler.experiment.load import DOCUMENTS, find_document, load
 from reconciler.experiment.settings import read_settings
 from reconciler.loop import Pass, Scene, preview, run_pass
@@ -294,8 +294,8 @@ def apply_exit_code(seen: Pass) -> int:
 
 # --- a person's word ---------------------------------------------------------------------------------------
 
-_WHY = click.option("--reason", "why", default="", help="Kept, and shown by explain.")
-_YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+_WHY = click.option("--reason", "why", metavar="TEXT", default="", help="Why; kept, and shown by status and explain.")
+_YES = click.option("-y", "--yes", is_flag=True, help="Do not ask; without a terminal nothing that asks is done otherwise.")
 
 
 def _with_steps(asked: Asked, arguments: tuple[str, ...]) -> tuple[Asked, tuple[str, ...]]:
@@ -315,13 +315,29 @@ def _is_experiment(path: Path) -> bool:
 
 def _give(asked: Asked, arguments: tuple[str, ...], order: words.Order, yes: bool) -> int:
     asked, steps = _with_steps(asked, arguments)
+    return _tell(asked, words.carry_out(_scene(asked), replace(order, steps=steps), _confirm(asked, yes)))
+
+
+def _confirm(asked: Asked, yes: bool) -> Callable[[words.Prospect], bool]:
+    """Shows what will be done, and asks where it should be asked."""
 
     def confirm(prospect: words.Prospect) -> bool:
         for sentence in prospect.sentences if prospect.asks or not asked.quiet else ():
             print(render.plain(sentence), file=sys.stderr)
-        return yes or not prospect.asks or click.confirm("go on?", err=True)
+        if yes or not prospect.asks:
+            return True
+        if not sys.stdin.isatty():
+            raise UsageError("nothing was done: this asks first, and there is no terminal to ask on; say --yes to have it done")
+        return click.confirm("go on?", err=True)
 
-    return _tell(asked, words.carry_out(_scene(asked), replace(order, steps=steps), confirm))
+    return confirm
+
+
+def _whole(asked: Asked, arguments: tuple[str, ...], what: str) -> Asked:
+    """A word on the experiment as a whole: no step may be named with it."""
+    if len(arguments) > 1:
+        raise click.UsageError(f"{what} concerns the experiment as a whole; name no steps with it")
+    return replace(asked, experiment=Path(arguments[0]) if arguments else Path())
 
 
 def _tell(asked: Asked, done: Sequence[words.Done]) -> int:
@@ -342,9 +358,8 @@ def _tell(asked: Asked, done: Sequence[words.Done]) -> int:
 def release(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Let held or failed steps be decided afresh; without a step, lift the stop after many failures."""
     if not arguments or (len(arguments) == 1 and _is_experiment(Path(arguments[0]))):
-        experiment = Path(arguments[0]) if arguments else Path()
-        asked = replace(asked, experiment=experiment)
-        return _tell(asked, words.release_experiment(_scene(asked)))
+        asked = _whole(asked, arguments, "release")
+        return _tell(asked, words.release_experiment(_scene(asked), why))
     return _give(asked, arguments, words.Order("release", why=why), yes)
 
 
@@ -390,8 +405,24 @@ def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: 
     """Let a result stand, or a queued job as it is, or say whose experiment this is."""
     if what is None:
         return _give(asked, arguments, words.Order("accept", why=why), yes)
-    if len(arguments) > 1:
-        raise click.UsageError(f"--{what} concerns the experiment as a whole; name no steps with it")
-    experiment = Path(arguments[0]) if arguments else Path()
-    asked = replace(asked, experiment=experiment)
-    return _tell(asked, words.accept_identity(_scene(asked), what))
+    asked = _whole(asked, arguments, f"--{what}")
+    return _tell(asked, words.accept_identity(_scene(asked), what, why))
+
+
+@reconcile.command()
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _QUIET)
+@_WHY
+@_YES
+@click.option("--until", metavar="DATE", help="Go on by itself then: 2026-12-01, '2026-12-01 18:00', 18:00, +2d, 10h.")
+def pause(asked: Asked, why: str, yes: bool, until: str | None) -> int:
+    """Submit nothing for now, and hold our queued jobs; what runs runs on."""
+    return _tell(asked, pausing.pause(_scene(asked), until, why, _confirm(asked, yes)))
+
+
+@reconcile.command()
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _QUIET)
+@_WHY
+@_YES
+def resume(asked: Asked, why: str, yes: bool) -> int:
+    """Go on after a pause; jobs that a person held stay held."""
+    return _tell(asked, pausing.resume(_scene(asked), why, _confirm(asked, yes)))
