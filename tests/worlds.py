@@ -171,6 +171,7 @@ class StandInTool:
         self.is_default = False
         self.signs: tuple[Sign, ...] = ()
         self.root: Path | None = None
+        self.result = "result"
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         if self.stage is Stage.FINETUNE:
@@ -206,10 +207,10 @@ class StandInTool:
         return ("SUBMIT_JOB" if self.stage is Stage.FINETUNE else "SUBMIT_EVAL", step.key)
 
     def check(self, step: Step, disk: Disk, deep: bool = False) -> Outputs:
-        content = disk.read(step.output_dir / "result")
+        file = step.output_dir / self.result
+        content = disk.read(file)
         if content is None:
             return Outputs(OutputState.ABSENT, Reason("NoOutputs", "nothing is there"))
-        file = step.output_dir / "result"
         found = disk.stat(file)
         assert found is not None
         newest = found.mtime_ns / 1e9

@@ -50,6 +50,8 @@ def _is_done(s: Situation) -> Action | None:
     if done is None or done.definition != s.step.definition or s.live:
         return None
     how = _accepted(done.word) if done.by_person else "its outputs were verified"
+    if s.memory.freed is not None:
+        return s.decide(Verb.KEEP, Condition.DONE, "Freed", f"{how}; {s.memory.freed}")
     return s.decide(Verb.KEEP, Condition.DONE, "Done", how)
 
 
@@ -307,7 +309,7 @@ def _are_needs_unmet(s: Situation) -> Action | None:
     if s.step.need is None:
         return None
     if s.need is not None and s.need.condition is Condition.DONE:
-        return _what_follows_a_hold(s)
+        return _what_follows_a_hold(s) or _is_checkpoint_freed(s)
     if s.need is not None and s.need.condition.needs_person:
         reason = need_blocked(s.need)
         return s.decide(Verb.WAIT, Condition.WAITING, reason.code, reason.message)
@@ -319,6 +321,14 @@ def _what_follows_a_hold(s: Situation) -> Action | None:
     if s.need_word is None:
         return None
     return s.decide(Verb.HOLD, Condition.HELD, "NeedHeld", f"{s.step.need} was {s.need_word.by_whom}; release it to go on")
+
+
+def _is_checkpoint_freed(s: Situation) -> Action | None:
+    """A need that is done and whose files a person had deleted leaves nothing to evaluate."""
+    if s.need_freed is None or s.step.epoch not in s.need_freed.epochs:
+        return None
+    message = f"the checkpoint that it needs is gone ({s.need_freed}); rerun {s.step.need} for a new one"
+    return s.decide(Verb.HOLD, Condition.HELD, "NeedFreed", message)
 
 
 def _is_directory_in_use(s: Situation) -> Action | None:

@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from reconciler.sizes import size_text
+
 Event = Mapping[str, Any]
 
 LATEST = sys.maxsize
@@ -147,6 +149,22 @@ class Rerun:
 
 
 @dataclass(frozen=True)
+class Freed:
+    """Checkpoints that a person had deleted: of which epochs, and how many bytes they were. Where it ``is_over``, all that could
+    go is gone."""
+
+    epochs: frozenset[int]
+    size: int
+    word: Word
+    is_over: bool = False
+
+    def __str__(self) -> str:
+        names = ", ".join(f"epoch_{epoch}" for epoch in sorted(self.epochs))
+        rest = "" if self.is_over else " (it was interrupted; say `reconcile free` again)"
+        return f"{names} {self.word.by_whom}, {size_text(self.size)}{rest}"
+
+
+@dataclass(frozen=True)
 class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
     person's last ``release`` or ``rerun``. ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them."""
@@ -157,6 +175,7 @@ class StepMemory:
     released: int = 0
     rerun: Rerun | None = None
     words: tuple[Word, ...] = ()
+    freed: Freed | None = None
 
     @property
     def last(self) -> Attempt | None:
@@ -284,9 +303,17 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         return replace(step, word=_word(kind, order, event))
     if kind == "release":
         return replace(step, word=None, released=order)
+    if kind == "free":
+        before = step.freed or Freed(frozenset(), 0, _word(kind, order, event))
+        epochs = before.epochs | {int(epoch) for epoch in event["epochs"]}
+        is_same_again = step.freed is not None and not step.freed.is_over
+        size = before.size + (0 if is_same_again else int(event["bytes"]))
+        return replace(step, freed=Freed(epochs, size, _word(kind, order, event)))
+    if kind == "freed" and step.freed is not None:
+        return replace(step, freed=replace(step.freed, is_over=True))
     if kind == "rerun":
         rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event))
-        return replace(step, word=None, released=order, done=None, rerun=rerun)
+        return replace(step, word=None, released=order, done=None, rerun=rerun, freed=None)
     return step
 
 

@@ -97,7 +97,7 @@ class Step:
     ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
     ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
-    as Slurm's patterns (``slurm-%j.out``). ``spec`` is the tool's own.
+    as Slurm's patterns (``slurm-%j.out``). ``reads`` are models that it begins from or evaluates. ``spec`` is the tool's own.
     """
 
     key: str
@@ -119,6 +119,7 @@ class Step:
     job_name: str = ""
     workdir: str = ""
     logs: tuple[str, ...] = ()
+    reads: tuple[Path, ...] = ()
     blocked: Reason | None = None
 
     @property

@@ -312,6 +312,13 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
         "word": _word(memory.word) if memory.word else None,
         "words": [_word(word) for word in sorted((*memory.words, *seen.memory.words), key=lambda word: word.order)],
         "paused": _pause(seen),
+        "freed": {
+            "epochs": sorted(memory.freed.epochs),
+            "bytes": memory.freed.size,
+            "is_over": memory.freed.is_over,
+        }
+        if memory.freed
+        else None,
     }
 
 

@@ -17,7 +17,7 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, current_identity, environment_facts, preview
-from reconciler.memory import Attempt, StepMemory
+from reconciler.memory import Attempt, Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Job, Outputs, OutputState, Phase, Stage, Step, Unknown
 from reconciler.situation import Ownership, whose_jobs
 
@@ -154,6 +154,7 @@ def _look(scene: Scene, order: Order) -> list[_Case]:
     ours = whose_jobs(seen.desired, seen.observed, seen.memory)
     if order.verb == "rerun":
         _refuse_under_live_dependents(seen.desired, chosen, ours)
+        _refuse_without_checkpoint(seen.memory, chosen)
     is_about_outputs = order.verb in ("accept", "rerun")
     return [
         _Case(
@@ -216,6 +217,15 @@ def _refuse_under_live_dependents(desired: Desired, chosen: Sequence[Step], ours
         if step.need in keys and step.key not in keys and live:
             message = f"{named(live)} of {step.key} needs it; say --with-dependents to replace that too, or wait for its end"
             raise UsageError(f"{step.need}: {message}")
+
+
+def _refuse_without_checkpoint(memory: Memory, chosen: Sequence[Step]) -> None:
+    """An evaluation of a checkpoint that was freed would only fail, after its old result was given up."""
+    keys = {step.key for step in chosen}
+    for step in chosen:
+        freed = memory.of(step.need).freed if step.need is not None and step.need not in keys else None
+        if freed is not None and step.epoch in freed.epochs:
+            raise UsageError(f"{step.key}: its checkpoint is gone ({freed}); rerun {step.need} --with-dependents instead")
 
 
 # --- what each verb does ------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from reconciler import pausing, render, words
+from reconciler import freeing, pausing, render, words
 from reconciler.backends import choose
 from reconciler.disk import RealDisk
 from reconciler.errors import AnotherPass, InvalidExperiment, TemporaryError, UsageError
@@ -407,6 +407,16 @@ def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: 
         return _give(asked, arguments, words.Order("accept", why=why), yes)
     asked = _whole(asked, arguments, f"--{what}")
     return _tell(asked, words.accept_identity(_scene(asked), what, why))
+
+
+@reconcile.command()
+@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
+@_WHY
+@_YES
+def free(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
+    """Delete the checkpoints of fine-tunes that were verified and evaluated; the record stays."""
+    asked, steps = _with_steps(asked, arguments)
+    return _tell(asked, freeing.free(_scene(asked), steps, why, _confirm(asked, yes)))
 
 
 @reconcile.command()

@@ -225,6 +225,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
             **{f"eval.yaml:{k}": v for k, v in settings.items()},
         },
         spec={"wanted": wanted, "rivals": ()},
+        reads=tuple(path for path in (wanted.model_path, wanted.script_path) if path is not None),
         job_name=script.job_name,
         workdir=script.workdir,
         logs=script.log_patterns,
