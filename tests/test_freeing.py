@@ -216,9 +216,13 @@ def test_after_a_kill_amid_the_deletion_the_same_words_finish_it(world, monkeypa
 def test_an_evaluation_wanted_after_its_checkpoint_was_freed_is_held_not_submitted(world):
     world.free()
     document = world.lab.document
-    document.write_text(document.read_text().replace("| a | ✓ epoch 0 |", "| a | ✓ epoch 0 | ✓ epoch 0 |").replace(
-        "| Run Name | cap |\n|----------|-----|", "| Run Name | cap | rev |\n|----------|-----|-----|").replace(
-        "| b | ✓ epoch 0 |", "| b | ✓ epoch 0 | - |").replace("| base | ✓ |", "| base | ✓ | - |"))
+    document.write_text(
+        document.read_text()
+        .replace("| a | ✓ epoch 0 |", "| a | ✓ epoch 0 | ✓ epoch 0 |")
+        .replace("| Run Name | cap |\n|----------|-----|", "| Run Name | cap | rev |\n|----------|-----|-----|")
+        .replace("| b | ✓ epoch 0 |", "| b | ✓ epoch 0 | - |")
+        .replace("| base | ✓ |", "| base | ✓ | - |")
+    )
     script = world.lab.directory / "a" / "eval" / "rev_epoch0.slurm"
     script.write_text("#!/bin/bash\necho eval\n")
     before = len(world.lab.cluster.submissions)
@@ -238,7 +242,9 @@ def test_a_ledger_that_was_lost_after_freeing_does_not_train_over_what_is_left(w
     (world.epoch / "result").write_text("left by the trainer")
     before = len(world.lab.cluster.submissions)
     world.run()
-    assert not any(job.script.parent.name == "a" and job.script.stem == "finetune" for job in world.lab.cluster.submissions[before:])
+    assert not any(
+        job.script.parent.name == "a" and job.script.stem == "finetune" for job in world.lab.cluster.submissions[before:]
+    )
 
 
 def test_the_queue_must_be_known(world):
@@ -267,5 +273,3 @@ def test_what_another_run_begins_from_stays(world):
     with pytest.raises(UsageError, match="b/finetune needs it and is not done"):
         world.free()
     assert len(world.files()) == 3
-
-

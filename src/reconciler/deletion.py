@@ -1,7 +1,7 @@
 """Delete files that are still what was verified, and nothing else: the only place where anything is destroyed.
 
-A file goes only where path, size and modification time are those in writing, inside the directory given, reached from there without
-following a symbolic link. It never deletes a directory.
+A file goes only where path, size and modification time are those in writing, inside the directory given, reached from there
+without following a symbolic link. It never deletes a directory.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
         return []
     lines = [
         f"  {paint('!', 'yellow')} job {o.job.id} ({o.job.state}) is of {plain(o.step) or 'a step'}, which the document does not "
-        f"have; it is left alone, `scancel {o.job.id}` ends it"
+        f"have; it is left alone, `reconcile cancel {o.job.id}` ends it"
         for o in seen.plan.orphans
     ]
     return ["", f"{paint('Orphans', 'bold')} ({len(lines)})", *lines]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from reconciler import freeing, pausing, render, words
+from reconciler import freeing, orphans, pausing, render, words
 from reconciler.backends import choose
 from reconciler.disk import RealDisk
 from reconciler.errors import AnotherPass, InvalidExperiment, TemporaryError, UsageError
@@ -241,7 +241,8 @@ def validate(asked: Asked) -> int:
 @_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _VERBOSE, _QUIET, _DEEP)
 @click.option("--wait", is_flag=True, help="Go on, a pass every `poll`, until nothing is left to do.")
 @click.option("--max-in-flight", type=click.IntRange(min=1), help="Jobs in the queue at most, your other jobs counted.")
-def apply(asked: Asked, wait: bool, max_in_flight: int | None) -> int:
+@click.option("--prune", metavar="NAME", multiple=True, help="First cancel the orphans of this run, step or job id; repeatable.")
+def apply(asked: Asked, wait: bool, max_in_flight: int | None, prune: tuple[str, ...]) -> int:
     """Do one pass: submit, take over, mark done, and write the status tables.
 
     -v shows every step; --quiet says something only when something changed.
@@ -250,6 +251,8 @@ def apply(asked: Asked, wait: bool, max_in_flight: int | None) -> int:
     if max_in_flight is not None:
         policy = replace(scene.policy, max_in_flight=max_in_flight)
         scene = replace(scene, policy=policy, backend=choose(scene.backend.name, max_in_flight, _say_aside))
+    for pruned in orphans.prune(scene, prune, "pruned", lambda prospect: True) if prune else ():
+        _say_aside(f"{pruned.step}: {pruned.message}" if pruned.step else pruned.message)
     seen = run_pass(scene)
     _report(seen, asked)
     while wait and not _is_over(seen):
@@ -377,8 +380,16 @@ def hold(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
 @_WHY
 @_YES
 def cancel(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
-    """Cancel the jobs of steps, and hold the steps."""
-    return _give(asked, arguments, words.Order("cancel", why=why), yes)
+    """Cancel the jobs of steps, and hold the steps; orphans are named by their run, step or job id."""
+    asked, steps = _with_steps(asked, arguments)
+    scene, confirm = _scene(asked), _confirm(asked, yes)
+    seen = words.look_at(scene)
+    of_orphans = tuple(name for name in steps if orphans.names_orphans_alone(seen, name))
+    of_steps = tuple(name for name in steps if name not in of_orphans)
+    seen.desired.select(*of_steps)
+    pruned = orphans.prune(scene, of_orphans, why, confirm) if of_orphans else ()
+    done = words.carry_out(scene, words.Order("cancel", of_steps, why), confirm) if of_steps else ()
+    return _tell(asked, (*pruned, *done))
 
 
 @reconcile.command()
