@@ -1,4 +1,4 @@
-"""A person's word: release, hold, cancel, accept, rerun, and who an experiment belongs to.
+"""A person's word on steps: release, hold, cancel, accept, rerun.
 
 Each verb is one event in the ledger, written under the pass's lock, plus what the cluster must do at once. What follows from
 it is the next pass's to decide. Where the queue cannot be asked nothing is said and nothing is done: a job that
@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from reconciler.act import move_aside
 from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
-from reconciler.loop import Pass, Scene, current_identity, environment_facts, preview
+from reconciler.loop import Pass, Scene, preview
 from reconciler.memory import Attempt, Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Job, Outputs, OutputState, Phase, Stage, Step, Unknown
 from reconciler.situation import Ownership, whose_jobs
@@ -183,26 +182,6 @@ def release_experiment(scene: Scene, why: str = "") -> tuple[Done, ...]:
     with pass_lock(desired.directory):
         Ledger(desired.directory, scene.clock).append("release", user=scene.user, why=why)
     return (Done("", "submissions may go on"),)
-
-
-def accept_identity(scene: Scene, what: str, why: str = "") -> tuple[Done, ...]:
-    """A person's word on whose experiment this is: ``moved``, ``copied``, ``cluster``, ``user`` or ``environment``.
-
-    A copy starts without memory: what the ledger tells of jobs belongs to the original. The old ledger is kept beside it.
-    """
-    desired = load(scene.experiment, scene.tools, scene.disk)
-    with pass_lock(desired.directory):
-        ledger = Ledger(desired.directory, scene.clock)
-        known = ledger.memory().identity
-        if known is None:
-            raise UsageError(f"{desired.directory}: nothing is known of this experiment yet, so there is nothing to accept")
-        if what == "copied":
-            move_aside(ledger.path, scene.clock())
-            ledger = Ledger(desired.directory, scene.clock)
-        here = current_identity(scene, desired.directory)
-        facts = {"cluster": here.cluster, "path": here.path, "user": here.user}
-        ledger.append("opened", **facts, environment=environment_facts(scene.environment), by=scene.user, why=why)
-    return (Done("", f"reconciled from now on as {here.user} on {here.cluster} at {here.path}"),)
 
 
 def _live(ours: Ownership, step: Step) -> tuple[Job, ...]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from reconciler import freeing, orphans, pausing, render, words
+from reconciler import freeing, handover, orphans, pausing, render, words
 from reconciler.backends import choose
 from reconciler.disk import RealDisk
 from reconciler.errors import AnotherPass, InvalidExperiment, TemporaryError, UsageError
@@ -301,6 +301,20 @@ _WHY = click.option("--reason", "why", metavar="TEXT", default="", help="Why; ke
 _YES = click.option("-y", "--yes", is_flag=True, help="Do not ask; without a terminal nothing that asks is done otherwise.")
 
 
+def _whose(command: F) -> F:
+    """The flags that say what has changed about an experiment."""
+    for option in (
+        click.option("--jobs-gone", is_flag=True, help="Every job that is not known to have ended is gone: you have looked."),
+        click.option("--environment", "what", flag_value="environment", help="This environment is the right one."),
+        click.option("--user", "what", flag_value="user", help="Take the experiment over from another user."),
+        click.option("--cluster", "what", flag_value="cluster", help="Go on on this cluster."),
+        click.option("--copied", "what", flag_value="copied", help="This is a copy; it starts without memory."),
+        click.option("--moved", "what", flag_value="moved", help="The experiment was moved here."),
+    ):
+        command = option(command)
+    return command
+
+
 def _with_steps(asked: Asked, arguments: tuple[str, ...]) -> tuple[Asked, tuple[str, ...]]:
     """The experiment, which may be left out where one stands in it, and the steps, of which there must be one."""
     first, rest = Path(arguments[0]) if arguments else Path(), arguments[1:]
@@ -407,17 +421,30 @@ def rerun(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, now: bo
 @_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
 @_WHY
 @_YES
-@click.option("--moved", "what", flag_value="moved", help="The experiment was moved here.")
-@click.option("--copied", "what", flag_value="copied", help="This is a copy; it starts without memory.")
-@click.option("--cluster", "what", flag_value="cluster", help="Go on on this cluster.")
-@click.option("--user", "what", flag_value="user", help="Take the experiment over from another user.")
-@click.option("--environment", "what", flag_value="environment", help="This environment is the right one.")
-def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str | None) -> int:
-    """Let a result stand, or a queued job as it is, or say whose experiment this is."""
+@_whose
+def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str | None, jobs_gone: bool) -> int:
+    """Let a result stand, or a queued job as it is; with a flag of `adopt`, do what that does."""
     if what is None:
         return _give(asked, arguments, words.Order("accept", why=why), yes)
+    return _adopt(asked, arguments, why, yes, what, jobs_gone)
+
+
+@reconcile.command()
+@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
+@_WHY
+@_YES
+@_whose
+def adopt(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str | None, jobs_gone: bool) -> int:
+    """Say whose experiment this is: moved, copied, on another cluster, taken over from a colleague."""
+    if what is None:
+        raise click.UsageError("say which it is: --moved, --copied, --cluster, --user or --environment")
+    return _adopt(asked, arguments, why, yes, what, jobs_gone)
+
+
+def _adopt(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str, jobs_gone: bool) -> int:
     asked = _whole(asked, arguments, f"--{what}")
-    return _tell(asked, words.accept_identity(_scene(asked), what, why))
+    confirm = _confirm(asked, yes)
+    return _tell(asked, handover.accept_identity(_scene(asked), what, why, jobs_gone=jobs_gone, confirm=confirm))
 
 
 @reconcile.command()
