@@ -179,13 +179,14 @@ def test_what_is_not_done_not_ours_to_judge_or_no_fine_tune_is_refused_and_nothi
     assert {k: v for k, v in world.lab.tree().items() if "out" in k} == {k: v for k, v in before.items() if "out" in k}
 
 
-def test_what_a_person_accepted_without_its_verification_is_not_freed(world):
+def test_what_a_person_accepted_and_is_not_what_was_verified_is_not_freed(world):
     script = world.lab.directory / "a" / "finetune.slurm"
     script.write_text("#!/bin/bash\necho other\n")
     (world.epoch / "result").write_text("torn")
     order(world, "accept", "a/finetune")
-    with pytest.raises(UsageError, match="nothing in writing tells"):
+    with pytest.raises(UsageError, match="its files are not those verified: result"):
         world.free()
+    assert len(world.files()) == 3
 
 
 def test_after_a_kill_amid_the_deletion_the_same_words_finish_it(world, monkeypatch):

@@ -198,7 +198,14 @@ class StandInTool:
             definition,
             "p",
             checkpoints={0: out / "epoch_0"},
+            inputs=self._inputs(run),
         )
+
+    def _inputs(self, run: RunInput) -> dict[str, str]:
+        """An evaluation is of the version of ``task.py``, where that can be read."""
+        task = run.document.parent / "task.py"
+        is_read = self.stage is Stage.EVALUATION and task.is_file()
+        return {"task file task.py": digest(task.read_text())} if is_read else {}
 
     def may_submit(self, step: Step, outputs: Outputs) -> str | None:
         return None

@@ -140,6 +140,7 @@ class _Pass:
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),
+            **_made_from(step),
         )
         return name
 
@@ -219,6 +220,7 @@ class _Pass:
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),
+            **_made_from(step),
         )
 
     def _mark_done(self, action: Action, step: Step) -> None:
@@ -226,11 +228,14 @@ class _Pass:
         last = self._memory.of(step.key).last
         was_submitted = step.stage is Stage.EVALUATION and last is not None and bool(last.definition)
         definition = last.definition if was_submitted and last is not None else step.definition
+        meaning = dict(step.meaning) if definition == step.definition else dict(last.meaning) if last is not None else {}
+        inputs = dict(last.inputs) if was_submitted and last is not None else dict(step.inputs)
         self._world.ledger.append(
             "done",
             step=step.key,
             definition=definition,
-            meaning=dict(step.meaning) if definition == step.definition else {},
+            meaning=meaning,
+            inputs=inputs,
             evidence=[asdict(file) for file in self._observed.outputs[step.key].evidence],
         )
 
@@ -246,6 +251,11 @@ def move_aside(path: Path, now: float) -> Path:
             move(path, destination)
             return destination
     raise DiskUnreadable(f"{path}: no free name to move it aside to")
+
+
+def _made_from(step: Step) -> dict[str, dict[str, str]]:
+    """What an evaluation is made from, as of its submission; a fine-tune's outputs tell it themselves."""
+    return {"meaning": dict(step.meaning), "inputs": dict(step.inputs)} if step.stage is Stage.EVALUATION else {}
 
 
 def _text(script: Path) -> str:

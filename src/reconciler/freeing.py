@@ -20,6 +20,7 @@ from reconciler.loop import Pass, Scene
 from reconciler.memory import Done as Result
 from reconciler.model import Condition, FileId, Stage, Step
 from reconciler.sizes import size_text
+from reconciler.staleness import is_trained_anew
 from reconciler.words import Done, Prospect, look_at
 
 _SHOWN = 3
@@ -76,10 +77,18 @@ def _case(seen: Pass, step: Step) -> _Case:
     places = [(step.checkpoints[epoch], file) for epoch in epochs for file in recorded]
     files = tuple((place, examine(place, file)) for place, file in places if Path(file.path).is_relative_to(place))
     case = _Case(step, epochs, files, memory.freed is not None)
+    _refuse_what_changed(case, result)
     if not case.going and not case.was_freed:
         kept = _kept(case)
         raise UsageError(f"{step.key}: there is nothing to delete{f': {kept}' if kept else ', the files are gone already'}")
     return case
+
+
+def _refuse_what_changed(case: _Case, result: Result) -> None:
+    """What a person accepted may be another training than the one whose files are in writing."""
+    if result.by_person and _kept(case):
+        why = f"its result was accepted by a person, and its files are not those verified: {_kept(case)}"
+        raise UsageError(f"{case.step.key}: {why}")
 
 
 def _freeable(seen: Pass, step: Step) -> Result:
@@ -93,11 +102,21 @@ def _freeable(seen: Pass, step: Step) -> Result:
         raise UsageError(f"{step.key}: nothing in writing tells which of its files were verified")
     for other in seen.desired.steps:
         needs = other.need == step.key or any(_is_inside(path, step.output_dir) for path in other.reads)
-        if needs and other.key != step.key and seen.plan.of(other.key).condition is not Condition.DONE:
+        if not needs or other.key == step.key:
+            continue
+        if seen.plan.of(other.key).condition is not Condition.DONE:
             raise UsageError(f"{step.key}: {other.key} needs it and is not done ({seen.plan.of(other.key).reason.message})")
+        if is_trained_anew(_result(seen, other.key), seen.memory.of(other.need or "")):
+            raise UsageError(f"{step.key}: it was trained anew since {other.key}, which has to evaluate it (`rerun --stale`)")
     for orphan in seen.plan.orphans:
         if not orphan.step or orphan.step.startswith(f"{step.run}/"):
             raise UsageError(f"{step.key}: job {orphan.job.id}, of a step that the document does not have, may need it")
+    return result
+
+
+def _result(seen: Pass, key: str) -> Result:
+    result = seen.memory.of(key).done
+    assert result is not None, "what is done is in writing"
     return result
 
 

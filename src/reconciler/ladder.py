@@ -6,7 +6,7 @@ first; the comment of a rule says why it stands where it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from reconciler.failures import CANCELLED, sentence
@@ -27,6 +27,7 @@ from reconciler.model import (
 )
 from reconciler.queue_holds import watch_hold
 from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
+from reconciler.staleness import drift, is_trained_anew, outdated_inputs
 
 _MAX_REFUSALS = 3
 _MAX_BACKOFF = 3600.0
@@ -47,11 +48,13 @@ def climb(situation: Situation) -> Action:
 def _is_done(s: Situation) -> Action | None:
     """First, so that a finished step costs nothing and survives the loss of everything else."""
     done = s.memory.done
-    if done is None or done.definition != s.step.definition or s.live:
+    if done is None or done.definition != s.step.definition or outdated_inputs(done, s.step) or s.live:
         return None
     how = _accepted(done.word) if done.by_person else "its outputs were verified"
     if s.memory.freed is not None:
         return s.decide(Verb.KEEP, Condition.DONE, "Freed", f"{how}; {s.memory.freed}")
+    if is_trained_anew(done, s.need_memory):
+        how += f"; {s.step.need} was trained anew since (`rerun --stale` evaluates it again)"
     return s.decide(Verb.KEEP, Condition.DONE, "Done", how)
 
 
@@ -69,11 +72,16 @@ def _is_drifted(s: Situation) -> Action | None:
     done = s.memory.done
     if done is None or s.live:
         return None
-    changes = drift(done.meaning, s.step.meaning)
-    what = "; ".join(changes[:3]) or "its definition changed"
-    return s.decide(
-        Verb.HOLD, Condition.DRIFTED, "Drifted", f"done under another definition: {what}; accept or rerun it", changes=changes
-    )
+    outdated = outdated_inputs(done, s.step)
+    changes = drift(done.meaning, s.step.meaning, s.step.config)
+    told = [f"done under another definition: {'; '.join(changes[:3]) or 'its definition changed'}"]
+    if done.definition == s.step.definition:
+        told = []
+    if outdated:
+        told.append(f"used an older version of its {' and its '.join(outdated)}")
+        changes += tuple(f"{name} changed since" for name in outdated)
+    message = f"{'; '.join(told)}; accept or rerun it"
+    return s.decide(Verb.HOLD, Condition.DRIFTED, "Drifted", message, changes=changes)
 
 
 def _is_world_unknown(s: Situation) -> Action | None:
@@ -325,9 +333,10 @@ def _what_follows_a_hold(s: Situation) -> Action | None:
 
 def _is_checkpoint_freed(s: Situation) -> Action | None:
     """A need that is done and whose files a person had deleted leaves nothing to evaluate."""
-    if s.need_freed is None or s.step.epoch not in s.need_freed.epochs:
+    freed = s.need_memory.freed if s.need_memory is not None else None
+    if freed is None or s.step.epoch not in freed.epochs:
         return None
-    message = f"the checkpoint that it needs is gone ({s.need_freed}); rerun {s.step.need} for a new one"
+    message = f"the checkpoint that it needs is gone ({freed}); rerun {s.step.need} for a new one"
     return s.decide(Verb.HOLD, Condition.HELD, "NeedFreed", message)
 
 
@@ -403,14 +412,6 @@ def backoff(policy: Policy, key: str, tries: int) -> float:
     """Seconds before try ``tries`` + 1: doubled each time, at most an hour, plus up to a tenth by the step's own jitter."""
     delay = min(policy.backoff * 2.0 ** (max(tries, 1) - 1), _MAX_BACKOFF)
     return delay * (1 + int(digest(key, str(tries))[:4], 16) / 0xFFFF / 10)
-
-
-def drift(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
-    """What changed between two meanings, item by item, in words: ``lr 1e-5 → 5e-5``."""
-    if not before:
-        return ()
-    keys = sorted(before.keys() | after.keys())
-    return tuple(f"{k} {before.get(k, '(none)')} → {after.get(k, '(none)')}" for k in keys if before.get(k) != after.get(k))
 
 
 def need_blocked(need: Action) -> Reason:

@@ -55,6 +55,8 @@ class Attempt:
     definition: str = ""
     placement: str = ""
     output_dir: str = ""
+    meaning: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
     held: bool = False
     by_hand: bool = False
     job: str | None = None
@@ -88,6 +90,7 @@ class Done:
     evidence: tuple[Mapping[str, Any], ...] = ()
     meaning: Mapping[str, str] = field(default_factory=dict)
     word: Word | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -258,8 +261,9 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     if "step" not in event:
         return _apply_word(memory, kind, order, event)
     step = _apply_to_step(memory.of(event["step"]), kind, order, event)
-    if kind in _PARTICIPLES or event.get("by_person"):
-        step = replace(step, words=(*step.words, _word("accept" if kind == "done" else kind, order, event)))
+    if kind in _PARTICIPLES or kind == "placed" or event.get("by_person"):
+        verb = kind if kind in _PARTICIPLES else "accept"
+        step = replace(step, words=(*step.words, _word(verb, order, event)))
     return replace(memory, steps={**memory.steps, event["step"]: step})
 
 
@@ -295,7 +299,8 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         evidence = tuple(event.get("evidence", ()))
         by_person = bool(event.get("by_person"))
         word = _word("accept", order, event) if by_person else None
-        done = Done(event["definition"], order, by_person, evidence, event.get("meaning", {}), word)
+        inputs = dict(event.get("inputs", {}))
+        done = Done(event["definition"], order, by_person, evidence, event.get("meaning", {}), word, inputs)
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
         standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
         return replace(step, done=done, word=standing)
@@ -357,6 +362,8 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         definition=event.get("definition", ""),
         placement=event.get("placement", ""),
         output_dir=event.get("output_dir", ""),
+        meaning=dict(event.get("meaning", {})),
+        inputs=dict(event.get("inputs", {})),
         held=bool(event.get("held")),
         by_hand=bool(event.get("by_hand")),
         job=str(event["job"]) if kind == "adopted" else None,

@@ -97,7 +97,9 @@ class Step:
     ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
     ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
-    as Slurm's patterns (``slurm-%j.out``). ``reads`` are models that it begins from or evaluates. ``spec`` is the tool's own.
+    as Slurm's patterns (``slurm-%j.out``). ``reads`` are models that it begins from or evaluates; ``inputs`` names what else its
+    result is made from, each with its version, as far as that can be read (it is no part of ``definition``). ``config`` is the
+    file that the items of ``meaning`` stand in where they do not say. ``spec`` is the tool's own.
     """
 
     key: str
@@ -120,6 +122,8 @@ class Step:
     workdir: str = ""
     logs: tuple[str, ...] = ()
     reads: tuple[Path, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""
     blocked: Reason | None = None
 
     @property

@@ -79,7 +79,7 @@ def make_plan(
             memory.of(step.need).word if step.need else None,
             ours.shared,
             occupants.get(str(step.output_dir)) if step.stage is Stage.FINETUNE else None,
-            need_freed=memory.of(step.need).freed if step.need else None,
+            need_memory=memory.of(step.need) if step.need else None,
             pause=memory.pause if memory.pause is not None and memory.pause.is_on(now) else None,
         )
         situation.memory = known[step.key] = remember_ends(situation)

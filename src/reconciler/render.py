@@ -15,6 +15,7 @@ from typing import Any
 from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory, Word
 from reconciler.model import Action, Condition, Desired, Verb
+from reconciler.staleness import staleness
 from reconciler.words import Done
 
 _GROUPS: tuple[tuple[str, str, str], ...] = (
@@ -79,12 +80,28 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
         for action in members:
             lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(why(seen, action), 'dim')}")
             lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if action.verb is Verb.SUBMIT]
-    return "\n".join([*lines, *_orphan_lines(seen, paint), "", summary(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), summary(seen.actions)])
 
 
 def _pause_lines(seen: Pass) -> list[str]:
     pause = seen.memory.pause
     return [plain(str(pause))] if pause is not None and pause.is_on(seen.now) else []
+
+
+def stale(seen: Pass, key: str) -> tuple[str, ...]:
+    """What a finished step's result is an older version of."""
+    step = seen.desired.step(key)
+    return () if step is None else staleness(step, seen.memory.of(key), seen.memory.of(step.need) if step.need else None)
+
+
+def _stale_lines(seen: Pass) -> list[str]:
+    of_steps = [stale(seen, action.step) for action in seen.actions if action.condition in (Condition.DONE, Condition.DRIFTED)]
+    count = sum(bool(names) for names in of_steps)
+    if not count:
+        return []
+    names = ", ".join(sorted({name for names in of_steps for name in names}))
+    what = "evaluation" if count == 1 else "evaluations"
+    return [plain(f"{count} {what} used an older version ({names}); `reconcile rerun --stale` does them again")]
 
 
 def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
@@ -166,7 +183,7 @@ def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool 
         lines.append("  ".join([*cells, row[3]]))
         attempts = seen.memory.of(action.step).attempts if verbose else ()
         lines += [f"  attempt {a.number}: {_attempt_sentence(_attempt_json(a))}" for a in attempts]
-    return "\n".join([*lines, *_orphan_lines(seen, paint), "", stand(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), stand(seen.actions)])
 
 
 def _colour_of(condition: Condition) -> str:
@@ -182,6 +199,7 @@ def explain_text(seen: Pass, key: str) -> str:
     facts = explained(seen, key)
     lines = [f"{plain(key)}", f"  {facts['condition']}: {plain(facts['reason']['message'])}"]
     lines.append(f"  decided by the rule {facts['rule']!r} ({facts['reason']['code']}), action {facts['action']}")
+    lines += [f"  {plain(change)}" for change in facts["changes"]]
     for name in ("script", "output_dir", "need"):
         if facts[name]:
             lines.append(f"  {name.replace('_', ' ')}: {plain(facts[name])}")
@@ -266,6 +284,8 @@ def status_json(seen: Pass) -> dict[str, Any]:
                 "next": action.verb.value,
                 "job_id": action.job,
                 "attempts": len(seen.memory.of(action.step).attempts),
+                "changes": list(action.changes) if action.condition is Condition.DRIFTED else [],
+                "stale": list(stale(seen, action.step)),
             }
             for action in seen.actions
         ],
@@ -312,6 +332,8 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
         "word": _word(memory.word) if memory.word else None,
         "words": [_word(word) for word in sorted((*memory.words, *seen.memory.words), key=lambda word: word.order)],
         "paused": _pause(seen),
+        "changes": list(action.changes) if action.condition is Condition.DRIFTED else [],
+        "stale": list(stale(seen, key)),
         "freed": {
             "epochs": sorted(memory.freed.epochs),
             "bytes": memory.freed.size,

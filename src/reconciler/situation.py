@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.failures import classify
-from reconciler.memory import LATEST, Attempt, End, Freed, Memory, Pause, StepMemory, Word
+from reconciler.memory import LATEST, Attempt, End, Memory, Pause, StepMemory, Word
 from reconciler.model import (
     Action,
     Condition,
@@ -44,7 +44,7 @@ class Situation:
     one. ``shared`` are ids of jobs that a person submitted and that may be another step's, ``occupant`` an orphan that writes
     where this step would. ``is_superseded``: the outputs there are from before a person's ``rerun``.
     ``unread_log`` tells of a job that ended in a way that only its log explains, where that could not be read. ``pause`` is a
-    person's, while it lasts, ``need_freed`` tells which checkpoints of the step before it a person had deleted.
+    person's, while it lasts, ``need_memory`` is what is in writing of the step before it.
     """
 
     step: Step
@@ -61,7 +61,7 @@ class Situation:
     is_superseded: bool = False
     unread_log: str = ""
     pause: Pause | None = None
-    need_freed: Freed | None = None
+    need_memory: StepMemory | None = None
     learned: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property

@@ -19,17 +19,20 @@ from reconciler.loop import Pass, Scene, preview
 from reconciler.memory import Attempt, Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Job, Outputs, OutputState, Phase, Stage, Step, Unknown
 from reconciler.situation import Ownership, whose_jobs
+from reconciler.staleness import staleness
 
 
 @dataclass(frozen=True)
 class Order:
-    """One verb on some steps. ``why`` is kept and shown. ``now`` lets ``rerun`` replace a running job."""
+    """One verb on some steps. ``why`` is kept and shown. ``now`` lets ``rerun`` replace a running job; ``stale`` means of the
+    steps only those whose result is of older things (staleness.py)."""
 
     verb: str
     steps: tuple[str, ...] = ()
     why: str = ""
     now: bool = False
     with_dependents: bool = False
+    stale: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -
     desired = load(scene.experiment, scene.tools, scene.disk)
     with pass_lock(desired.directory):
         cases = _look(scene, order)
+        if order.stale and not cases:
+            return (Done("", "no result is known to be of an older version"),)
         prospect = Prospect(
             tuple(_prospect(order, case, desired, [c.key for c in cases]) for case in cases),
             asks=order.verb == "rerun" and any(c.action.condition in (Condition.DONE, Condition.DRIFTED) for c in cases),
@@ -148,6 +153,8 @@ def _look(scene: Scene, order: Order) -> list[_Case]:
     """The steps that the order is about, as they stand now."""
     seen = look_at(scene)
     chosen = seen.desired.select(*order.steps)
+    if order.stale:
+        chosen = tuple(s for s in chosen if staleness(s, seen.memory.of(s.key), seen.memory.of(s.need) if s.need else None))
     if order.with_dependents:
         chosen = _with_dependents(seen.desired, chosen)
     ours = whose_jobs(seen.desired, seen.observed, seen.memory)
@@ -295,7 +302,7 @@ def _why_not_acceptable(case: _Case) -> str | None:
         return f"there is no result to accept ({action.reason.message})"
     if outputs is None or outputs.state is OutputState.UNKNOWN:
         return outputs.reason.message if outputs else "its outputs were not examined"
-    if outputs.state is OutputState.ABSENT and action.condition is not Condition.DRIFTED:
+    if outputs.state is OutputState.ABSENT and action.condition not in (Condition.DRIFTED, Condition.DONE):
         return f"there are no outputs to accept ({outputs.reason.message})"
     return None
 
@@ -344,14 +351,17 @@ def _accept(court: _Court, case: _Case) -> None:
         court.write("placed", case.key, attempt=case.action.attempt, placement=step.placement)
         court.tell(case, f"{named(case.queued)} stands as it is")
         return
-    evidence = case.outputs.evidence if case.outputs else ()
+    evidence = [asdict(file) for file in case.outputs.evidence] if case.outputs else []
+    if not evidence and case.memory.done is not None:
+        evidence = [dict(file) for file in case.memory.done.evidence]  # what was verified then stands in writing
     court.write(
         "done",
         step.key,
         definition=step.definition,
         meaning=dict(step.meaning),
+        inputs=dict(step.inputs),
         by_person=True,
-        evidence=[asdict(file) for file in evidence],
+        evidence=evidence,
     )
     court.tell(case, "accepted as done")
 

@@ -412,9 +412,13 @@ def cancel(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int
 @_YES
 @click.option("--now", is_flag=True, help="Replace a running job too.")
 @click.option("--with-dependents", is_flag=True, help="Rerun what depends on these steps as well.")
-def rerun(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, now: bool, with_dependents: bool) -> int:
+@click.option("--stale", is_flag=True, help="Of the steps (all, where none is named) those whose results are of older versions.")
+def rerun(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, now: bool, with_dependents: bool, stale: bool) -> int:
     """Do steps again; their outputs are moved aside first."""
-    return _give(asked, arguments, words.Order("rerun", why=why, now=now, with_dependents=with_dependents), yes)
+    if stale and (not arguments or (len(arguments) == 1 and _is_experiment(Path(arguments[0])))):
+        arguments = (*(arguments or (".",)), "*")
+    order = words.Order("rerun", why=why, now=now, with_dependents=with_dependents, stale=stale)
+    return _give(asked, arguments, order, yes)
 
 
 @reconcile.command()

@@ -289,6 +289,7 @@ def _with_training(step: Step, training: _Training, run: RunInput) -> Step:
         checkpoints={epoch: training.output_dir / f"epoch_{epoch}" for epoch in training.saved},
         definition=digest(step.definition, *(f"{key}={value}" for key, value in meaning.items())),
         meaning={**meaning, **step.meaning},
+        config=_CONFIG,
         reads=(training.base,) if training.base is not None else (),
         spec={**step.spec, "training": training},
     )
