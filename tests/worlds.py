@@ -186,7 +186,7 @@ class StandInTool:
 
     def _step(self, run: RunInput, key: str, script: Path) -> Step:
         out = run.directory / "out" / script.stem
-        definition = digest(script.read_text())
+        definition = digest(script.read_text()) if script.is_file() else ""
         return Step(
             key,
             run.name,
@@ -199,6 +199,7 @@ class StandInTool:
             "p",
             checkpoints={0: out / "epoch_0"},
             inputs=self._inputs(run),
+            blocked=None if definition else Reason("NotScaffolded", f"{script} is missing"),
         )
 
     def _inputs(self, run: RunInput) -> dict[str, str]:

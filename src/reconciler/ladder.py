@@ -475,4 +475,4 @@ def _count(attempts: Sequence[Attempt], failure: str) -> int:
 
 def _next_number(s: Situation) -> int:
     tokens = [token.attempt for job in s.jobs if (token := Token.parse(job.name))]
-    return max([0, *tokens, *(a.number for a in s.memory.attempts)]) + 1
+    return max([s.memory.taken, *tokens, *(a.number for a in s.memory.attempts)]) + 1

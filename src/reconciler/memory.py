@@ -119,6 +119,7 @@ _PARTICIPLES = {
     "pause": "paused",
     "resume": "resumed",
     "free": "freed",
+    "rename": "renamed",
 }
 
 
@@ -170,7 +171,8 @@ class Freed:
 @dataclass(frozen=True)
 class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
-    person's last ``release`` or ``rerun``. ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them."""
+    person's last ``release`` or ``rerun``. Attempts up to ``taken`` were made under this key by a
+    run that has another name now. ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them."""
 
     attempts: tuple[Attempt, ...] = ()
     done: Done | None = None
@@ -179,11 +181,21 @@ class StepMemory:
     rerun: Rerun | None = None
     words: tuple[Word, ...] = ()
     freed: Freed | None = None
+    taken: int = 0
 
     @property
     def last(self) -> Attempt | None:
         """The newest attempt that was not withdrawn, or None."""
         return next((attempt for attempt in reversed(self.attempts) if not attempt.withdrawn), None)
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """A run that is being renamed; ``is_told``: what is in writing of it has the new name already."""
+
+    old: str
+    new: str
+    is_told: bool = False
 
 
 @dataclass(frozen=True)
@@ -216,6 +228,7 @@ class Memory:
     heard: str = ""
     pause: Pause | None = None
     words: tuple[Word, ...] = ()
+    renaming: Renaming | None = None
 
     def of(self, key: str) -> StepMemory:
         """What is known of a step; an empty StepMemory where nothing is."""
@@ -273,6 +286,8 @@ def _word(verb: str, order: int, event: Event) -> Word:
 
 def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
     """What a person says of the experiment as a whole."""
+    if kind in ("renaming", "renamed", "rename-ended"):
+        return _apply_renaming(memory, kind, order, event)
     if kind not in ("release", "pause", "resume"):
         return memory
     word = _word(kind, order, event)
@@ -282,6 +297,35 @@ def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
     until = event.get("until")
     pause = Pause(word, None if until is None else float(until), event.get("until_text", "")) if kind == "pause" else None
     return replace(memory, pause=pause)
+
+
+def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memory:
+    old, new = event["old"], event["new"]
+    if kind == "renaming":
+        return replace(memory, renaming=Renaming(old, new), words=(*memory.words, _word("rename", order, event)))
+    if kind == "rename-ended":
+        return replace(memory, renaming=None)
+
+    def key(name: str, sign: str) -> str:
+        return f"{new}{sign}{name.removeprefix(old + sign)}" if name.startswith(old + sign) else name
+
+    steps = {name: step for name, step in memory.steps.items() if not name.startswith(f"{old}/")}
+    for name, step in memory.steps.items():
+        if name.startswith(f"{old}/"):
+            # Numbers go on where the run left off, should its old name come back: names of jobs are made from both.
+            steps[name] = _names_taken(step)
+            steps[key(name, "/")] = replace(step, taken=memory.of(key(name, "/")).taken)
+    return replace(
+        memory,
+        renaming=Renaming(old, new, is_told=True),
+        steps=steps,
+        states={key(name, "/"): word for name, word in memory.states.items()},
+        written={key(name, "|"): texts for name, texts in memory.written.items()},
+    )
+
+
+def _names_taken(step: StepMemory) -> StepMemory:
+    return StepMemory(taken=max([step.taken, *(attempt.number for attempt in step.attempts)]))
 
 
 def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -70,7 +70,7 @@ def group_of(action: Action) -> str:
 
 def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
     """The pending actions, grouped by what will happen; the last line sums up."""
-    lines = [paint(plain(seen.desired.name), "bold"), *_pause_lines(seen)]
+    lines = [paint(plain(seen.desired.name), "bold"), *_standing_lines(seen)]
     width = max((len(plain(a.step)) for a in seen.actions), default=0)
     for name, symbol, colour in _GROUPS:
         members = [action for action in seen.actions if group_of(action) == name]
@@ -83,9 +83,14 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
     return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), summary(seen.actions)])
 
 
-def _pause_lines(seen: Pass) -> list[str]:
-    pause = seen.memory.pause
-    return [plain(str(pause))] if pause is not None and pause.is_on(seen.now) else []
+def _standing_lines(seen: Pass) -> list[str]:
+    """What holds of the experiment as a whole: a pause, a renaming that was interrupted."""
+    pause, renaming = seen.memory.pause, seen.memory.renaming
+    lines = [str(pause)] if pause is not None and pause.is_on(seen.now) else []
+    if renaming is not None:
+        again = f"`reconcile rename {renaming.old} {renaming.new}`"
+        lines.append(f"the renaming of {renaming.old} to {renaming.new} was interrupted; {again} finishes it")
+    return [plain(line) for line in lines]
 
 
 def stale(seen: Pass, key: str) -> tuple[str, ...]:
@@ -176,7 +181,7 @@ def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool 
     header = ("STEP", "CONDITION", "JOB", "REASON")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
     head = "  ".join([*(h.ljust(w) for h, w in zip(header, widths, strict=False)), header[3]])
-    lines = [*_pause_lines(seen), paint(head, "bold")]
+    lines = [*_standing_lines(seen), paint(head, "bold")]
     for action, row in zip(actions, rows, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         cells[1] = paint(cells[1], _colour_of(action.condition))
@@ -211,7 +216,7 @@ def explain_text(seen: Pass, key: str) -> str:
     if facts["evidence"]:
         lines.append(f"  evidence ({len(facts['evidence'])} files):")
         lines += [f"    {plain(file['path'])}  {file['size']} bytes" for file in facts["evidence"]]
-    lines += [f"  {line}" for line in _pause_lines(seen)]
+    lines += [f"  {line}" for line in _standing_lines(seen)]
     if facts["words"]:
         lines.append("  what persons said:")
         lines += [f"    {_said(word)}" for word in facts["words"]]

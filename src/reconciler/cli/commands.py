@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import click
 
-from reconciler import freeing, handover, orphans, pausing, render, words
+from reconciler import freeing, handover, orphans, pausing, renaming, render, words
 from reconciler.backends import choose
 from reconciler.disk import RealDisk
 from reconciler.errors import AnotherPass, InvalidExperiment, TemporaryError, UsageError
@@ -459,6 +459,19 @@ def free(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Delete the checkpoints of fine-tunes that were verified and evaluated; the record stays."""
     asked, steps = _with_steps(asked, arguments)
     return _tell(asked, freeing.free(_scene(asked), steps, why, _confirm(asked, yes)))
+
+
+@reconcile.command()
+@_takes(click.argument("arguments", metavar="[EXPERIMENT] OLD NEW", nargs=-1), _BACKEND, _OUTPUT, _QUIET)
+@_WHY
+@_YES
+def rename(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
+    """Give a run another name: directory, document and record; what is done stays done."""
+    if len(arguments) not in (2, 3):
+        raise click.UsageError("say the run's name and its new one")
+    *experiment, old, new = arguments
+    asked = replace(asked, experiment=Path(*experiment))
+    return _tell(asked, renaming.rename(_scene(asked), old, new, why, _confirm(asked, yes)))
 
 
 @reconcile.command()
