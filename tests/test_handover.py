@@ -12,6 +12,7 @@ from reconciler.errors import SubmissionUncertain, UsageError
 from reconciler.handover import accept_identity
 from reconciler.loop import preview
 from reconciler.model import Condition
+from reconciler.render import explain_text
 from test_pass import lab, start  # noqa: F401 - the fixture
 from worlds import MemoryCluster
 
@@ -119,3 +120,9 @@ def test_a_copy_does_not_train_into_the_directory_where_its_original_does(lab): 
     with pytest.raises(UsageError, match="give the copy an output directory of its own"):
         accept_identity(other.scene, "copied")
     assert {k: v for k, v in other.tree().items() if "lock" not in k} == {k: v for k, v in before.items() if "lock" not in k}
+
+
+def test_who_took_it_over_and_why_is_shown_by_explain(lab):  # noqa: F811
+    lab.run()
+    accept_identity(lab.scene, "environment", "a new login node")
+    assert "adopt by u: a new login node" in explain_text(preview(lab.scene), "a/finetune")

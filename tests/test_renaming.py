@@ -11,6 +11,7 @@ from reconciler.errors import ReconcileError, UsageError
 from reconciler.experiment.renamed_text import mentions, rename_in_document
 from reconciler.loop import preview
 from reconciler.model import Condition
+from reconciler.render import Paint, status_text
 from test_pass import DOCUMENT, lab, order, start  # noqa: F401 - the fixture
 
 
@@ -176,14 +177,18 @@ evaluation:
       tasks: [cap]
 """
     path = Path("experiment_summary.yaml")
-    expected = text.replace("{name: a, type", '{name: "1", type').replace("{run: a,", '{run: "1",').replace('run:   "a"', 'run:   "1"')
+    expected = (
+        text.replace("{name: a, type", '{name: "1", type').replace("{run: a,", '{run: "1",').replace('run:   "a"', 'run:   "1"')
+    )
     assert rename_in_document(text, path, "a", "1") == expected
     assert "name: c, type" in rename_in_document(text, path, "a", "c")
     assert 'name: "c b"\n' in rename_in_document(text, path, "a b", "c b")
 
 
 def test_the_markdown_form_keeps_bold_cells_code_and_line_ends_as_they_are():
-    text = DOCUMENT.replace("| a | Fine-tuned |", "|  **`a`** | Fine-tuned |").replace("\n", "\r\n") + "\r\nSee a, and not ab.\r\n"
+    text = (
+        DOCUMENT.replace("| a | Fine-tuned |", "|  **`a`** | Fine-tuned |").replace("\n", "\r\n") + "\r\nSee a, and not ab.\r\n"
+    )
     after = rename_in_document(text, Path("experiment_summary.md"), "a", "c")
     assert after == text.replace("**`a`**", "**`c`**").replace("| a | ✓", "| c | ✓")
     assert len(mentions(after, "a")) == 1
@@ -191,7 +196,24 @@ def test_the_markdown_form_keeps_bold_cells_code_and_line_ends_as_they_are():
 
 def test_a_document_that_cannot_be_rewritten_safely_stops_before_anything_is_done(done):
     done.document.write_text(done.document.read_text().replace("| a | Fine-tuned |", "| &#97; | Fine-tuned |"))
-    before = {k: v for k, v in done.tree().items()}
+    before = done.tree()
     with pytest.raises(ReconcileError, match="nothing was renamed"):
         say_rename(done)
     assert done.tree() == before
+
+
+def test_an_interrupted_renaming_is_shown_and_a_directory_spelled_in_another_form_is_found(done, monkeypatch):
+    text = done.document.read_text().replace("| a |", "| \u00e9 |")
+    done.document.write_text(text)
+    (done.directory / "a").rename(done.directory / "e\u0301")
+    done.run()
+    done.finish("\u00e9/eval/cap_epoch0")
+    done.run()
+    monkeypatch.setattr(renaming, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        say_rename(done, "\u00e9", "c")
+    monkeypatch.undo()
+    assert "was interrupted; `reconcile rename \u00e9 c` finishes it" in status_text(preview(done.scene), Paint())
+    say_rename(done, "\u00e9", "c")
+    assert (done.directory / "c" / "finetune.slurm").is_file()
+    assert "was interrupted" not in status_text(preview(done.scene), Paint())

@@ -79,8 +79,8 @@ def _case(seen: Pass, step: Step) -> _Case:
     case = _Case(step, epochs, files, memory.freed is not None)
     _refuse_what_changed(case, result)
     if not case.going and not case.was_freed:
-        kept = _kept(case)
-        raise UsageError(f"{step.key}: there is nothing to delete{f': {kept}' if kept else ', the files are gone already'}")
+        why = _kept(case) or ("the files are gone already" if files else f"no file in writing is in {step.output_dir}")
+        raise UsageError(f"{step.key}: there is nothing to delete: {why}")
     return case
 
 

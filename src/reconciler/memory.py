@@ -258,7 +258,9 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     kind = event["event"]
     if kind == "opened":
         identity = Identity(event["cluster"], event["path"], event["user"])
-        return replace(memory, identity=identity, environment=dict(event["environment"]))
+        said = (_word("adopt", order, {**event, "user": event["by"]}),) if "by" in event else ()
+        words = (*memory.words, *said)
+        return replace(memory, identity=identity, environment=dict(event["environment"]), words=words)
     if kind == "root":
         return replace(memory, roots=memory.roots | {event["path"]})
     if kind == "names":

@@ -69,7 +69,7 @@ def _finish(seen: Pass, ledger: Ledger, renaming: Renaming, before: str, after: 
 
 
 def _move(directory: Path, old: str, new: str) -> None:
-    here, there = directory / old, directory / new
+    here, there = _directory_of(directory, old), directory / new
     if not os.path.lexists(here):
         return  # moved already, or never scaffolded
     if os.path.lexists(there):
@@ -78,6 +78,12 @@ def _move(directory: Path, old: str, new: str) -> None:
         move(here, there)
     except OSError as error:
         raise DiskUnreadable(f"{here}: cannot be renamed: {error.strerror}") from error
+
+
+def _directory_of(experiment: Path, run: str) -> Path:
+    """A run's directory as it is spelled on disk, which may compose its letters in another way than the document."""
+    alike = (path for path in sorted(experiment.iterdir()) if same_name(path.name) == same_name(run))
+    return next(alike, experiment / run)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -131,7 +137,7 @@ def _refuse_broken(seen: Pass, old: str) -> None:
 def _full_mentions(directory: Path, run: str) -> Iterator[str]:
     pattern = re.compile(rf"/{re.escape(directory.name)}/{re.escape(run)}(?![\w.+=@-])")
     for glob in _SCAFFOLDING:
-        for path in sorted((directory / run).glob(glob)):
+        for path in sorted(_directory_of(directory, run).glob(glob)):
             for number, line in enumerate(_read(path).splitlines(), start=1):
                 if pattern.search(line):
                     yield f"{path}:{number}"
