@@ -132,7 +132,8 @@ class World(Lab):
         return next(key for key, of_step in memory.steps.items() if any(a.name == name for a in of_step.attempts))
 
     def results(self) -> int:
-        return sum(path.is_file() for run in "ab" for path in (self.directory / run).rglob("finetune/result"))
+        """Files that trainers wrote, where they were written or moved aside from there."""
+        return sum("cap_epoch0" not in path.parts for path in self.directory.rglob("result") if path.is_file())
 
     def is_sound(self) -> None:
         assert self.results() + self.freed == self.written, "a trainer's work is lost"
