@@ -450,7 +450,7 @@ class History:
         if key not in self._asked and (key in self._done or self._is_whole(key)):
             self._break(f"{key} was verified and is submitted again, unasked")
         standing = self._memory().pause
-        if standing is not None and standing.is_on(self.cluster.now):
+        if standing is not None and standing.is_on(self.scene().clock()):  # by the clock of the host that passes
             self._break(f"{key} is submitted in a pause")
         if key in self._held:
             self._break(f"{key} is held by a person's word and is submitted")
