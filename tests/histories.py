@@ -29,6 +29,7 @@ from reconciler.ledger import Ledger
 from reconciler.loop import Pass, Scene, preview, run_pass
 from reconciler.memory import Memory
 from reconciler.model import Condition, Policy, Stage, Token, Verb, digest
+from reconciler.pausing import pause, resume
 from reconciler.ports import Submission
 from reconciler.words import Order, carry_out, release_experiment
 from worlds import StandInTool
@@ -348,6 +349,18 @@ class History:
         except ReconcileError:
             return
 
+    def pause(self, until: str | None) -> None:
+        """Nothing is to start until then, or until ``resume``."""
+        with suppress(ReconcileError):
+            pause(self.scene(), until, "", lambda prospect: True)
+        self._check()
+
+    def resume(self) -> None:
+        """Submissions go on."""
+        with suppress(ReconcileError):
+            resume(self.scene(), "", lambda prospect: True)
+        self._check()
+
     def edit_runs(self, runs: list[str]) -> None:
         """The document is saved with other runs; the scaffolding of new ones is there."""
         head, self.runs = self._head(), list(runs)
@@ -436,6 +449,9 @@ class History:
             self._break(f"{key} was submitted by a pass that could not see the queue")
         if key not in self._asked and (key in self._done or self._is_whole(key)):
             self._break(f"{key} was verified and is submitted again, unasked")
+        standing = self._memory().pause
+        if standing is not None and standing.is_on(self.scene().clock()):  # by the clock of the host that passes
+            self._break(f"{key} is submitted in a pause")
         if key in self._held:
             self._break(f"{key} is held by a person's word and is submitted")
         if key in self._foreign:
@@ -477,6 +493,7 @@ class History:
         self.cluster.accounting.start(self.cluster.now)
         self.cluster.return_node()
         self.policy = replace(self.policy, max_in_flight=None)
+        self.resume()
         for _ in range(passes):
             self.pass_time(400)
             for job in self.live_jobs():

@@ -343,7 +343,7 @@ def test_a_result_is_written_down_with_its_evidence_and_the_definition_that_it_i
     assert told(outcome) == ("applied", Verb.MARK_DONE, Condition.DONE, "Verified")
     assert here.written() == [
         {
-            "event": "done", "step": "a/finetune", "definition": "def", "meaning": {"lr": "1"},
+            "event": "done", "step": "a/finetune", "definition": "def", "meaning": {"lr": "1"}, "inputs": {},
             "evidence": [{"path": "/scratch/a/x", "size": 5, "mtime_ns": 6}],
         }
     ]  # fmt: skip

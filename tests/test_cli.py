@@ -18,7 +18,10 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 def reconcile(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "reconciler", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, **environment}, check=False)
+    environ = {**os.environ, **environment}
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, env=environ, check=False
+    )
 
 
 @pytest.fixture
@@ -90,7 +93,11 @@ def test_every_command_speaks_json_in_its_published_form(example):
         ("explanation", "explain", example, step),
         ("words", "release", example, step),
         ("words", "release", example),
+        ("words", "pause", example, "--until", "+2d", "--reason", "maintenance"),
+        ("explanation", "explain", example, step),
         ("status", "status", example),
+        ("words", "resume", example),
+        ("words", "rerun", example, "--stale"),
     ):
         told = reconcile(*command, "--output", "json")
         assert told.returncode == 0, told.stderr
@@ -136,3 +143,56 @@ def test_help_names_every_command():
     shown = reconcile("--help").stdout
     for command in ("diff", "apply", "status", "explain", "validate", "hold", "release", "cancel", "rerun", "accept"):
         assert command in shown
+    for command in ("free", "pause", "resume", "adopt"):
+        assert command in shown
+
+
+def test_what_asks_is_refused_without_a_terminal_and_without_yes(example):
+    """Nothing finished is done again or deleted by a script that did not say so."""
+    settings = "backend: local\nstagger: 0s\npoll: 1s\nsettle: 2s\nmax_in_flight: 2\n"
+    (example / "reconcile.yaml").write_text(settings)
+    assert reconcile("apply", example, "--wait").returncode == 0
+    ledger = example / ".reconcile" / "ledger.jsonl"
+    before = ledger.read_bytes()
+    for words in (("rerun", example, "r8_lr1e-5/eval/*"), ("free", example, "*/finetune")):
+        refused = reconcile(*words)
+        assert refused.returncode == 2
+        assert "say --yes" in refused.stderr
+        assert "r8_lr1e-5" in refused.stderr
+    assert ledger.read_bytes() == before
+    checkpoints = list(example.parent.rglob("ck-out-*/epoch_0/*.safetensors"))
+    freed = reconcile("free", example, "*/finetune", "--yes", "--reason", "the quota", "--output", "json")
+    assert freed.returncode == 0, freed.stderr
+    jsonschema.validate(json.loads(freed.stdout), schema("words"))
+    assert len(checkpoints) >= 4
+    assert not any(path.exists() for path in checkpoints)
+    assert reconcile("diff", example).returncode == 0
+    assert "freed by" in reconcile("explain", example, "r8_lr1e-5/finetune").stdout
+    task = next(example.parent.rglob("tasks/cap_task.py"))
+    task.write_text(task.read_text() + "\n# changed\n")
+    shown = reconcile("diff", example)
+    assert shown.returncode == 4
+    assert "5 evaluations used an older version (task file cap_task.py)" in shown.stdout
+    assert "its checkpoint is gone" in reconcile("rerun", example, "--stale", "--yes").stderr
+    assert reconcile("rerun", example, "1B_base/*", "--stale", "--yes").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pause", "--until", "someday"),
+        ("adopt",),
+        ("adopt", "--moved"),
+        ("apply", "--prune", "nobody"),
+        ("cancel", "nobody"),
+        ("free", "nobody/*"),
+        ("rerun", "--stale", "nobody/*"),
+        ("pause", ".", "step"),
+    ],
+)
+def test_a_word_that_makes_no_sense_is_exit_2_with_one_sentence(example, monkeypatch, words):
+    monkeypatch.chdir(example)
+    told = reconcile(*words)
+    assert told.returncode == 2
+    assert "Traceback" not in told.stderr
+    assert told.stderr.strip()

@@ -213,6 +213,14 @@ class Histories(RuleBasedStateMachine):
     def a_script_is_edited(self, run: str, command: str) -> None:
         self.history.edit_script(run, command)
 
+    @rule(until=st.sampled_from([None, "+10m", "+2h"]))
+    def a_person_pauses(self, until: str | None) -> None:
+        self.history.pause(until)
+
+    @rule()
+    def a_person_resumes(self) -> None:
+        self.history.resume()
+
     @rule(size=st.integers(1, 900))
     def the_end_of_the_ledger_is_lost(self, size: int) -> None:
         self.history.lose_ledger_tail(size)

@@ -812,3 +812,29 @@ def test_a_script_may_ask_to_be_requeued(world: World) -> None:
 def test_a_submission_is_labelled_as_existing_tools_know_it(world: World) -> None:
     assert TOOL.log_label(world.step("tiny", 1)) == ("SUBMIT_EVAL", "r8/tiny/epoch1")
     assert TOOL.log_label(world.step("tiny", None)) == ("SUBMIT_EVAL", "r8/tiny/base")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("inspect eval task.py@tiny", ["task file task.py"]),
+        ("inspect eval ../eval/task.py", ["task file task.py"]),
+        ("T=task.py\ninspect eval $T@tiny --model m", ["task file task.py"]),
+        ("cd ..\ninspect eval eval/task.py@tiny", ["task file task.py"]),
+        ("inspect eval --model m task.py@tiny", ["task file task.py"]),
+        ("inspect eval gone.py@tiny", []),
+        ("inspect eval $WHERE/task.py@tiny", []),
+        ("inspect eval package/tiny --solver task.py", []),
+        ("inspect eval dir@tiny", []),
+    ],
+)
+def test_the_version_of_a_task_file_is_known_where_the_script_names_it(world: World, command: str, expected: list[str]) -> None:
+    script = world.script("tiny_epoch0.slurm", command)
+    task = script.parent / "task.py"
+    task.write_text("def tiny(): ...\n")
+    first = world.step()
+    assert [name for name in first.inputs if name != "checkpoint"] == expected
+    task.write_text("def tiny(): return 1\n")
+    second = world.step()
+    assert (first.inputs != second.inputs) is bool(expected)
+    assert first.definition == second.definition

@@ -114,14 +114,14 @@ def test_a_result_is_remembered_with_its_evidence_and_who_said_so():
     files = [{"path": "/out/x", "size": 1, "mtime_ns": 2}]
     assert step(done).done == Done("d", 1)
     full = step({**done, "evidence": files, "meaning": {"lr": "1"}, "by_person": True}).done
-    assert full == Done("d", 1, True, tuple(files), {"lr": "1"})
+    assert full == Done("d", 1, True, tuple(files), {"lr": "1"}, Word("accept", 1, at=20.0))
 
 
 def test_a_hold_outlives_the_result_and_a_cancellation_does_not_nor_a_hold_of_what_was_accepted():
     done = {"event": "done", "definition": "d"}
     hold = {"event": "hold", "user": "ana", "why": "the data"}
-    assert step(hold).word == step(hold, done).word == Word("hold", 1, "ana", "the data")
-    assert step({"event": "cancel"}).word == Word("cancel", 1)
+    assert step(hold).word == step(hold, done).word == Word("hold", 1, "ana", "the data", 20.0)
+    assert step({"event": "cancel"}).word == Word("cancel", 1, at=20.0)
     assert step({"event": "cancel"}, done).word is None
     assert step(hold, {**done, "by_person": True}).word is None
 
@@ -131,8 +131,13 @@ def test_a_release_and_a_rerun_take_back_what_was_said_before():
     released = step(*before, {"event": "release"})
     assert (released.word, released.released, released.done) == (None, 3, Done("d", 1))
     rerun = step(*before, {"event": "rerun", "newest": 17.0})
-    assert (rerun.word, rerun.released, rerun.done, rerun.rerun) == (None, 3, None, Rerun(20.0, 3, 17.0))
-    assert step({"event": "rerun"}).rerun == Rerun(20.0, 1, None)
+    assert (rerun.word, rerun.released, rerun.done, rerun.rerun) == (
+        None,
+        3,
+        None,
+        Rerun(20.0, 3, 17.0, Word("rerun", 3, at=20.0)),
+    )
+    assert step({"event": "rerun"}).rerun == Rerun(20.0, 1, None, Word("rerun", 1, at=20.0))
 
 
 def test_edits_of_a_configuration_are_remembered_from_their_first_value_to_their_last():
@@ -161,7 +166,7 @@ def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
             {"event": "stands", "states": {KEY: "PENDING", "b": "PENDING"}},
             {"event": "stands", "states": {KEY: "RUNNING"}},
             {"event": "heard", "words": "abc"},
-            {"event": "release"},
+            {"event": "release", "at": 20.0},
         ]
     )
     assert memory == Memory(
@@ -171,6 +176,7 @@ def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
         names_kept=False,
         released=9,
         states={KEY: "RUNNING", "b": "PENDING"},
+        words=(Word("release", 9, at=20.0),),
         heard="abc",
     )
     assert fold([{"event": "names", "kept": True}]).names_kept is True

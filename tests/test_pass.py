@@ -24,11 +24,12 @@ from reconciler.errors import (
     SubmissionUncertain,
     UsageError,
 )
+from reconciler.handover import accept_identity
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene, preview, run_pass
 from reconciler.model import Condition, Outputs, OutputState, Phase, Policy, Reason, Stage, Verb
 from reconciler.plan import make_plan
-from reconciler.words import Order, accept_identity, carry_out, release_experiment
+from reconciler.words import Order, carry_out, release_experiment
 from worlds import MemoryCluster, StandInTool
 
 DOCUMENT = """# two runs

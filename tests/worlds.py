@@ -171,6 +171,7 @@ class StandInTool:
         self.is_default = False
         self.signs: tuple[Sign, ...] = ()
         self.root: Path | None = None
+        self.result = "result"
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         if self.stage is Stage.FINETUNE:
@@ -185,7 +186,7 @@ class StandInTool:
 
     def _step(self, run: RunInput, key: str, script: Path) -> Step:
         out = run.directory / "out" / script.stem
-        definition = digest(script.read_text())
+        definition = digest(script.read_text()) if script.is_file() else ""
         return Step(
             key,
             run.name,
@@ -197,7 +198,15 @@ class StandInTool:
             definition,
             "p",
             checkpoints={0: out / "epoch_0"},
+            inputs=self._inputs(run),
+            blocked=None if definition else Reason("NotScaffolded", f"{script} is missing"),
         )
+
+    def _inputs(self, run: RunInput) -> dict[str, str]:
+        """An evaluation is of the version of ``task.py``, where that can be read."""
+        task = run.document.parent / "task.py"
+        is_read = self.stage is Stage.EVALUATION and task.is_file()
+        return {"task file task.py": digest(task.read_text())} if is_read else {}
 
     def may_submit(self, step: Step, outputs: Outputs) -> str | None:
         return None
@@ -212,10 +221,10 @@ class StandInTool:
             return Outputs(OutputState.UNKNOWN, Reason("DiskUnknown", str(error)))
 
     def _verdict(self, step: Step, disk: Disk) -> Outputs:
-        content = disk.read(step.output_dir / "result")
+        file = step.output_dir / self.result
+        content = disk.read(file)
         if content is None:
             return Outputs(OutputState.ABSENT, Reason("NoOutputs", "nothing is there"))
-        file = step.output_dir / "result"
         found = disk.stat(file)
         assert found is not None
         newest = found.mtime_ns / 1e9

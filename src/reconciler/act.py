@@ -120,6 +120,8 @@ class _Pass:
                 self._mark_done(action, step)
             elif action.verb is Verb.CANCEL and action.job is not None:
                 self._cancel(action, step)
+            elif action.hold_job and action.job is not None:
+                self._hold(action, step)
             elif action.release and action.job is not None:
                 self._world.backend.release(action.job)
                 self._world.ledger.append("unheld", step=step.key, attempt=action.attempt)
@@ -194,6 +196,7 @@ class _Pass:
             options=dict(action.options),
             from_epoch=action.from_epoch,
             ask=asdict(step.ask.under(action.options)),
+            **_made_from(step),
         )
         return token
 
@@ -261,6 +264,13 @@ class _Pass:
         if any(job.id == action.job and job.held for job in all_jobs(self._observed)):
             self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
 
+    def _hold(self, action: Action, step: Step) -> None:
+        """The intent first: a hold that nothing in writing tells of would look like a person's, and never be released."""
+        assert action.job is not None
+        self._world.ledger.append("queue-holding", step=step.key, attempt=action.attempt)
+        self._world.backend.hold(action.job)
+        self._world.ledger.append("queue-held", step=step.key, attempt=action.attempt)
+
     def _adopt(self, action: Action, step: Step) -> None:
         job = next(job for job in all_jobs(self._observed) if job.id == action.job)
         self._world.ledger.append(
@@ -275,6 +285,7 @@ class _Pass:
             placement=step.placement,
             output_dir=str(step.output_dir),
             ask=asdict(step.ask),
+            **_made_from(step),
         )
 
     def _mark_done(self, action: Action, step: Step) -> None:
@@ -282,11 +293,14 @@ class _Pass:
         last = self._memory.of(step.key).last
         was_submitted = step.stage is Stage.EVALUATION and last is not None and bool(last.definition)
         definition = last.definition if was_submitted and last is not None else step.definition
+        meaning = dict(step.meaning) if definition == step.definition else dict(last.meaning) if last is not None else {}
+        inputs = dict(last.inputs) if was_submitted and last is not None else dict(step.inputs)
         self._world.ledger.append(
             "done",
             step=step.key,
             definition=definition,
-            meaning=dict(step.meaning) if definition == step.definition else {},
+            meaning=meaning,
+            inputs=inputs,
             evidence=[asdict(file) for file in self._observed.outputs[step.key].evidence],
         )
 
@@ -315,6 +329,11 @@ def _make_room_for_logs(script: BatchScript) -> None:
 def _whose_limits(script: BatchScript) -> tuple[str | None, ...]:
     """What the site's limits on the number of jobs hang on; a limit that one job meets, others of the same do too."""
     return tuple(script.value(option) for option in ("account", "qos", "partition"))
+
+
+def _made_from(step: Step) -> dict[str, dict[str, str]]:
+    """What an evaluation is made from, as of its submission; a fine-tune's outputs tell it themselves."""
+    return {"meaning": dict(step.meaning), "inputs": dict(step.inputs)} if step.stage is Stage.EVALUATION else {}
 
 
 def _text(script: Path) -> str:

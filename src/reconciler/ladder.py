@@ -6,11 +6,11 @@ first; the comment of a rule says why it stands where it does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from reconciler.failures import CANCELLED, sentence
-from reconciler.memory import Attempt, StepMemory, Word
+from reconciler.memory import Attempt, Rerun, StepMemory, Word
 from reconciler.model import (
     Action,
     Condition,
@@ -26,8 +26,10 @@ from reconciler.model import (
     digest,
 )
 from reconciler.pending import never_starts, tell
+from reconciler.queue_holds import watch_hold
 from reconciler.remedies import advanced, remedy_for, suggestion
 from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
+from reconciler.staleness import drift, is_trained_anew, outdated_inputs
 
 _MAX_REFUSALS = 3
 _MAX_BACKOFF = 3600.0
@@ -48,9 +50,13 @@ def climb(situation: Situation) -> Action:
 def _is_done(s: Situation) -> Action | None:
     """First, so that a finished step costs nothing and survives the loss of everything else."""
     done = s.memory.done
-    if done is None or done.definition != s.step.definition or s.live:
+    if done is None or done.definition != s.step.definition or outdated_inputs(done, s.step) or s.live:
         return None
-    how = "accepted by a person" if done.by_person else "its outputs were verified"
+    how = _accepted(done.word) if done.by_person else "its outputs were verified"
+    if s.memory.freed is not None:
+        return s.decide(Verb.KEEP, Condition.DONE, "Freed", f"{how}; {s.memory.freed}")
+    if is_trained_anew(done, s.need_memory):
+        how += f"; {s.step.need} was trained anew since (`rerun --stale` evaluates it again)"
     return s.decide(Verb.KEEP, Condition.DONE, "Done", how)
 
 
@@ -68,11 +74,16 @@ def _is_drifted(s: Situation) -> Action | None:
     done = s.memory.done
     if done is None or s.live:
         return None
-    changes = drift(done.meaning, s.step.meaning)
-    what = "; ".join(changes[:3]) or "its definition changed"
-    return s.decide(
-        Verb.HOLD, Condition.DRIFTED, "Drifted", f"done under another definition: {what}; accept or rerun it", changes=changes
-    )
+    outdated = outdated_inputs(done, s.step)
+    changes = drift(done.meaning, s.step.meaning, s.step.config)
+    told = [f"done under another definition: {'; '.join(changes[:3]) or 'its definition changed'}"]
+    if done.definition == s.step.definition:
+        told = []
+    if outdated:
+        told.append(f"used an older version of its {' and its '.join(outdated)}")
+        changes += tuple(f"{name} changed since" for name in outdated)
+    message = f"{'; '.join(told)}; accept or rerun it"
+    return s.decide(Verb.HOLD, Condition.DRIFTED, "Drifted", message, changes=changes)
 
 
 def _is_world_unknown(s: Situation) -> Action | None:
@@ -120,7 +131,7 @@ def _cancelled_by_person(s: Situation) -> Action | None:
         attempt = attempt_of(s, job)
         if attempt is not None and not attempt.by_hand and attempt.order < word.order:
             condition = Condition.RUNNING if job.phase is Phase.RUNNING else Condition.QUEUED
-            message = f"{_by_whom(word)}, and job {job.id} is still there"
+            message = f"{word.by_whom}, and job {job.id} is still there"
             return s.decide(Verb.CANCEL, condition, "CancelledByPerson", message, job=job.id, attempt=attempt.number)
     return None
 
@@ -131,7 +142,7 @@ def _held_resubmission(s: Situation, job: Job, others: Sequence[Job]) -> Action:
     number = attempt.number if attempt else None
     word = s.memory.word
     if word is not None and word.verb == "hold":
-        message = f"{_by_whom(word)}; job {job.id} stays held until it is released"
+        message = f"{word.by_whom}; job {job.id} stays held until it is released"
         return s.decide(Verb.HOLD, Condition.HELD, "HeldByPerson", message, job=job.id, attempt=number)
     if others:
         message = f"job {others[-1].id}, thought lost, is there after all; its held replacement {job.id} is cancelled"
@@ -146,6 +157,9 @@ def _held_resubmission(s: Situation, job: Job, others: Sequence[Job]) -> Action:
     if not isinstance(s.observed.accounting, tuple):
         message = f"job {job.id} stays held until the accounting tells that the job it replaces never was"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message, job=job.id, attempt=number)
+    if s.pause is not None:
+        message = f"{s.pause}; job {job.id} stays held"
+        return s.decide(Verb.WAIT, Condition.WAITING, "Paused", message, job=job.id, attempt=number)
     message = f"nothing else has surfaced; job {job.id} may start"
     return s.decide(Verb.WAIT, Condition.QUEUED, "Confirmed", message, job=job.id, attempt=number, release=True)
 
@@ -170,6 +184,9 @@ def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
     if job.phase is Phase.UNKNOWN:
         message = f"job {job.id} is in state {job.state}, which may be live"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobStateUnknown", message, job=job.id, attempt=number)
+    as_said = watch_hold(s, job, attempt)
+    if as_said is not None:
+        return as_said
     if job.held:
         message = f"job {job.id} is held in the queue ({job.pending_reason or 'by a person'}); release it when it should run"
         return s.decide(Verb.HOLD, Condition.HELD, "JobHeld", message, job=job.id, attempt=number)
@@ -267,7 +284,7 @@ def _is_held(s: Situation) -> Action | None:
     if word is None:
         return None
     code = "HeldByPerson" if word.verb == "hold" else "CancelledByPerson"
-    return s.decide(Verb.HOLD, Condition.HELD, code, f"{_by_whom(word)}; release it to go on")
+    return s.decide(Verb.HOLD, Condition.HELD, code, f"{word.by_whom}; release it to go on")
 
 
 def _are_retries_spent(s: Situation) -> Action | None:
@@ -312,7 +329,7 @@ def _are_needs_unmet(s: Situation) -> Action | None:
     if s.step.need is None:
         return None
     if s.need is not None and s.need.condition is Condition.DONE:
-        return _what_follows_a_hold(s)
+        return _what_follows_a_hold(s) or _is_checkpoint_freed(s)
     if s.need is not None and s.need.condition.needs_person:
         reason = need_blocked(s.need)
         return s.decide(Verb.WAIT, Condition.WAITING, reason.code, reason.message)
@@ -323,7 +340,16 @@ def _what_follows_a_hold(s: Situation) -> Action | None:
     """A person held the need while it ran: it ran on, and nothing follows it."""
     if s.need_word is None:
         return None
-    return s.decide(Verb.HOLD, Condition.HELD, "NeedHeld", f"{s.step.need} was {_by_whom(s.need_word)}; release it to go on")
+    return s.decide(Verb.HOLD, Condition.HELD, "NeedHeld", f"{s.step.need} was {s.need_word.by_whom}; release it to go on")
+
+
+def _is_checkpoint_freed(s: Situation) -> Action | None:
+    """A need that is done and whose files a person had deleted leaves nothing to evaluate."""
+    freed = s.need_memory.freed if s.need_memory is not None else None
+    if freed is None or s.step.epoch not in freed.epochs:
+        return None
+    message = f"the checkpoint that it needs is gone ({freed}); rerun {s.step.need} for a new one"
+    return s.decide(Verb.HOLD, Condition.HELD, "NeedFreed", message)
 
 
 def _is_directory_in_use(s: Situation) -> Action | None:
@@ -350,7 +376,7 @@ def _submit(s: Situation) -> Action:
     if replaces_lost:
         code, message = "SubmissionLost", "the last submission was never seen; submitted held, released when nothing surfaces"
     elif is_asked_for:
-        code, message = "Rerun", "asked for again by a person"
+        code, message = "Rerun", _asked_again(s.memory.rerun)
     elif last is not None:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
@@ -405,14 +431,6 @@ def backoff(policy: Policy, key: str, tries: int) -> float:
     return delay * (1 + int(digest(key, str(tries))[:4], 16) / 0xFFFF / 10)
 
 
-def drift(before: Mapping[str, str], after: Mapping[str, str]) -> tuple[str, ...]:
-    """What changed between two meanings, item by item, in words: ``lr 1e-5 → 5e-5``."""
-    if not before:
-        return ()
-    keys = sorted(before.keys() | after.keys())
-    return tuple(f"{k} {before.get(k, '(none)')} → {after.get(k, '(none)')}" for k in keys if before.get(k) != after.get(k))
-
-
 def need_blocked(need: Action) -> Reason:
     """Why a step waits whose need only a person can move on."""
     return Reason("NeedBlocked", f"{need.step} needs a person first ({need.reason.code})")
@@ -432,9 +450,13 @@ def _may_have_made(attempt: Attempt, outputs: Outputs) -> bool:
     return not never_ran and (outputs.newest is None or outputs.newest >= attempt.at - CLOCK_SKEW)
 
 
-def _by_whom(word: Word) -> str:
-    verb = "held" if word.verb == "hold" else "cancelled"
-    return verb + (f" by {word.user}" if word.user else "") + (f": {word.why}" if word.why else "")
+def _accepted(word: Word | None) -> str:
+    return word.by_whom if word is not None and word.user else "accepted by a person"
+
+
+def _asked_again(rerun: Rerun | None) -> str:
+    word = rerun.word if rerun is not None else None
+    return word.by_whom if word is not None and word.user else "asked for again by a person"
 
 
 def _why_failed(s: Situation, attempt: Attempt) -> str:
@@ -477,4 +499,4 @@ def _count(attempts: Sequence[Attempt], failure: str) -> int:
 
 def _next_number(s: Situation) -> int:
     tokens = [token.attempt for job in s.jobs if (token := Token.parse(job.name))]
-    return max([0, *tokens, *(a.number for a in s.memory.attempts)]) + 1
+    return max([s.memory.taken, *tokens, *(a.number for a in s.memory.attempts)]) + 1

@@ -147,18 +147,18 @@ def _refuse_strangers(memory: Memory, scene: Scene, desired: Desired) -> None:
     if known.path != str(desired.directory):
         raise UsageError(
             f"{desired.directory}: this experiment was reconciled at {known.path}. If it was moved, say "
-            f"`reconcile accept {desired.directory} --moved`; if it is a copy, `--copied`"
+            f"`reconcile adopt {desired.directory} --moved`; if it is a copy, `--copied`"
         )
     if known.user != scene.user:
         raise UsageError(
             f"{desired.directory}: this experiment is reconciled by {known.user}; their jobs cannot be seen as {scene.user}. "
-            f"To take it over, say `reconcile accept {desired.directory} --user`"
+            f"To take it over, say `reconcile adopt {desired.directory} --user`"
         )
     cluster = scene.backend.identity() if asks_cluster(desired, memory) else known.cluster
     if known.cluster != cluster:
         raise UsageError(
             f"{desired.directory}: this experiment runs on {known.cluster}, and this is {cluster}. "
-            f"To go on here, say `reconcile accept {desired.directory} --cluster`"
+            f"To go on here, say `reconcile adopt {desired.directory} --cluster`"
         )
 
 
@@ -179,7 +179,7 @@ def _environment_gate(memory: Memory, environment: Mapping[str, str]) -> Gate | 
         return None
     message = (
         f"this environment lacks {', '.join(gone)}, which the first pass had, and jobs would inherit it; "
-        "start reconcile from a login shell (`bash -lc`), or say `reconcile accept EXPERIMENT --environment`"
+        "start reconcile from a login shell (`bash -lc`), or say `reconcile adopt EXPERIMENT --environment`"
     )
     return Gate(Reason("EnvironmentChanged", message))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.model import Ask, Edit
+from reconciler.sizes import size_text
 
 Event = Mapping[str, Any]
 
@@ -48,6 +49,8 @@ class Attempt:
     ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start. ``ask`` is what
     its job asked for, None where an earlier version did not write that down; ``worked`` (s) is how long earlier starts of a job
     took that Slurm requeued.
+    ``queue_hold`` tells of a queued job that a person's word (``hold`` or ``pause``) has us hold: ``asked`` before it is done,
+    ``held`` after that, empty where we do not.
     """
 
     number: int
@@ -60,6 +63,8 @@ class Attempt:
     output_dir: str = ""
     options: Mapping[str, str] = field(default_factory=dict)
     from_epoch: int = 0
+    meaning: Mapping[str, str] = field(default_factory=dict)
+    inputs: Mapping[str, str] = field(default_factory=dict)
     held: bool = False
     by_hand: bool = False
     job: str | None = None
@@ -67,6 +72,7 @@ class Attempt:
     limited: bool = False
     lost: bool = False
     withdrawn: bool = False
+    queue_hold: str = ""
     end: End | None = None
     unseen_at: float | None = None
     missing_at: float | None = None
@@ -93,16 +99,56 @@ class Done:
     by_person: bool = False
     evidence: tuple[Mapping[str, Any], ...] = ()
     meaning: Mapping[str, str] = field(default_factory=dict)
+    word: Word | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Word:
-    """A person's standing word on a step (``hold`` or ``cancel``)."""
+    """What a person said (``hold``, ``release``, …), who, when (epoch s) and why."""
 
     verb: str
     order: int
     user: str = ""
     why: str = ""
+    at: float = 0.0
+
+    @property
+    def by_whom(self) -> str:
+        """Such as ``held by ana: waiting for new data``."""
+        done = _PARTICIPLES.get(self.verb, self.verb)
+        return done + (f" by {self.user}" if self.user else "") + (f": {self.why}" if self.why else "")
+
+
+_PARTICIPLES = {
+    "hold": "held",
+    "release": "released",
+    "cancel": "cancelled",
+    "accept": "accepted",
+    "rerun": "asked for again",
+    "pause": "paused",
+    "resume": "resumed",
+    "free": "freed",
+    "rename": "renamed",
+}
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A person's wish that nothing starts, until a moment (epoch s, and as it is shown) or until ``resume``."""
+
+    word: Word
+    until: float | None = None
+    until_text: str = ""
+
+    def is_on(self, now: float) -> bool:
+        """True until its end has come."""
+        return self.until is None or now < self.until
+
+    def __str__(self) -> str:
+        until = f" until {self.until_text}" if self.until is not None else ""
+        user = f" by {self.word.user}" if self.word.user else ""
+        return f"paused{user}{until}" + (f": {self.word.why}" if self.word.why else "")
 
 
 @dataclass(frozen=True)
@@ -113,12 +159,31 @@ class Rerun:
     at: float
     order: int
     newest: float | None = None
+    word: Word | None = None
+
+
+@dataclass(frozen=True)
+class Freed:
+    """Checkpoints that a person had deleted: of which epochs, and how many bytes they were. Where it ``is_over``, all that could
+    go is gone."""
+
+    epochs: frozenset[int]
+    size: int
+    word: Word
+    is_over: bool = False
+
+    def __str__(self) -> str:
+        names = ", ".join(f"epoch_{epoch}" for epoch in sorted(self.epochs))
+        rest = "" if self.is_over else " (it was interrupted; say `reconcile free` again)"
+        return f"{names} {self.word.by_whom}, {size_text(self.size)}{rest}"
 
 
 @dataclass(frozen=True)
 class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
-    person's last ``release`` or ``rerun``. ``edits`` are those of the run's configuration that we made and did not take back."""
+    person's last ``release`` or ``rerun``. Attempts up to ``taken`` were made under this key by a run that has another name now.
+    ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them. ``edits`` are those of the run's configuration
+    that we made and did not take back."""
 
     attempts: tuple[Attempt, ...] = ()
     done: Done | None = None
@@ -126,11 +191,23 @@ class StepMemory:
     released: int = 0
     rerun: Rerun | None = None
     edits: tuple[Edit, ...] = ()
+    words: tuple[Word, ...] = ()
+    freed: Freed | None = None
+    taken: int = 0
 
     @property
     def last(self) -> Attempt | None:
         """The newest attempt that was not withdrawn, or None."""
         return next((attempt for attempt in reversed(self.attempts) if not attempt.withdrawn), None)
+
+
+@dataclass(frozen=True)
+class Renaming:
+    """A run that is being renamed; ``is_told``: what is in writing of it has the new name already."""
+
+    old: str
+    new: str
+    is_told: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,7 +225,8 @@ class Memory:
 
     ``written`` maps each cell of the document that we own to the texts it may hold: the last one, and the one before it,
     which a crash may have left there. ``states`` is each step's last known word for the Status column. ``heard`` tells
-    the warnings of the last pass from others. ``released`` is the order of the last release of the whole experiment.
+    the warnings of the last pass from others. ``released`` is the order of the last release of the whole experiment; ``words`` is
+    what persons said of it as a whole.
     """
 
     steps: Mapping[str, StepMemory] = field(default_factory=dict)
@@ -160,6 +238,9 @@ class Memory:
     written: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     states: Mapping[str, str] = field(default_factory=dict)
     heard: str = ""
+    pause: Pause | None = None
+    words: tuple[Word, ...] = ()
+    renaming: Renaming | None = None
 
     def of(self, key: str) -> StepMemory:
         """What is known of a step; an empty StepMemory where nothing is."""
@@ -181,9 +262,10 @@ def fold(events: Iterable[Event]) -> Memory:
         try:
             _check(event)
             if "step" in event:
-                steps[event["step"]] = _apply_to_step(steps.get(event["step"], StepMemory()), event["event"], order, event)
+                steps[event["step"]] = _with_words(steps.get(event["step"], StepMemory()), event["event"], order, event)
             else:
-                memory = _apply(memory, order, event)
+                memory = _apply(replace(memory, steps=steps), order, event)
+                steps = dict(memory.steps) if memory.steps is not steps else steps
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise MalformedEvent(order) from error
     return replace(memory, steps=steps)
@@ -193,7 +275,9 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     kind = event["event"]
     if kind == "opened":
         identity = Identity(event["cluster"], event["path"], event["user"])
-        return replace(memory, identity=identity, environment=dict(event["environment"]))
+        said = (_word("adopt", order, {**event, "user": event["by"]}),) if "by" in event else ()
+        words = (*memory.words, *said)
+        return replace(memory, identity=identity, environment=dict(event["environment"]), words=words)
     if kind == "root":
         return replace(memory, roots=memory.roots | {event["path"]})
     if kind == "names":
@@ -206,7 +290,16 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
         return replace(memory, states={**memory.states, **event["states"]})
     if kind == "heard":
         return replace(memory, heard=event["words"])
-    return replace(memory, released=order) if kind == "release" else memory
+    return _apply_word(memory, kind, order, event)
+
+
+def _with_words(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
+    """What an event makes of a step, a person's word on it among all the others."""
+    step = _apply_to_step(step, kind, order, event)
+    if kind in _PARTICIPLES or kind == "placed" or event.get("by_person"):
+        verb = kind if kind in _PARTICIPLES else "accept"
+        step = replace(step, words=(*step.words, _word(verb, order, event)))
+    return step
 
 
 # --- the forms of what events hold -----------------------------------------------------------------
@@ -292,6 +385,54 @@ def _check(event: Event) -> None:
 # --- events one by one -------------------------------------------------------------------------------
 
 
+def _word(verb: str, order: int, event: Event) -> Word:
+    return Word(verb, order, event.get("user", ""), event.get("why", ""), float(event["at"]))
+
+
+def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
+    """What a person says of the experiment as a whole."""
+    if kind in ("renaming", "renamed", "rename-ended"):
+        return _apply_renaming(memory, kind, order, event)
+    if kind not in ("release", "pause", "resume"):
+        return memory
+    word = _word(kind, order, event)
+    memory = replace(memory, words=(*memory.words, word))
+    if kind == "release":
+        return replace(memory, released=order)
+    until = event.get("until")
+    pause = Pause(word, None if until is None else float(until), event.get("until_text", "")) if kind == "pause" else None
+    return replace(memory, pause=pause)
+
+
+def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memory:
+    old, new = event["old"], event["new"]
+    if kind == "renaming":
+        return replace(memory, renaming=Renaming(old, new), words=(*memory.words, _word("rename", order, event)))
+    if kind == "rename-ended":
+        return replace(memory, renaming=None)
+
+    def key(name: str, sign: str) -> str:
+        return f"{new}{sign}{name.removeprefix(old + sign)}" if name.startswith(old + sign) else name
+
+    steps = {name: step for name, step in memory.steps.items() if not name.startswith(f"{old}/")}
+    for name, step in memory.steps.items():
+        if name.startswith(f"{old}/"):
+            # Numbers go on where the run left off, should its old name come back: names of jobs are made from both.
+            steps[name] = _names_taken(step)
+            steps[key(name, "/")] = replace(step, taken=memory.of(key(name, "/")).taken)
+    return replace(
+        memory,
+        renaming=Renaming(old, new, is_told=True),
+        steps=steps,
+        states={key(name, "/"): word for name, word in memory.states.items()},
+        written={key(name, "|"): texts for name, texts in memory.written.items()},
+    )
+
+
+def _names_taken(step: StepMemory) -> StepMemory:
+    return StepMemory(taken=max([step.taken, *(attempt.number for attempt in step.attempts)]))
+
+
 def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return {**written, **{key: (text, *written.get(key, ())[:1]) for key, text in cells.items()}}
 
@@ -321,20 +462,31 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         return replace(step, attempts=attempts)
     if kind == "done":
         evidence = tuple(event.get("evidence", ()))
-        done = Done(event["definition"], order, bool(event.get("by_person")), evidence, event.get("meaning", {}))
+        by_person = bool(event.get("by_person"))
+        word = _word("accept", order, event) if by_person else None
+        inputs = dict(event.get("inputs", {}))
+        done = Done(event["definition"], order, by_person, evidence, event.get("meaning", {}), word, inputs)
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
-        word = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
-        return replace(step, done=done, word=word)
+        standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
+        return replace(step, done=done, word=standing)
     if kind == "edited":
         edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order)
         return replace(step, edits=_edited(step.edits, edit))
     if kind in ("hold", "cancel"):
-        return replace(step, word=Word(kind, order, event.get("user", ""), event.get("why", "")))
+        return replace(step, word=_word(kind, order, event))
     if kind == "release":
         return replace(step, word=None, released=order)
+    if kind == "free":
+        before = step.freed or Freed(frozenset(), 0, _word(kind, order, event))
+        epochs = before.epochs | {int(epoch) for epoch in event["epochs"]}
+        is_same_again = step.freed is not None and not step.freed.is_over
+        size = before.size + (0 if is_same_again else int(event["bytes"]))
+        return replace(step, freed=Freed(epochs, size, _word(kind, order, event)))
+    if kind == "freed" and step.freed is not None:
+        return replace(step, freed=replace(step.freed, is_over=True))
     if kind == "rerun":
-        rerun = Rerun(float(event["at"]), order, event.get("newest"))
-        return replace(step, word=None, released=order, done=None, rerun=rerun)
+        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event))
+        return replace(step, word=None, released=order, done=None, rerun=rerun, freed=None)
     return step
 
 
@@ -359,7 +511,9 @@ _OUTCOMES: Mapping[str, Any] = {
     "unseen": lambda order, e: {"unseen_at": float(e["at"])},
     "seen": lambda order, e: {"unseen_at": None},
     "withdrawn": lambda order, e: {"withdrawn": True, "held": False},
-    "unheld": lambda order, e: {"held": False},
+    "queue-holding": lambda order, e: {"queue_hold": "asked"},
+    "queue-held": lambda order, e: {"queue_hold": "held"},
+    "unheld": lambda order, e: {"held": False, "queue_hold": ""},
     "missing": lambda order, e: {"missing_at": float(e["at"])},
     "ended": lambda order, e: {
         "job": str(e["job"]),
@@ -405,6 +559,8 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         output_dir=event.get("output_dir", ""),
         options=dict(event.get("options", {})),
         from_epoch=int(event.get("from_epoch", 0)),
+        meaning=dict(event.get("meaning", {})),
+        inputs=dict(event.get("inputs", {})),
         held=bool(event.get("held")),
         by_hand=bool(event.get("by_hand")),
         job=str(event["job"]) if kind == "adopted" else None,

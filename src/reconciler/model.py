@@ -137,7 +137,9 @@ class Step:
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
     as Slurm's patterns (``slurm-%j.out``). ``ask`` is what its job asks for, ``asks`` are the script's ``#SBATCH`` options by
     their long names. ``resume`` is the edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it
-    needs less of a GPU's memory (or none, and why). ``spec`` is the tool's own.
+    needs less of a GPU's memory (or none, and why). ``reads`` are models that it begins from or evaluates; ``inputs`` names what
+    else its result is made from, each with its version, as far as that can be read (it is no part of ``definition``). ``config``
+    is the file that the items of ``meaning`` stand in where they do not say. ``spec`` is the tool's own.
     """
 
     key: str
@@ -164,6 +166,9 @@ class Step:
     smaller_batch: tuple[Edit, ...] = ()
     why_no_smaller_batch: str = ""
     ask: Ask = Ask()
+    reads: tuple[Path, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    config: str = ""
     blocked: Reason | None = None
 
     @property
@@ -421,9 +426,10 @@ class Action:
     """The one thing a pass does for a step, and why.
 
     ``job`` is the job concerned, where there is one. ``changes`` tells, in words, what else the action will alter
-    (torn outputs moved aside, and so on). ``held`` submits the job held; ``release`` frees a job that we held ourselves.
-    ``options`` are sbatch's, over the script's own, and ``edits`` what must hold in the run's configuration before the job is
-    submitted; ``from_epoch`` is how many whole epochs it goes on from. ``rule`` names the rung of the ladder that decided.
+    (torn outputs moved aside, and so on). ``held`` submits the job held; ``release`` frees a job that we held ourselves, and
+    ``hold_job`` holds a queued one as a person's word has it. ``options`` are sbatch's, over the script's own, and ``edits`` what
+    must hold in the run's configuration before the job is submitted; ``from_epoch`` is how many whole epochs it goes on from.
+    ``rule`` names the rung of the ladder that decided.
     """
 
     step: str
@@ -435,6 +441,7 @@ class Action:
     changes: tuple[str, ...] = ()
     held: bool = False
     release: bool = False
+    hold_job: bool = False
     move_aside: tuple[Path, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     edits: tuple[Edit, ...] = ()
@@ -444,7 +451,7 @@ class Action:
     @property
     def changes_something(self) -> bool:
         """True where ``apply`` does more than look."""
-        return self.verb in (Verb.SUBMIT, Verb.ADOPT, Verb.MARK_DONE, Verb.CANCEL) or self.release
+        return self.verb in (Verb.SUBMIT, Verb.ADOPT, Verb.MARK_DONE, Verb.CANCEL) or self.release or self.hold_job
 
     @property
     def is_pending(self) -> bool:

@@ -81,6 +81,8 @@ def make_plan(
             memory.of(step.need).word if step.need else None,
             ours.shared,
             occupants.get(str(step.output_dir)) if step.stage is Stage.FINETUNE else None,
+            need_memory=memory.of(step.need) if step.need else None,
+            pause=memory.pause if memory.pause is not None and memory.pause.is_on(now) else None,
         )
         situation.memory = known[step.key] = remember_ends(situation)
         supersede(situation)
@@ -89,6 +91,7 @@ def make_plan(
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
     decided = _avoid_nodes(decided, failing_nodes(known, policy), known)
+    gate = _pause_gate(memory, now) or gate
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
     desired = replace(desired, steps=tuple(replace(s, ask=s.ask.under(decided[s.key].options)) for s in desired.steps))
     order = in_turn(desired.steps, known)
@@ -156,7 +159,8 @@ def _leave_alone(action: Action, select: str) -> Action:
     if not action.changes_something or fnmatchcase(action.step, select):
         return action
     reason = Reason("NotSelected", f"--select {select} leaves this step alone")
-    return replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, release=False, move_aside=(), changes=())
+    idle = replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, move_aside=(), changes=())
+    return replace(idle, release=False, hold_job=False)
 
 
 def _needs_first(steps: Sequence[Step]) -> list[Step]:
@@ -188,6 +192,13 @@ def _behind(action: Action, need: Action | None) -> Action:
     if action.reason.code != "NeedUnmet" or need is None or not need.condition.needs_person:
         return action
     return replace(action, reason=need_blocked(need))
+
+
+def _pause_gate(memory: Memory, now: float) -> Gate | None:
+    """Before every other gate: while nothing is to start, nothing else needs a person."""
+    if memory.pause is None or not memory.pause.is_on(now):
+        return None
+    return Gate(Reason("Paused", f"{memory.pause}; `reconcile resume` goes on"), needs_person=False)
 
 
 def _names_gate(memory: Memory) -> Gate | None:

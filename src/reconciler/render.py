@@ -16,8 +16,9 @@ from typing import Any
 
 from reconciler import budget
 from reconciler.loop import Pass
-from reconciler.memory import Attempt, StepMemory
+from reconciler.memory import Attempt, StepMemory, Word
 from reconciler.model import Action, Condition, Desired, Verb
+from reconciler.staleness import staleness
 from reconciler.words import Done
 
 _GROUPS: tuple[tuple[str, str, str], ...] = (
@@ -82,7 +83,7 @@ def group_of(action: Action) -> str:
 
 def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
     """The pending actions, grouped by what will happen; the last line sums up."""
-    lines = [paint(plain(seen.desired.name), "bold")]
+    lines = [paint(plain(seen.desired.name), "bold"), *_standing_lines(seen)]
     width = max((len(plain(a.step)) for a in seen.actions), default=0)
     for name, symbol, colour in _GROUPS:
         members = [action for action in seen.actions if group_of(action) == name]
@@ -92,7 +93,33 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
         for action in members:
             lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(why(seen, action), 'dim')}")
             lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if action.verb is Verb.SUBMIT]
-    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_cost_lines(seen), summary(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), summary(seen.actions)])
+
+
+def _standing_lines(seen: Pass) -> list[str]:
+    """What holds of the experiment as a whole: a pause, a renaming that was interrupted."""
+    pause, renaming = seen.memory.pause, seen.memory.renaming
+    lines = [str(pause)] if pause is not None and pause.is_on(seen.now) else []
+    if renaming is not None:
+        again = f"`reconcile rename {renaming.old} {renaming.new}`"
+        lines.append(f"the renaming of {renaming.old} to {renaming.new} was interrupted; {again} finishes it")
+    return [plain(line) for line in lines]
+
+
+def stale(seen: Pass, key: str) -> tuple[str, ...]:
+    """What a finished step's result is an older version of."""
+    step = seen.desired.step(key)
+    return () if step is None else staleness(step, seen.memory.of(key), seen.memory.of(step.need) if step.need else None)
+
+
+def _stale_lines(seen: Pass) -> list[str]:
+    of_steps = [stale(seen, action.step) for action in seen.actions if action.condition in (Condition.DONE, Condition.DRIFTED)]
+    count = sum(bool(names) for names in of_steps)
+    if not count:
+        return []
+    names = ", ".join(sorted({name for names in of_steps for name in names}))
+    what = "evaluation" if count == 1 else "evaluations"
+    return [plain(f"{count} {what} used an older version ({names}); `reconcile rerun --stale` does them again")]
 
 
 def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
@@ -101,7 +128,7 @@ def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
         return []
     lines = [
         f"  {paint('!', 'yellow')} job {plain(o.job.id)} ({plain(o.job.state)}) is of {plain(o.step) or 'a step'}, which the "
-        f"document does not have; it is left alone, `scancel {plain(o.job.id)}` ends it"
+        f"document does not have; it is left alone, `reconcile cancel {plain(o.job.id)}` ends it"
         for o in seen.plan.orphans
     ]
     return ["", f"{paint('Orphans', 'bold')} ({len(lines)})", *lines]
@@ -171,14 +198,15 @@ def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool 
     rows = [(plain(a.step), a.condition.value, plain(a.job or "-"), why(seen, a)) for a in actions]
     header = ("STEP", "CONDITION", "JOB", "REASON")
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(3)]
-    lines = [paint("  ".join([*(h.ljust(w) for h, w in zip(header, widths, strict=False)), header[3]]), "bold")]
+    head = "  ".join([*(h.ljust(w) for h, w in zip(header, widths, strict=False)), header[3]])
+    lines = [*_standing_lines(seen), paint(head, "bold")]
     for action, row in zip(actions, rows, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         cells[1] = paint(cells[1], _colour_of(action.condition))
         lines.append("  ".join([*cells, row[3]]))
         attempts = seen.memory.of(action.step).attempts if verbose else ()
         lines += [f"  attempt {a.number}: {_attempt_sentence(_attempt_json(a))}" for a in attempts]
-    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_cost_lines(seen), stand(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), stand(seen.actions)])
 
 
 def _colour_of(condition: Condition) -> str:
@@ -194,6 +222,7 @@ def explain_text(seen: Pass, key: str) -> str:
     facts = explained(seen, key)
     lines = [f"{plain(key)}", f"  {facts['condition']}: {plain(facts['reason']['message'])}"]
     lines.append(f"  decided by the rule {facts['rule']!r} ({facts['reason']['code']}), action {facts['action']}")
+    lines += [f"  {plain(change)}" for change in facts["changes"]]
     for name in ("script", "output_dir", "need"):
         if facts[name]:
             lines.append(f"  {name.replace('_', ' ')}: {plain(facts[name])}")
@@ -205,9 +234,20 @@ def explain_text(seen: Pass, key: str) -> str:
     if facts["evidence"]:
         lines.append(f"  evidence ({len(facts['evidence'])} files):")
         lines += [f"    {plain(file['path'])}  {file['size']} bytes" for file in facts["evidence"]]
-    if facts["word"]:
-        lines.append(f"  a person's word: {facts['word']['verb']} {plain(facts['word']['why'])}")
+    lines += [f"  {line}" for line in _standing_lines(seen)]
+    if facts["words"]:
+        lines.append("  what persons said:")
+        lines += [f"    {_said(word)}" for word in facts["words"]]
     return "\n".join(lines)
+
+
+def _said(word: Mapping[str, Any]) -> str:
+    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(word["at"]))
+    return plain(f"{when}  {word['verb']}" + (f" by {word['user']}" if word["user"] else "") + _because(word["why"]))
+
+
+def _because(why: str) -> str:
+    return f": {why}" if why else ""
 
 
 def _attempt_sentence(attempt: Mapping[str, Any]) -> str:
@@ -224,6 +264,7 @@ def actions_json(seen: Pass) -> dict[str, Any]:
     return {
         "experiment": seen.desired.name,
         "converged": seen.converged,
+        "paused": _pause(seen),
         "actions": [
             {
                 "step": action.step,
@@ -253,6 +294,13 @@ def _cost(bill: budget.Bill) -> dict[str, Any]:
     }
 
 
+def _pause(seen: Pass) -> dict[str, Any] | None:
+    pause = seen.memory.pause
+    if pause is None or not pause.is_on(seen.now):
+        return None
+    return {"user": pause.word.user, "why": pause.word.why, "at": pause.word.at, "until": pause.until}
+
+
 def _orphans(seen: Pass) -> list[dict[str, Any]]:
     return [{"job_id": o.job.id, "step": o.step or None, "state": o.job.state} for o in seen.plan.orphans]
 
@@ -262,6 +310,7 @@ def status_json(seen: Pass) -> dict[str, Any]:
     return {
         "experiment": seen.desired.name,
         "converged": seen.converged,
+        "paused": _pause(seen),
         "steps": [
             {
                 "step": action.step,
@@ -270,6 +319,8 @@ def status_json(seen: Pass) -> dict[str, Any]:
                 "next": action.verb.value,
                 "job_id": action.job,
                 "attempts": len(seen.memory.of(action.step).attempts),
+                "changes": list(action.changes) if action.condition is Condition.DRIFTED else [],
+                "stale": list(stale(seen, action.step)),
             }
             for action in seen.actions
         ],
@@ -314,8 +365,23 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
         else None,
         "attempts": [_attempt_json(attempt) for attempt in memory.attempts],
         "evidence": _evidence(memory),
-        "word": {"verb": memory.word.verb, "why": memory.word.why} if memory.word else None,
+        "word": _word(memory.word) if memory.word else None,
+        "words": [_word(word) for word in sorted((*memory.words, *seen.memory.words), key=lambda word: word.order)],
+        "paused": _pause(seen),
+        "changes": list(action.changes) if action.condition is Condition.DRIFTED else [],
+        "stale": list(stale(seen, key)),
+        "freed": {
+            "epochs": sorted(memory.freed.epochs),
+            "bytes": memory.freed.size,
+            "is_over": memory.freed.is_over,
+        }
+        if memory.freed
+        else None,
     }
+
+
+def _word(word: Word) -> dict[str, Any]:
+    return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at}
 
 
 def _attempt_json(attempt: Attempt) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.failures import classify
-from reconciler.memory import LATEST, Attempt, End, Memory, StepMemory, Word, reopened
+from reconciler.memory import LATEST, Attempt, End, Memory, Pause, StepMemory, Word, reopened
 from reconciler.model import (
     Action,
     Condition,
@@ -43,7 +43,8 @@ class Situation:
     ``need`` and ``need_word`` are what was decided for the step that must be done before it, and a person's standing word on that
     one. ``shared`` are ids of jobs that a person submitted and that may be another step's, ``occupant`` an orphan that writes
     where this step would. ``is_superseded``: the outputs there are from before a person's ``rerun``.
-    ``unread_log`` tells of a job that ended in a way that only its log explains, where that could not be read.
+    ``unread_log`` tells of a job that ended in a way that only its log explains, where that could not be read. ``pause`` is a
+    person's, while it lasts, ``need_memory`` is what is in writing of the step before it.
     """
 
     step: Step
@@ -59,6 +60,8 @@ class Situation:
     occupant: Orphan | None = None
     is_superseded: bool = False
     unread_log: str = ""
+    pause: Pause | None = None
+    need_memory: StepMemory | None = None
     learned: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property

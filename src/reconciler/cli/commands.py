@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 import click
 
-from reconciler import render, words
+from reconciler import freeing, handover, orphans, pausing, renaming, render, words
 from reconciler.backends import choose
 from reconciler.disk import RealDisk
-from reconciler.errors import AnotherPass, InvalidExperiment, TemporaryError
+from reconciler.errors import AnotherPass, InvalidExperiment, TemporaryError, UsageError
 from reconciler.experiment.load import DOCUMENTS, find_document, load
 from reconciler.experiment.settings import read_settings
 from reconciler.loop import Pass, Scene, preview, run_pass
@@ -240,7 +240,8 @@ def validate(asked: Asked) -> int:
 @_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _VERBOSE, _QUIET, _DEEP)
 @click.option("--wait", is_flag=True, help="Go on, a pass every `poll`, until nothing is left to do.")
 @click.option("--max-in-flight", type=click.IntRange(min=1), help="Jobs in the queue at most, your other jobs counted.")
-def apply(asked: Asked, wait: bool, max_in_flight: int | None) -> int:
+@click.option("--prune", metavar="NAME", multiple=True, help="First cancel the orphans of this run, step or job id; repeatable.")
+def apply(asked: Asked, wait: bool, max_in_flight: int | None, prune: tuple[str, ...]) -> int:
     """Do one pass: submit, take over, mark done, and write the status tables.
 
     -v shows every step; --quiet says something only when something changed.
@@ -249,6 +250,8 @@ def apply(asked: Asked, wait: bool, max_in_flight: int | None) -> int:
     if max_in_flight is not None:
         policy = replace(scene.policy, max_in_flight=max_in_flight)
         scene = replace(scene, policy=policy, backend=choose(scene.backend.name, max_in_flight, _say_aside))
+    for pruned in orphans.prune(scene, prune, "pruned", lambda prospect: True) if prune else ():
+        _say_aside(f"{pruned.step}: {pruned.message}" if pruned.step else pruned.message)
     seen = run_pass(scene)
     _report(seen, asked)
     while wait and not _is_over(seen):
@@ -293,8 +296,22 @@ def apply_exit_code(seen: Pass) -> int:
 
 # --- a person's word ---------------------------------------------------------------------------------------
 
-_WHY = click.option("--reason", "why", default="", help="Kept, and shown by explain.")
-_YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+_WHY = click.option("--reason", "why", metavar="TEXT", default="", help="Why; kept, and shown by status and explain.")
+_YES = click.option("-y", "--yes", is_flag=True, help="Do not ask; without a terminal nothing that asks is done otherwise.")
+
+
+def _whose(command: F) -> F:
+    """The flags that say what has changed about an experiment."""
+    for option in (
+        click.option("--jobs-gone", is_flag=True, help="Every job that is not known to have ended is gone: you have looked."),
+        click.option("--environment", "what", flag_value="environment", help="This environment is the right one."),
+        click.option("--user", "what", flag_value="user", help="Take the experiment over from another user."),
+        click.option("--cluster", "what", flag_value="cluster", help="Go on on this cluster."),
+        click.option("--copied", "what", flag_value="copied", help="This is a copy; it starts without memory."),
+        click.option("--moved", "what", flag_value="moved", help="The experiment was moved here."),
+    ):
+        command = option(command)
+    return command
 
 
 def _with_steps(asked: Asked, arguments: tuple[str, ...]) -> tuple[Asked, tuple[str, ...]]:
@@ -317,13 +334,29 @@ def _is_experiment(path: Path) -> bool:
 
 def _give(asked: Asked, arguments: tuple[str, ...], order: words.Order, yes: bool) -> int:
     asked, steps = _with_steps(asked, arguments)
+    return _tell(asked, words.carry_out(_scene(asked), replace(order, steps=steps), _confirm(asked, yes)))
+
+
+def _confirm(asked: Asked, yes: bool) -> Callable[[words.Prospect], bool]:
+    """Shows what will be done, and asks where it should be asked."""
 
     def confirm(prospect: words.Prospect) -> bool:
         for sentence in prospect.sentences if prospect.asks or not asked.quiet else ():
             print(render.plain(sentence), file=sys.stderr)
-        return yes or not prospect.asks or click.confirm("go on?", err=True)
+        if yes or not prospect.asks:
+            return True
+        if not sys.stdin.isatty():
+            raise UsageError("nothing was done: this asks first, and there is no terminal to ask on; say --yes to have it done")
+        return click.confirm("go on?", err=True)
 
-    return _tell(asked, words.carry_out(_scene(asked), replace(order, steps=steps), confirm))
+    return confirm
+
+
+def _whole(asked: Asked, arguments: tuple[str, ...], what: str) -> Asked:
+    """A word on the experiment as a whole: no step may be named with it."""
+    if len(arguments) > 1:
+        raise click.UsageError(f"{what} concerns the experiment as a whole; name no steps with it")
+    return replace(asked, experiment=Path(arguments[0]) if arguments else Path())
 
 
 def _tell(asked: Asked, done: Sequence[words.Done]) -> int:
@@ -344,9 +377,8 @@ def _tell(asked: Asked, done: Sequence[words.Done]) -> int:
 def release(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Let held or failed steps be decided afresh; without a step, lift the stop after many failures."""
     if not arguments or (len(arguments) == 1 and _is_experiment(Path(arguments[0]))):
-        experiment = Path(arguments[0]) if arguments else Path()
-        asked = replace(asked, experiment=experiment)
-        return _tell(asked, words.release_experiment(_scene(asked)))
+        asked = _whole(asked, arguments, "release")
+        return _tell(asked, words.release_experiment(_scene(asked), why))
     return _give(asked, arguments, words.Order("release", why=why), yes)
 
 
@@ -364,8 +396,16 @@ def hold(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
 @_WHY
 @_YES
 def cancel(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
-    """Cancel the jobs of steps, and hold the steps."""
-    return _give(asked, arguments, words.Order("cancel", why=why), yes)
+    """Cancel the jobs of steps, and hold the steps; orphans are named by their run, step or job id."""
+    asked, steps = _with_steps(asked, arguments)
+    scene, confirm = _scene(asked), _confirm(asked, yes)
+    seen = words.look_at(scene)
+    of_orphans = tuple(name for name in steps if orphans.names_orphans_alone(seen, name))
+    of_steps = tuple(name for name in steps if name not in of_orphans)
+    seen.desired.select(*of_steps)
+    pruned = orphans.prune(scene, of_orphans, why, confirm) if of_orphans else ()
+    done = words.carry_out(scene, words.Order("cancel", of_steps, why), confirm) if of_steps else ()
+    return _tell(asked, (*pruned, *done))
 
 
 @reconcile.command()
@@ -374,26 +414,82 @@ def cancel(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int
 @_YES
 @click.option("--now", is_flag=True, help="Replace a running job too.")
 @click.option("--with-dependents", is_flag=True, help="Rerun what depends on these steps as well.")
-def rerun(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, now: bool, with_dependents: bool) -> int:
+@click.option("--stale", is_flag=True, help="Of the steps (all, where none is named) those whose results are of older versions.")
+def rerun(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, now: bool, with_dependents: bool, stale: bool) -> int:
     """Do steps again; their outputs are moved aside first."""
-    return _give(asked, arguments, words.Order("rerun", why=why, now=now, with_dependents=with_dependents), yes)
+    if stale and (not arguments or (len(arguments) == 1 and _is_experiment(Path(arguments[0])))):
+        arguments = (*(arguments or (".",)), "*")
+    order = words.Order("rerun", why=why, now=now, with_dependents=with_dependents, stale=stale)
+    return _give(asked, arguments, order, yes)
 
 
 @reconcile.command()
 @_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
 @_WHY
 @_YES
-@click.option("--moved", "what", flag_value="moved", help="The experiment was moved here.")
-@click.option("--copied", "what", flag_value="copied", help="This is a copy; it starts without memory.")
-@click.option("--cluster", "what", flag_value="cluster", help="Go on on this cluster.")
-@click.option("--user", "what", flag_value="user", help="Take the experiment over from another user.")
-@click.option("--environment", "what", flag_value="environment", help="This environment is the right one.")
-def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str | None) -> int:
-    """Let a result stand, or a queued job as it is, or say whose experiment this is."""
+@_whose
+def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str | None, jobs_gone: bool) -> int:
+    """Let a result stand, or a queued job as it is; with a flag of `adopt`, do what that does."""
     if what is None:
         return _give(asked, arguments, words.Order("accept", why=why), yes)
-    if len(arguments) > 1:
-        raise click.UsageError(f"--{what} concerns the experiment as a whole; name no steps with it")
-    experiment = Path(arguments[0]) if arguments else Path()
-    asked = replace(asked, experiment=experiment)
-    return _tell(asked, words.accept_identity(_scene(asked), what))
+    return _adopt(asked, arguments, why, yes, what, jobs_gone)
+
+
+@reconcile.command()
+@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
+@_WHY
+@_YES
+@_whose
+def adopt(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str | None, jobs_gone: bool) -> int:
+    """Say whose experiment this is: moved, copied, on another cluster, taken over from a colleague."""
+    if what is None:
+        raise click.UsageError("say which it is: --moved, --copied, --cluster, --user or --environment")
+    return _adopt(asked, arguments, why, yes, what, jobs_gone)
+
+
+def _adopt(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str, jobs_gone: bool) -> int:
+    asked = _whole(asked, arguments, f"--{what}")
+    confirm = _confirm(asked, yes)
+    return _tell(asked, handover.accept_identity(_scene(asked), what, why, jobs_gone=jobs_gone, confirm=confirm))
+
+
+@reconcile.command()
+@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
+@_WHY
+@_YES
+def free(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
+    """Delete the checkpoints of fine-tunes that were verified and evaluated; the record stays."""
+    asked, steps = _with_steps(asked, arguments)
+    return _tell(asked, freeing.free(_scene(asked), steps, why, _confirm(asked, yes)))
+
+
+@reconcile.command()
+@_takes(click.argument("arguments", metavar="[EXPERIMENT] OLD NEW", nargs=-1), _BACKEND, _OUTPUT, _QUIET)
+@_WHY
+@_YES
+def rename(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
+    """Give a run another name: directory, document and record; what is done stays done."""
+    if len(arguments) not in (2, 3):
+        raise click.UsageError("say the run's name and its new one")
+    *experiment, old, new = arguments
+    asked = replace(asked, experiment=Path(*experiment))
+    return _tell(asked, renaming.rename(_scene(asked), old, new, why, _confirm(asked, yes)))
+
+
+@reconcile.command()
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _QUIET)
+@_WHY
+@_YES
+@click.option("--until", metavar="DATE", help="Go on by itself then: 2026-12-01, '2026-12-01 18:00', 18:00, +2d, 10h.")
+def pause(asked: Asked, why: str, yes: bool, until: str | None) -> int:
+    """Submit nothing for now, and hold our queued jobs; what runs runs on."""
+    return _tell(asked, pausing.pause(_scene(asked), until, why, _confirm(asked, yes)))
+
+
+@reconcile.command()
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _QUIET)
+@_WHY
+@_YES
+def resume(asked: Asked, why: str, yes: bool) -> int:
+    """Go on after a pause; jobs that a person held stay held."""
+    return _tell(asked, pausing.resume(_scene(asked), why, _confirm(asked, yes)))

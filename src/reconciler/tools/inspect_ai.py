@@ -6,6 +6,7 @@ Source of the rules: measured on inspect-ai 0.3.285, whose exit code is 0 also f
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -48,6 +49,7 @@ _MOST_SETTINGS = 100_000  # values
 _LONGEST_LINE = 1 << 16  # characters that are looked at for a command
 _LONGEST_WORD = 4096
 _MOST_VARIABLES = 1000
+_LARGEST_TASK = 1 << 20  # bytes; a task file is a page or two
 _WEIGHTS = (".safetensors", ".pt", ".bin")
 _EPOCH_DIRECTORY = re.compile(r"epoch_\d+$")
 _NUMBERED = re.compile(r"(?P<task>.+)_epoch(?P<epoch>0|[1-9][0-9]*)")
@@ -229,6 +231,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         message = f"it evaluates {wanted.script_path}, while the checkpoint of this evaluation is {wanted.model_path}"
         problems.append(Problem(place.script, 0, message, run.name, warning=True))
     generation = run.checkpoint_generation if evaluation.epoch is not None else ""
+    of_checkpoint = {"checkpoint": f"of definition {generation[:8]}"} if generation else {}
     output_dir = command.log_dir if command else step.output_dir
     return replace(
         step,
@@ -238,11 +241,13 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         placement=script.placement,
         meaning={
             "task": evaluation.task,
-            **({"checkpoint": f"of definition {generation[:8]}"} if generation else {}),
+            **of_checkpoint,
             "script": f"commands {digest(script.commands)[:8]}",
             **{f"eval.yaml:{k}": v for k, v in settings.items()},
         },
+        inputs={**_task_files(command, disk), **of_checkpoint},
         spec={"wanted": wanted, "rivals": ()},
+        reads=tuple(path for path in (wanted.model_path, wanted.script_path) if path is not None),
         job_name=script.job_name,
         workdir=script.workdir,
         logs=script.log_patterns,
@@ -325,6 +330,7 @@ class _Command:
     model: str | None = None
     model_path: str | None = None
     limit: str | None = None
+    task_files: tuple[Path, ...] = ()
 
 
 def _parse_command(commands: str, directory: Path, disk: Disk) -> _Command | None:
@@ -362,7 +368,27 @@ def _read_command(words: list[str], directory: Path, variables: Mapping[str, str
         model=_last(options.get("--model", ())),
         model_path=_last(model_path),
         limit=limits[-1] or None,
+        task_files=tuple(dict.fromkeys(Path(os.path.normpath(directory / word)) for word in _files_in(words))),
     )
+
+
+def _files_in(words: list[str]) -> Iterator[str]:
+    """The files of Python that the tasks are in, of ``file.py`` and ``file.py@task``, where they are literal."""
+    for place, word in enumerate(words):
+        name = word.partition("@")[0]
+        if name.endswith(".py") and (".py@" in word or place == 0) and not word.startswith("-") and _is_literal(name):
+            yield name
+
+
+def _task_files(command: _Command | None, disk: Disk) -> dict[str, str]:
+    """The version of each task file; one that is not there, or cannot be read, is unknown and left out."""
+    versions = {}
+    for path in command.task_files if command else ():
+        with suppress(DiskUnreadable):
+            content = disk.read(path, 0, _LARGEST_TASK)
+            if content is not None:
+                versions[f"task file {path.name}"] = hashlib.sha256(content).hexdigest()[:16]
+    return versions
 
 
 def _simple_commands(commands: str) -> Iterator[list[str]]:

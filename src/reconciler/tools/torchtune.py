@@ -327,6 +327,8 @@ def _with_training(step: Step, training: _Training, run: RunInput) -> Step:
         resume=training.resume_edit,
         smaller_batch=() if why_not else training.smaller_batch,
         why_no_smaller_batch=why_not,
+        config=_CONFIG,
+        reads=(training.base,) if training.base is not None else (),
         spec={**step.spec, "training": training},
     )
 

@@ -1,0 +1,115 @@
+"""A person's word on whose experiment this is: moved, copied, on another cluster, taken over from a colleague.
+
+One word changes one thing, and the others are asked for in turn. Jobs that this user cannot see on this cluster are unknown and
+not absent: while one may be live, only a person can say that it is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from reconciler.act import move_aside
+from reconciler.errors import UsageError
+from reconciler.experiment.load import load
+from reconciler.ledger import Ledger
+from reconciler.lock import pass_lock
+from reconciler.loop import Scene, current_identity, environment_facts
+from reconciler.memory import Attempt, Identity, Memory
+from reconciler.model import Desired, Stage
+from reconciler.words import Done, Prospect
+
+KINDS = ("moved", "copied", "cluster", "user", "environment")
+
+
+def accept_identity(
+    scene: Scene,
+    what: str,
+    why: str = "",
+    *,
+    jobs_gone: bool = False,
+    confirm: Callable[[Prospect], bool] = lambda prospect: True,
+) -> tuple[Done, ...]:
+    """Go on with an experiment of which one thing has changed: ``what`` is one of KINDS.
+
+    ``jobs_gone`` is a person's word that every job which is not known to have ended has: their steps count as cancelled. A copy
+    starts without memory, for what the ledger tells of jobs belongs to the original; the old ledger is kept beside the new one.
+    Raises UsageError where there is nothing to accept, and where jobs may be live that nobody here can see.
+    """
+    desired = load(scene.experiment, scene.tools, scene.disk)
+    with pass_lock(desired.directory):
+        ledger = Ledger(desired.directory, scene.clock)
+        memory = ledger.memory()
+        if memory.identity is None:
+            raise UsageError(f"{desired.directory}: nothing is known of this experiment yet, so there is nothing to accept")
+        here = current_identity(scene, desired.directory)
+        opened = [] if what == "copied" else _open(memory)
+        if what in ("cluster", "user") and not jobs_gone:
+            _refuse_unseen(memory.identity, here, what, opened)
+        told = _told_of_copy(desired, memory) if what == "copied" else ()
+        known = here if what == "copied" else _changed(memory.identity, here, what)
+        message = f"reconciled from now on as {known.user} on {known.cluster} at {known.path}"
+        if not confirm(Prospect((*told, f"{what}: {message}"))):
+            return ()
+        if what == "copied":
+            move_aside(ledger.path, scene.clock())
+            ledger = Ledger(desired.directory, scene.clock)
+        gone = _close(ledger, scene, opened) if jobs_gone else ()
+        environment = memory.environment if what == "moved" else environment_facts(scene.environment)
+        facts = {"cluster": known.cluster, "path": known.path, "user": known.user}
+        ledger.append("opened", **facts, environment=dict(environment), by=scene.user, why=why)
+    return (Done("", message), *gone)
+
+
+def _changed(known: Identity, here: Identity, what: str) -> Identity:
+    """What is known, with the one thing changed that the word is about."""
+    changes = {"moved": {"path": here.path}, "user": {"user": here.user}, "cluster": {"cluster": here.cluster}}
+    return replace(known, **changes.get(what, {}))
+
+
+def _open(memory: Memory) -> list[tuple[str, Attempt]]:
+    """Attempts whose end is not in writing, of runs that were dropped too."""
+    return [(key, attempt) for key, of_step in memory.steps.items() for attempt in of_step.attempts if attempt.is_open]
+
+
+def _refuse_unseen(known: Identity, here: Identity, what: str, opened: list[tuple[str, Attempt]]) -> None:
+    if not opened or getattr(known, what) == getattr(here, what):
+        return
+    named = ", ".join(f"{key} ({_job(attempt)})" for key, attempt in opened)
+    of_user = f"of {known.user}, which {here.user} cannot see"
+    whose = of_user if what == "user" else f"on {known.cluster}, not seen from {here.cluster}"
+    raise UsageError(
+        f"these may have live jobs {whose}: {named}. Have them ended and a pass made there first "
+        f"(`reconcile cancel`, then `reconcile apply`), or say --jobs-gone when they are surely gone"
+    )
+
+
+def _job(attempt: Attempt) -> str:
+    return f"job {attempt.job}" if attempt.job is not None else "a submission that was never confirmed"
+
+
+def _close(ledger: Ledger, scene: Scene, opened: list[tuple[str, Attempt]]) -> tuple[Done, ...]:
+    """The attempts have ended by a person's word; what they left is looked at, and a person decides what follows."""
+    for key, attempt in opened:
+        if attempt.job is None:
+            ledger.append("withdrawn", step=key, attempt=attempt.number)
+        else:
+            facts = {"state": "UNKNOWN", "failure": "CancelledByPerson", "detail": f"said to be gone by {scene.user}"}
+            ledger.append("ended", step=key, attempt=attempt.number, job=attempt.job, ended=scene.clock(), **facts)
+    return tuple(Done(key, f"{_job(attempt)} counts as gone") for key, attempt in opened)
+
+
+def _told_of_copy(desired: Desired, memory: Memory) -> tuple[str, ...]:
+    """What a copy still shares with its original. Raises UsageError where the original may be writing there now."""
+    told = []
+    for step in desired.steps:
+        if step.stage is not Stage.FINETUNE:
+            continue
+        of_original = [(k, a) for k, m in memory.steps.items() for a in m.attempts if a.output_dir == str(step.output_dir)]
+        live = [(key, attempt) for key, attempt in of_original if attempt.is_open]
+        if live:
+            message = f"{_job(live[-1][1])} of the original's {live[-1][0]} may be writing to {step.output_dir}"
+            raise UsageError(f"{step.key}: {message}; give the copy an output directory of its own")
+        if of_original:
+            told.append(f"warning: {step.key} has the output directory of the original, {step.output_dir}")
+    return tuple(told)

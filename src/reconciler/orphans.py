@@ -1,0 +1,72 @@
+"""A person's word on orphans: live jobs of runs or steps that the document does not have any more.
+
+They are cancelled by name alone, by ``cancel`` or ``apply --prune``, and never because a document lacks them: it may be half
+saved. Where the step comes back, it is held like any step that a person cancelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+
+from reconciler.errors import UsageError
+from reconciler.experiment.load import load
+from reconciler.ledger import Ledger
+from reconciler.lock import pass_lock
+from reconciler.loop import Pass, Scene
+from reconciler.model import Orphan
+from reconciler.words import Done, Prospect, look_at
+
+
+def prune(scene: Scene, names: Sequence[str], why: str, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
+    """Cancel the orphans that are named, each by its run, its step (globs too) or its job's id.
+
+    Raises UsageError for a name that is no orphan's and never was a run of this experiment, and for one that the document has.
+    """
+    directory = load(scene.experiment, scene.tools, scene.disk).directory
+    with pass_lock(directory):
+        seen = look_at(scene)
+        chosen = [orphan for orphan in seen.plan.orphans if any(is_named(orphan, name) for name in names)]
+        for name in names:
+            _refuse_others(seen, name)
+        if not confirm(Prospect(tuple(_told(orphan) for orphan in chosen))):
+            return ()
+        ledger = Ledger(directory, scene.clock)
+        return tuple(_cancel(scene, ledger, orphan, why) for orphan in chosen)
+
+
+def names_orphans_alone(seen: Pass, name: str) -> bool:
+    """True where a name given to ``cancel`` means orphans and no step of the document."""
+    is_step = any(fnmatchcase(step.key, name) for step in seen.desired.steps)
+    return not is_step and any(is_named(orphan, name) for orphan in seen.plan.orphans)
+
+
+def is_named(orphan: Orphan, name: str) -> bool:
+    """True where a person means this orphan: by its job's id, or by its run or step, as a glob."""
+    run = orphan.step.partition("/")[0]
+    return name == orphan.job.id or (bool(orphan.step) and (fnmatchcase(run, name) or fnmatchcase(orphan.step, name)))
+
+
+def _refuse_others(seen: Pass, name: str) -> None:
+    if any(is_named(orphan, name) for orphan in seen.plan.orphans):
+        return
+    if any(name in (step.run, step.key) for step in seen.desired.steps):
+        raise UsageError(f"{name} is in the document, and its jobs are no orphans; `reconcile cancel` cancels those")
+    if any(fnmatchcase(key.partition("/")[0], name) or fnmatchcase(key, name) for key in seen.memory.steps):
+        return  # a run of earlier, whose jobs have ended: there is nothing left to do
+    known = sorted({orphan.step or f"job {orphan.job.id}" for orphan in seen.plan.orphans})
+    raise UsageError(f"no orphan is named {name!r}; " + (f"the orphans are {', '.join(known)}" if known else "there is none"))
+
+
+def _told(orphan: Orphan) -> str:
+    return f"cancel job {orphan.job.id} ({orphan.job.state}) of {orphan.step or 'a step'}, which the document does not have"
+
+
+def _cancel(scene: Scene, ledger: Ledger, orphan: Orphan, why: str) -> Done:
+    """The word first, as for every cancellation."""
+    if orphan.step:
+        ledger.append("cancel", step=orphan.step, user=scene.user, why=why)
+    else:
+        ledger.append("pruned", job=orphan.job.id, user=scene.user, why=why)
+    scene.backend.cancel(orphan.job.id)
+    return Done(orphan.step, f"job {orphan.job.id} cancelled; the document does not have its step")

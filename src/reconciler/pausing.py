@@ -1,0 +1,81 @@
+"""A person's word on the experiment as a whole: nothing starts for now, or goes on again.
+
+The word is in the ledger, and every pass makes it so; what is in the queue is held and let go at once all the same. Running jobs
+run on. A hold that a person placed is not lifted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from reconciler.experiment.load import load
+from reconciler.ledger import Ledger
+from reconciler.lock import pass_lock
+from reconciler.loop import Pass, Scene
+from reconciler.memory import Attempt
+from reconciler.model import Job, Phase
+from reconciler.moments import moment, shown
+from reconciler.situation import whose_jobs
+from reconciler.words import Done, Prospect, look_at, named
+
+Confirm = Callable[[Prospect], bool]
+_Queued = list[tuple[str, Attempt, Job]]
+
+
+def pause(scene: Scene, until: str | None, why: str, confirm: Confirm) -> tuple[Done, ...]:
+    """Submit nothing, and hold our queued jobs, until ``until`` (as people write it) or until ``resume``."""
+    end = None if until is None else moment(until, scene.clock())
+    when = "until you resume it" if end is None else f"until {shown(end)}"
+    directory = load(scene.experiment, scene.tools, scene.disk).directory
+    with pass_lock(directory):
+        seen = look_at(scene)
+        jobs = [(key, a, job) for key, a, job in _queued(seen) if not job.held and not a.by_hand]
+        held = f"; {named([job for _, _, job in jobs])} held meanwhile" if jobs else ""
+        if not confirm(Prospect((f"pause {seen.desired.name}: nothing is submitted {when}{held}; what runs runs on",))):
+            return ()
+        ledger = Ledger(directory, scene.clock)
+        text = "" if end is None else shown(end)
+        ledger.append("pause", user=scene.user, why=why, until=end, until_text=text)
+        for key, attempt, job in jobs:
+            ledger.append("queue-holding", step=key, attempt=attempt.number)
+            scene.backend.hold(job.id)
+            ledger.append("queue-held", step=key, attempt=attempt.number)
+    steps = (Done(key, f"job {job.id} held") for key, _, job in jobs)
+    return (Done("", f"paused {when}; `reconcile resume` goes on before that" if end else f"paused {when}"), *steps)
+
+
+def resume(scene: Scene, why: str, confirm: Confirm) -> tuple[Done, ...]:
+    """Let submissions go on, and the jobs start that the pause held; what a person held stays so."""
+    directory = load(scene.experiment, scene.tools, scene.disk).directory
+    with pass_lock(directory):
+        seen = look_at(scene)
+        is_paused = seen.memory.pause is not None and seen.memory.pause.is_on(seen.now)
+        jobs = [(key, a, job) for key, a, job in _queued(seen) if job.held and a.queue_hold and not _is_on_hold(seen, key)]
+        released = f"; {named([job for _, _, job in jobs])} may start" if jobs else ""
+        if not confirm(Prospect((f"resume {seen.desired.name}: submissions go on{released}",))):
+            return ()
+        if not is_paused and not jobs:
+            return (Done("", "it is not paused; there is nothing to resume"),)
+        ledger = Ledger(directory, scene.clock)
+        ledger.append("resume", user=scene.user, why=why)
+        for key, attempt, job in jobs:
+            scene.backend.release(job.id)
+            ledger.append("unheld", step=key, attempt=attempt.number)
+    return (Done("", "submissions go on"), *(Done(key, f"job {job.id} may start") for key, _, job in jobs))
+
+
+def _queued(seen: Pass) -> _Queued:
+    """Our jobs that have not started, of steps of the document, with the attempts they belong to. Replacements that were
+    submitted held are for a pass to judge."""
+    ours = whose_jobs(seen.desired, seen.observed, seen.memory)
+    found: _Queued = []
+    for step in seen.desired.steps:
+        attempts = {(a.job, a.name): a for a in seen.memory.of(step.key).attempts if not a.held}
+        jobs = (job for job in ours.of(step.key) if job.phase is Phase.QUEUED)
+        found += [(step.key, attempts[job.id, job.name], job) for job in jobs if (job.id, job.name) in attempts]
+    return found
+
+
+def _is_on_hold(seen: Pass, key: str) -> bool:
+    word = seen.memory.of(key).word
+    return word is not None and word.verb == "hold"

@@ -1,0 +1,184 @@
+"""``rename``: a run under another name, in its directory, in what is in writing, and in the document, in that order.
+
+In this order nothing is ever submitted twice: until the end the document lists a run that has no directory. The intent is in
+the ledger first, every step is one that may have been done already, and so the same words finish what was interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from reconciler.errors import DiskUnreadable, UsageError
+from reconciler.experiment.document import decode
+from reconciler.experiment.load import load
+from reconciler.experiment.names import ACCEPTED, fault_of, same_name
+from reconciler.experiment.renamed_text import mentions, rename_in_document, rename_in_tables
+from reconciler.files import move, replace_file
+from reconciler.ledger import Ledger
+from reconciler.lock import pass_lock
+from reconciler.loop import Pass, Scene
+from reconciler.memory import Renaming
+from reconciler.model import Condition, Step
+from reconciler.words import Done, Prospect, look_at
+
+_SCAFFOLDING = ("finetune.yaml", "finetune.slurm", "eval/*.slurm", "eval/*/cell.slurm", "eval/*/eval.yaml")
+_LARGEST = 1 << 20  # bytes of a scaffolding file that are looked at
+_SHOWN = 3
+
+
+def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
+    """Rename a run: what is done stays done. Outputs stay where ``finetune.yaml`` says, whatever name that has in it.
+
+    Raises UsageError where the run or the new name is not fit, where a job of the run may be live, and where its own scripts
+    would break.
+    """
+    directory = load(scene.experiment, scene.tools, scene.disk).directory
+    with pass_lock(directory):
+        seen = look_at(scene)
+        begun = seen.memory.renaming
+        if begun is None:
+            _refuse(seen, old, new)
+        elif (begun.old, begun.new) != (old, new):
+            again = f"`reconcile rename {begun.old} {begun.new}`"
+            raise UsageError(f"the renaming of {begun.old} to {begun.new} was interrupted; say {again} first")
+        before, after = _texts(seen.desired.document, old, new)
+        if not confirm(Prospect(tuple(_told(seen, old, new, before)))):
+            return ()
+        ledger = Ledger(directory, scene.clock)
+        if begun is None:
+            ledger.append("renaming", old=old, new=new, user=scene.user, why=why)
+        _finish(seen, ledger, Renaming(old, new, begun is not None and begun.is_told), before, after)
+    return (Done("", f"{old} is {new} from now on"),)
+
+
+def _finish(seen: Pass, ledger: Ledger, renaming: Renaming, before: str, after: str) -> None:
+    _move(seen.desired.directory, renaming.old, renaming.new)
+    if not renaming.is_told:
+        ledger.append("renamed", old=renaming.old, new=renaming.new)
+    document = seen.desired.document
+    if after != before:
+        _write(document, before, after)
+    status = seen.desired.directory / "STATUS.md"
+    if document.suffix != ".md" and status.is_file():
+        text = _read(status)
+        _write(status, text, rename_in_tables(text, status, renaming.old, renaming.new))
+    ledger.append("rename-ended", old=renaming.old, new=renaming.new)
+
+
+def _move(directory: Path, old: str, new: str) -> None:
+    here, there = _directory_of(directory, old), directory / new
+    if not os.path.lexists(here):
+        return  # moved already, or never scaffolded
+    if os.path.lexists(there):
+        raise UsageError(f"{there} is there already; nothing may be moved over it")
+    try:
+        move(here, there)
+    except OSError as error:
+        raise DiskUnreadable(f"{here}: cannot be renamed: {error.strerror}") from error
+
+
+def _directory_of(experiment: Path, run: str) -> Path:
+    """A run's directory as it is spelled on disk, which may compose its letters in another way than the document."""
+    alike = (path for path in sorted(experiment.iterdir()) if same_name(path.name) == same_name(run))
+    return next(alike, experiment / run)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+def _refuse(seen: Pass, old: str, new: str) -> None:
+    runs = dict.fromkeys(step.run for step in seen.desired.steps)
+    if old not in runs:
+        known = ", ".join([*runs][:5])
+        raise UsageError(f"{old!r} is no run of this experiment; the runs are {known}")
+    fault = fault_of(new)
+    if fault is not None:
+        raise UsageError(f"the name {new!r} {fault}; accepted: {ACCEPTED}")
+    if any(same_name(run) == same_name(new) for run in runs) or os.path.lexists(seen.desired.directory / new):
+        raise UsageError(f"there is a run or a directory {new!r} already")
+    if any(key.startswith(f"{new}/") and m.attempts for key, m in seen.memory.steps.items()):
+        raise UsageError(f"there was a run {new!r} before, of which jobs are in writing; take another name")
+    _refuse_live(seen, old)
+    _refuse_broken(seen, old)
+
+
+def _refuse_live(seen: Pass, old: str) -> None:
+    """A job runs in the directory, under the name and token of the old key."""
+    for key, of_step in seen.memory.steps.items():
+        opened = [attempt for attempt in of_step.attempts if attempt.is_open]
+        if key.startswith(f"{old}/") and opened:
+            what = f"job {opened[-1].job}" if opened[-1].job else "a submission that was never confirmed"
+            raise UsageError(f"{key}: {what} may be live; rename the run when that has ended, or cancel it")
+    for orphan in seen.plan.orphans:
+        if not orphan.step or orphan.step.startswith(f"{old}/"):
+            raise UsageError(f"job {orphan.job.id} is an orphan that may be this run's; wait for its end, or cancel it")
+    for step in _steps(seen, old):
+        action = seen.plan.of(step.key)
+        if action.condition in (Condition.QUEUED, Condition.RUNNING, Condition.UNKNOWN):
+            raise UsageError(f"{step.key}: {action.reason.message}; rename the run when that is over")
+
+
+def _refuse_broken(seen: Pass, old: str) -> None:
+    """Scripts and settings that name the run's directory in full would miss it; those of finished steps are not needed now."""
+    if all(seen.plan.of(step.key).condition is Condition.DONE for step in _steps(seen, old)):
+        return
+    places = list(_full_mentions(seen.desired.directory, old))
+    if places:
+        more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+        raise UsageError(
+            f"{', '.join(places[:_SHOWN])}{more} name the directory of {old} in full, and would miss it; write a relative path "
+            f"there, or rename the run once all of it is done"
+        )
+
+
+def _full_mentions(directory: Path, run: str) -> Iterator[str]:
+    pattern = re.compile(rf"/{re.escape(directory.name)}/{re.escape(run)}(?![\w.+=@-])")
+    for glob in _SCAFFOLDING:
+        for path in sorted(_directory_of(directory, run).glob(glob)):
+            for number, line in enumerate(_read(path).splitlines(), start=1):
+                if pattern.search(line):
+                    yield f"{path}:{number}"
+
+
+def _steps(seen: Pass, run: str) -> list[Step]:
+    return [step for step in seen.desired.steps if step.run == run]
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+
+def _told(seen: Pass, old: str, new: str, document: str) -> Iterator[str]:
+    directory = seen.desired.directory
+    yield f"rename {old} to {new}: its directory, its rows in {seen.desired.document.name}, and all that is in writing of it"
+    outside = (step for step in _steps(seen, old) if not step.output_dir.is_relative_to(directory))
+    for step in (step for step in outside if old in step.output_dir.name):
+        yield f"its outputs stay in {step.output_dir}, where its own settings put them"
+    lines = [str(line) for line in mentions(document, old)]
+    if lines:
+        yield f"only tables are rewritten; {old} is named in the lines {', '.join(lines[:10])} of {seen.desired.document.name}"
+    for place in list(_full_mentions(directory, old))[:_SHOWN]:
+        yield f"{place} names the old directory, and would need a change before a rerun"
+
+
+def _texts(document: Path, old: str, new: str) -> tuple[str, str]:
+    """The document's text as it is and as it will be; the same where it was rewritten already."""
+    text = _read(document)
+    return text, rename_in_document(text, document, old, new)
+
+
+def _read(path: Path) -> str:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DiskUnreadable(f"{path}: {error.strerror}") from error
+    if path.suffix in (".md", ".yaml", ".yml") and path.name.startswith(("experiment_summary", "STATUS")):
+        decode(content, path)
+        return content.decode("utf-8")
+    return content[:_LARGEST].decode("utf-8", "replace")
+
+
+def _write(path: Path, before: str, after: str) -> None:
+    replace_file(path, after.encode("utf-8"), expected=before.encode("utf-8"))

@@ -1,0 +1,128 @@
+"""Whose experiment it is: one word changes one thing, and jobs that cannot be seen are not taken for absent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from reconciler.errors import SubmissionUncertain, UsageError
+from reconciler.handover import accept_identity
+from reconciler.loop import preview
+from reconciler.model import Condition
+from reconciler.render import explain_text
+from test_pass import lab, start  # noqa: F401 - the fixture
+from worlds import MemoryCluster
+
+
+@pytest.fixture
+def handed(lab):  # noqa: F811
+    """Ana's jobs are in the queue; Ben, who sees only his own, takes the experiment over."""
+    lab.user = "ana"
+    lab.run()
+    start(lab, "a/finetune")
+    lab.anas, lab.cluster, lab.user = lab.cluster, MemoryCluster(), "ben"
+    return lab
+
+
+def test_an_experiment_is_not_handed_over_while_jobs_of_the_other_may_be_live(handed):
+    before = handed.tree()
+    with pytest.raises(UsageError, match=r"of ana, which ben cannot see: .*a/finetune \(job 2\).*--jobs-gone"):
+        accept_identity(handed.scene, "user")
+    assert handed.tree() == before
+
+
+def test_what_a_person_says_is_gone_counts_as_cancelled_and_is_not_submitted_until_released(handed):
+    done = accept_identity(handed.scene, "user", "Ana is on leave", jobs_gone=True)
+    assert "job 2 counts as gone" in [d.message for d in done if d.step == "a/finetune"]
+    for _ in range(3):
+        handed.run(1000)
+    assert handed.conditions()["a/finetune"] is Condition.FAILED
+    assert "said to be gone by ben" in preview(handed.scene).plan.of("a/finetune").reason.message
+    assert not handed.cluster.submissions
+
+
+def test_what_the_other_has_finished_is_taken_over_as_it_is(handed):
+    handed.cluster, handed.user = handed.anas, "ana"
+    for key in ("a/finetune", "b/finetune", "base/eval/cap_base"):
+        handed.finish(key)
+    handed.policy = replace(handed.policy, max_in_flight=1)
+    handed.run()
+    open_jobs = [job.id for job in handed.cluster.jobs.values() if job.is_live]
+    for job in open_jobs:
+        handed.cluster.finish(job, "FAILED", handed.now)
+    handed.policy = replace(handed.policy, stop_after_failures=1)
+    handed.run()
+    handed.run()
+    handed.cluster, handed.user = MemoryCluster(), "ben"
+    accept_identity(handed.scene, "user")
+    handed.policy = replace(handed.policy, stop_after_failures=9, max_in_flight=None)
+    handed.run()
+    assert handed.conditions()["a/finetune"] is Condition.DONE
+    assert not any("finetune" in job.script.name for job in handed.cluster.submissions)
+
+
+def test_a_submission_of_the_other_that_was_never_confirmed_stands_in_the_way_too(lab):  # noqa: F811
+    lab.cluster.fails_with = [SubmissionUncertain("timed out")]
+    lab.run()
+    lab.user = "ben"
+    with pytest.raises(UsageError, match="never confirmed"):
+        accept_identity(lab.scene, "user")
+
+
+def test_another_cluster_is_refused_while_jobs_of_the_first_may_be_live(lab):  # noqa: F811
+    lab.run()
+
+    class Other(MemoryCluster):
+        def identity(self):
+            return "memory:other"
+
+    lab.cluster = Other()
+    with pytest.raises(UsageError, match="--cluster"):
+        lab.run()
+    with pytest.raises(UsageError, match="on memory:test, not seen from memory:other"):
+        accept_identity(lab.scene, "cluster")
+    accept_identity(lab.scene, "cluster", jobs_gone=True)
+    lab.run(1000)
+    assert not lab.cluster.submissions
+
+
+def test_one_word_changes_one_thing(lab):  # noqa: F811
+    lab.run()
+    moved = lab.directory.with_name("moved")
+    lab.directory.rename(moved)
+    other = replace(lab, directory=moved, user="ben")
+    accept_identity(other.scene, "moved")
+    with pytest.raises(UsageError, match="--user"):
+        other.run()
+    back = replace(other, user="u")
+    back.run()
+    assert len(lab.cluster.submissions) == 3
+    assert set(back.conditions().values()) <= {Condition.QUEUED, Condition.WAITING}
+
+
+def test_a_copy_does_not_train_into_the_directory_where_its_original_does(lab):  # noqa: F811
+    lab.run()
+    copy = lab.directory.with_name("copy")
+    shutil.copytree(lab.directory, copy)
+    ledger = copy / ".reconcile" / "ledger.jsonl"
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    out = str(lab.directory / "a" / "out" / "finetune")
+    shared = [
+        {**line, "output_dir": out.replace(str(lab.directory), str(copy))} if line.get("output_dir") == out else line
+        for line in lines
+    ]
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in shared))
+    other = replace(lab, directory=copy)
+    before = other.tree()
+    with pytest.raises(UsageError, match="give the copy an output directory of its own"):
+        accept_identity(other.scene, "copied")
+    assert {k: v for k, v in other.tree().items() if "lock" not in k} == {k: v for k, v in before.items() if "lock" not in k}
+
+
+def test_who_took_it_over_and_why_is_shown_by_explain(lab):  # noqa: F811
+    lab.run()
+    accept_identity(lab.scene, "environment", "a new login node")
+    assert "adopt by u: a new login node" in explain_text(preview(lab.scene), "a/finetune")

@@ -1,0 +1,100 @@
+"""Orphans are cancelled where a person names them, and never because the document lacks them."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from reconciler.errors import ClusterUnreachable, UsageError
+from reconciler.loop import preview
+from reconciler.orphans import names_orphans_alone, prune
+from test_pass import DOCUMENT, drop_run_a, lab, order, start  # noqa: F401 - the fixture
+
+
+def say_prune(world, *names):
+    return prune(world.scene, names, "pruned", lambda prospect: True)
+
+
+@pytest.fixture
+def orphaned(lab):  # noqa: F811
+    """Run ``a`` is not in the document any more, and its job runs."""
+    lab.run()
+    lab.orphan = start(lab, "a/finetune")
+    drop_run_a(lab)
+    return lab
+
+
+def live(world):
+    return sorted(job.id for job in world.cluster.jobs.values() if job.is_live)
+
+
+def test_a_half_saved_document_cancels_nothing(orphaned):
+    before = live(orphaned)
+    orphaned.document.write_text(DOCUMENT.replace("| b | Fine-tuned |\n", "").replace("| b | ✓ epoch 0 |\n", ""))
+    for _ in range(3):
+        orphaned.run()
+    assert set(before) <= set(live(orphaned))
+
+
+@pytest.mark.parametrize("name", ["a", "a/finetune", "a/*", "?", "the id"])
+def test_an_orphan_is_cancelled_by_its_run_its_step_or_its_job(orphaned, name):
+    before = live(orphaned)
+    done = say_prune(orphaned, orphaned.orphan if name == "the id" else name)
+    assert [d.step for d in done] == ["a/finetune"]
+    assert live(orphaned) == [job for job in before if job != orphaned.orphan]
+    orphaned.run()
+    assert orphaned.run().plan.orphans == ()
+
+
+def test_a_run_that_comes_back_after_its_job_was_pruned_is_held_until_released(orphaned):
+    say_prune(orphaned, "a")
+    orphaned.run()
+    orphaned.document.write_text(DOCUMENT)
+    for _ in range(3):
+        orphaned.run(1000)
+    assert preview(orphaned.scene).plan.of("a/finetune").reason.code == "CancelledByPerson"
+    order(orphaned, "release", "a/finetune")
+    orphaned.run()
+    assert preview(orphaned.scene).plan.of("a/finetune").job != orphaned.orphan
+
+
+def test_a_run_whose_jobs_have_ended_needs_no_pruning_and_a_strange_name_is_refused(orphaned):
+    say_prune(orphaned, "a")
+    orphaned.run()
+    assert say_prune(orphaned, "a") == ()
+    before = orphaned.tree()
+    for name, match in (("b", "in the document"), ("c", "there is none"), ("b/finetune", "in the document")):
+        with pytest.raises(UsageError, match=match):
+            say_prune(orphaned, "a", name)
+    assert orphaned.tree() == before
+
+
+def test_where_one_name_is_refused_no_orphan_is_cancelled(orphaned):
+    before = live(orphaned)
+    with pytest.raises(UsageError, match="no orphan is named 'zzz'; the orphans are a/finetune"):
+        say_prune(orphaned, "a", "zzz")
+    assert live(orphaned) == before
+
+
+def test_an_orphan_that_nothing_in_writing_knows_is_named_by_its_job_alone(orphaned):
+    shutil.rmtree(orphaned.directory / ".reconcile")
+    orphan = preview(orphaned.scene).plan.orphans[0]
+    assert orphan.step == ""
+    with pytest.raises(UsageError):
+        say_prune(orphaned, "a")
+    say_prune(orphaned, orphan.job.id)
+    assert orphan.job.id not in live(orphaned)
+
+
+def test_a_glob_that_means_steps_of_the_document_means_no_orphan(orphaned):
+    seen = preview(orphaned.scene)
+    assert [names_orphans_alone(seen, name) for name in ("*", "*/finetune", "a/*", "a", "b/finetune")] == [
+        False, False, True, True, False,
+    ]  # fmt: skip
+
+
+def test_a_queue_that_cannot_be_asked_prunes_nothing(orphaned):
+    orphaned.cluster.is_down = True
+    with pytest.raises(ClusterUnreachable):
+        say_prune(orphaned, "a")

@@ -1,0 +1,126 @@
+"""Results of older versions: shown by what changed, done again where a person says so, and never for what nobody knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from reconciler.errors import UsageError
+from reconciler.loop import preview
+from reconciler.model import Condition, Verb
+from reconciler.render import Paint, diff_text, explain_text, status_json, status_text
+from reconciler.staleness import drift
+from test_pass import Lab, lab, order  # noqa: F401 - the fixture
+from worlds import decide, done, evaluation, event, finetune, plan_for
+
+EVALUATIONS = ("a/eval/cap_epoch0", "b/eval/cap_epoch0", "base/eval/cap_base")
+
+
+@pytest.fixture
+def evaluated(lab):  # noqa: F811
+    """Everything is done, by a task file that is in writing."""
+    (lab.directory / "task.py").write_text("version 1")
+    _converge(lab)
+    return lab
+
+
+def _converge(world: Lab) -> None:
+    for _ in range(2):
+        world.run()
+        for key, condition in world.conditions().items():
+            if condition is Condition.QUEUED:
+                world.finish(key)
+    assert world.run().converged
+
+
+def test_evaluations_by_an_older_task_file_are_shown_and_done_again_by_rerun_stale(evaluated):
+    (evaluated.directory / "task.py").write_text("version 2")
+    evaluated.run()
+    assert [evaluated.conditions()[key] for key in EVALUATIONS] == [Condition.DRIFTED] * 3
+    seen = preview(evaluated.scene)
+    assert "used an older version of its task file task.py" in seen.plan.of(EVALUATIONS[0]).reason.message
+    for text in (diff_text(seen, Paint()), status_text(seen, Paint())):
+        assert "3 evaluations used an older version (task file task.py); `reconcile rerun --stale`" in text
+    assert "task file task.py changed since" in explain_text(seen, EVALUATIONS[0])
+    assert [step["stale"] for step in status_json(seen)["steps"]].count(["task file task.py"]) == 3
+    before = len(evaluated.cluster.submissions)
+    order(evaluated, "rerun", "*", stale=True)
+    evaluated.run()
+    assert len(evaluated.cluster.submissions) == before + 3
+    evaluated.now += 100
+    for key in EVALUATIONS:
+        evaluated.finish(key)
+    assert evaluated.run().converged
+    assert "no result" in order(evaluated, "rerun", "*", stale=True)[0].message
+
+
+def test_accept_lets_a_result_of_the_older_task_file_stand(evaluated):
+    (evaluated.directory / "task.py").write_text("version 2")
+    order(evaluated, "accept", *EVALUATIONS)
+    assert evaluated.run().converged
+    assert preview(evaluated.scene).memory.of(EVALUATIONS[0]).done.evidence
+
+
+def test_a_task_file_that_changed_between_submission_and_end_is_the_one_submitted(lab):  # noqa: F811
+    (lab.directory / "task.py").write_text("version 1")
+    lab.run()
+    (lab.directory / "task.py").write_text("version 2")
+    lab.finish("base/eval/cap_base")
+    lab.run()
+    assert lab.conditions()["base/eval/cap_base"] is Condition.DRIFTED
+
+
+def test_a_task_file_that_cannot_be_read_or_was_never_in_writing_is_no_drift(evaluated):
+    (evaluated.directory / "task.py").unlink()
+    assert evaluated.run().converged
+
+
+def test_results_of_a_version_that_did_not_know_of_task_files_do_not_drift(lab):  # noqa: F811
+    _converge(lab)
+    (lab.directory / "task.py").write_text("version 2")
+    assert lab.run().converged
+
+
+def test_a_fine_tune_that_was_done_again_leaves_its_evaluation_done_and_stale(evaluated):
+    order(evaluated, "rerun", "a/finetune")
+    evaluated.run()
+    assert not status_json(preview(evaluated.scene))["steps"][1]["stale"]
+    evaluated.finish("a/finetune")
+    evaluated.run()
+    seen = preview(evaluated.scene)
+    assert seen.plan.of(EVALUATIONS[0]).condition is Condition.DONE
+    assert "a/finetune was trained anew since" in seen.plan.of(EVALUATIONS[0]).reason.message
+    assert "1 evaluation used an older version (checkpoint)" in status_text(seen, Paint())
+    order(evaluated, "rerun", "*", stale=True)
+    evaluated.run()
+    assert evaluated.conditions()[EVALUATIONS[0]] is Condition.QUEUED
+    assert evaluated.conditions()[EVALUATIONS[1]] is Condition.DONE
+
+
+def test_a_selection_for_rerun_stale_still_has_to_name_steps(evaluated):
+    with pytest.raises(UsageError, match="no step matches"):
+        order(evaluated, "rerun", "z/*", stale=True)
+
+
+def test_a_changed_definition_is_told_by_its_file():
+    before = replace(finetune(), definition="old", meaning={"lr": "1e-5", "finetune.slurm": "commands ab"})
+    now = replace(finetune(), config="finetune.yaml", meaning={"lr": "5e-5", "finetune.slurm": "commands ab"})
+    action = decide(now, events=[done(before)])
+    assert "finetune.yaml: lr 1e-5 → 5e-5" in action.reason.message
+    assert action.changes == ("finetune.yaml: lr 1e-5 → 5e-5",)
+    assert drift({"eval.yaml:limit": "1", "x.slurm": "a"}, {"eval.yaml:limit": "2", "x.slurm": "b"}, "f.yaml") == (
+        "eval.yaml:limit 1 → 2",
+        "x.slurm a → b",
+    )
+
+
+def test_a_checkpoint_of_another_definition_is_told_in_a_ledger_of_an_earlier_version_too():
+    step = replace(
+        evaluation(), definition="new", inputs={"checkpoint": "of definition b"}, meaning={"checkpoint": "of definition b"}
+    )
+    older = event("done", step, 1.0, definition="old", meaning={"checkpoint": "of definition a"})
+    action = plan_for(finetune(), step, events=[done(finetune()), older]).of(step.key)
+    assert (action.verb, action.condition) == (Verb.HOLD, Condition.DRIFTED)
+    assert "checkpoint of definition a → of definition b" in action.reason.message
+    assert "used an older version of its checkpoint" in action.reason.message

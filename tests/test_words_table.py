@@ -1,0 +1,367 @@
+"""Every word in every condition: what the world looks like afterwards, and after the pass that follows."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import replace
+
+import jsonschema
+import pytest
+
+from reconciler import freeing
+from reconciler.errors import ReconcileError
+from reconciler.loop import Scene, preview
+from reconciler.model import Stage
+from reconciler.orphans import prune
+from reconciler.pausing import pause, resume
+from reconciler.render import Paint, explain_text, explained, status_json, status_text
+from reconciler.schemas import schema
+from reconciler.words import Order, Prospect, carry_out
+from test_pass import Lab, drop_run_a, lab, order, start  # noqa: F401 - the fixture
+from worlds import StandInTool
+
+STEP = "a/finetune"
+
+
+class Trainer(StandInTool):
+    """Its result is a checkpoint: what may be freed."""
+
+    def _step(self, run, key, script):
+        step = super()._step(run, key, script)
+        return replace(step, checkpoints={0: step.output_dir})
+
+
+class World(Lab):
+    @property
+    def scene(self) -> Scene:
+        scene = super().scene
+        return replace(scene, tools={**scene.tools, "trainer": Trainer(Stage.FINETUNE)})
+
+
+@pytest.fixture
+def world(lab):  # noqa: F811
+    return World(lab.directory)
+
+
+def not_started(world: World) -> None:
+    """Nothing was ever done."""
+
+
+def queued(world: World) -> None:
+    world.run()
+
+
+def running(world: World) -> None:
+    world.run()
+    start(world, STEP)
+
+
+def held(world: World) -> None:
+    order(world, "hold", STEP, why="ask Ben")
+
+
+def held_queued(world: World) -> None:
+    world.run()
+    order(world, "hold", STEP, why="ask Ben")
+
+
+def failed(world: World) -> None:
+    world.run()
+    world.finish(STEP, "torn", "FAILED")
+    world.run()
+    world.run()
+
+
+def done(world: World) -> None:
+    world.run()
+    world.finish(STEP)
+    world.run()
+    world.finish("a/eval/cap_epoch0")
+    world.run()
+
+
+def drifted(world: World) -> None:
+    done(world)
+    (world.directory / "a" / "finetune.slurm").write_text("#!/bin/bash\necho other\n")
+
+
+def orphan(world: World) -> None:
+    world.run()
+    drop_run_a(world)
+
+
+def unknown(world: World) -> None:
+    world.run()
+    world.cluster.is_down = True
+
+
+def paused(world: World) -> None:
+    world.run()
+    say(world, "pause")
+
+
+CONDITIONS = (not_started, queued, running, held, held_queued, failed, done, drifted, orphan, unknown, paused)
+
+
+def say(world: World, verb: str) -> None:
+    if verb == "pause":
+        pause(world.scene, None, "", lambda prospect: True)
+    elif verb == "resume":
+        resume(world.scene, "", lambda prospect: True)
+    elif verb == "free":
+        freeing.free(world.scene, [STEP], "", lambda prospect: True)
+    elif verb == "prune":
+        prune(world.scene, ["a"], "", lambda prospect: True)
+    else:
+        order(world, verb.removesuffix(" --now"), STEP, now=verb.endswith("--now"))
+
+
+def jobs_of(world: World) -> str:
+    """The step's jobs, oldest first, as a person would see them in squeue."""
+    jobs = [world.cluster.jobs[str(n)] for n, job in enumerate(world.cluster.submissions, start=1) if _is_steps(world, job)]
+    return ", ".join(f"{job.state}{' held' if job.held else ''}" for job in jobs) or "-"
+
+
+def _is_steps(world: World, job) -> bool:
+    return job.script == world.directory / "a" / "finetune.slurm"
+
+
+def stands(world: World) -> str:
+    seen = preview(world.scene)
+    return seen.plan.of(STEP).condition.value if seen.desired.step(STEP) else "gone"
+
+
+def result_of(world: World) -> str:
+    """What is where the step's result goes, and what was moved aside from there."""
+    out = world.directory / "a" / "out"
+    result = out / "finetune" / "result"
+    aside = [p.read_text() for p in out.rglob("result") if "moved-aside" in str(p)]
+    return (result.read_text() if result.exists() else "-") + "".join(f", {text} aside" for text in aside)
+
+
+def files(world: World) -> dict[str, bytes]:
+    return {name: content for name, content in world.tree().items() if name != ".reconcile/lock"}
+
+
+def told(world: World, verb: str) -> str:
+    before, jobs = files(world), dict(world.cluster.jobs)
+    try:
+        say(world, verb)
+    except ReconcileError as error:
+        assert (files(world), world.cluster.jobs) == (before, jobs), "what refuses does nothing"
+        return f"refused: {error}"
+    world.cluster.is_down = False
+    at_once = jobs_of(world)
+    world.run()
+    return f"{at_once} | {jobs_of(world)} | {stands(world)} | {result_of(world)}"
+
+
+TABLE = """
+hold         not_started  - | - | Held | -
+hold         queued       PENDING held | PENDING held | Held | -
+hold         running      RUNNING | RUNNING | Running | -
+hold         held         - | - | Held | -
+hold         held_queued  PENDING held | PENDING held | Held | -
+hold         failed       FAILED | FAILED | Held | torn
+hold         done         refused: there is nothing to hold
+hold         drifted      refused: there is nothing to hold
+hold         orphan       refused: no step matches
+hold         unknown      refused: the queue cannot be asked, and nothing was done
+hold         paused       PENDING held | PENDING held | Held | -
+
+release      not_started  - | PENDING | Queued | -
+release      queued       PENDING | PENDING | Queued | -
+release      running      RUNNING | RUNNING | Running | -
+release      held         - | PENDING | Queued | -
+release      held_queued  PENDING | PENDING | Queued | -
+release      failed       FAILED | FAILED, PENDING | Queued | -, torn aside
+release      done         COMPLETED | COMPLETED | Done | whole
+release      drifted      COMPLETED | COMPLETED | Drifted | whole
+release      orphan       refused: no step matches
+release      unknown      refused: the queue cannot be asked, and nothing was done
+release      paused       PENDING held | PENDING held | Waiting | -
+
+cancel       not_started  - | - | Held | -
+cancel       queued       CANCELLED | CANCELLED | Verifying | -
+cancel       running      CANCELLED | CANCELLED | Verifying | -
+cancel       held         - | - | Held | -
+cancel       held_queued  CANCELLED | CANCELLED | Verifying | -
+cancel       failed       FAILED | FAILED | Held | torn
+cancel       done         refused: there is nothing to cancel
+cancel       drifted      refused: there is nothing to cancel
+cancel       orphan       refused: no step matches
+cancel       unknown      refused: the queue cannot be asked, and nothing was done
+cancel       paused       CANCELLED | CANCELLED | Verifying | -
+
+rerun        not_started  - | PENDING | Queued | -
+rerun        queued       CANCELLED | CANCELLED, PENDING | Queued | -
+rerun        running      refused: say --now to cancel it and start again
+rerun        held         - | PENDING | Queued | -
+rerun        held_queued  CANCELLED | CANCELLED, PENDING | Queued | -
+rerun        failed       FAILED | FAILED, PENDING | Queued | -, torn aside
+rerun        done         COMPLETED | COMPLETED, PENDING | Queued | -, whole aside
+rerun        drifted      COMPLETED | COMPLETED, PENDING | Queued | -, whole aside
+rerun        orphan       refused: no step matches
+rerun        unknown      refused: the queue cannot be asked, and nothing was done
+rerun        paused       CANCELLED | CANCELLED | Waiting | -
+
+rerun --now  not_started  - | PENDING | Queued | -
+rerun --now  queued       CANCELLED | CANCELLED, PENDING | Queued | -
+rerun --now  running      CANCELLED | CANCELLED, PENDING | Queued | -
+rerun --now  held         - | PENDING | Queued | -
+rerun --now  held_queued  CANCELLED | CANCELLED, PENDING | Queued | -
+rerun --now  failed       FAILED | FAILED, PENDING | Queued | -, torn aside
+rerun --now  done         COMPLETED | COMPLETED, PENDING | Queued | -, whole aside
+rerun --now  drifted      COMPLETED | COMPLETED, PENDING | Queued | -, whole aside
+rerun --now  orphan       refused: no step matches
+rerun --now  unknown      refused: the queue cannot be asked, and nothing was done
+rerun --now  paused       CANCELLED | CANCELLED | Waiting | -
+
+accept       not_started  refused: there is no result to accept
+accept       queued       PENDING | PENDING | Queued | -
+accept       running      refused: there is no result to accept
+accept       held         refused: there are no outputs to accept
+accept       held_queued  PENDING held | PENDING held | Held | -
+accept       failed       FAILED | FAILED | Done | torn
+accept       done         COMPLETED | COMPLETED | Done | whole
+accept       drifted      COMPLETED | COMPLETED | Done | whole
+accept       orphan       refused: no step matches
+accept       unknown      refused: the queue cannot be asked, and nothing was done
+accept       paused       PENDING held | PENDING held | Waiting | -
+
+free         not_started  refused: only checkpoints in writing as done are freed
+free         queued       refused: only checkpoints in writing as done are freed
+free         running      refused: only checkpoints in writing as done are freed
+free         held         refused: only checkpoints in writing as done are freed
+free         held_queued  refused: only checkpoints in writing as done are freed
+free         failed       refused: only checkpoints in writing as done are freed
+free         done         COMPLETED | COMPLETED | Done | -
+free         drifted      refused: only checkpoints in writing as done are freed
+free         orphan       refused: no step matches
+free         unknown      refused: the queue cannot be asked, and nothing was done
+free         paused       refused: only checkpoints in writing as done are freed
+
+prune        not_started  refused: its jobs are no orphans
+prune        queued       refused: its jobs are no orphans
+prune        running      refused: its jobs are no orphans
+prune        held         refused: its jobs are no orphans
+prune        held_queued  refused: its jobs are no orphans
+prune        failed       refused: its jobs are no orphans
+prune        done         refused: its jobs are no orphans
+prune        drifted      refused: its jobs are no orphans
+prune        orphan       CANCELLED | CANCELLED | gone | -
+prune        unknown      refused: the queue cannot be asked, and nothing was done
+prune        paused       refused: its jobs are no orphans
+
+pause        not_started  - | - | Waiting | -
+pause        queued       PENDING held | PENDING held | Waiting | -
+pause        running      RUNNING | RUNNING | Running | -
+pause        held         - | - | Held | -
+pause        held_queued  PENDING held | PENDING held | Held | -
+pause        failed       FAILED | FAILED | Failed | torn
+pause        done         COMPLETED | COMPLETED | Done | whole
+pause        drifted      COMPLETED | COMPLETED | Drifted | whole
+pause        orphan       PENDING | PENDING | gone | -
+pause        unknown      refused: the queue cannot be asked, and nothing was done
+pause        paused       PENDING held | PENDING held | Waiting | -
+
+resume       not_started  - | PENDING | Queued | -
+resume       queued       PENDING | PENDING | Queued | -
+resume       running      RUNNING | RUNNING | Running | -
+resume       held         - | - | Held | -
+resume       held_queued  PENDING held | PENDING held | Held | -
+resume       failed       FAILED | FAILED | Failed | torn
+resume       done         COMPLETED | COMPLETED | Done | whole
+resume       drifted      COMPLETED | COMPLETED | Drifted | whole
+resume       orphan       PENDING | PENDING | gone | -
+resume       unknown      refused: the queue cannot be asked, and nothing was done
+resume       paused       PENDING | PENDING | Queued | -
+"""
+"""The word, the condition it is said in, and then: the step's jobs at once | after the next pass | how it stands | its result."""
+
+ROWS = [tuple(part for part in line.split("  ") if part.strip()) for line in TABLE.splitlines() if line.strip()]
+
+
+@pytest.mark.parametrize(("verb", "condition", "expected"), [[part.strip() for part in row] for row in ROWS])
+def test_every_word_in_every_condition(world, verb, condition, expected):
+    by_name = {made.__name__: made for made in CONDITIONS}
+    by_name[condition](world)
+    found = told(world, verb)
+    if expected.startswith("refused: "):
+        assert found.startswith("refused: ")
+        assert expected.removeprefix("refused: ") in found
+    else:
+        assert found == expected
+
+
+def test_the_table_is_whole():
+    verbs = {row[0].strip() for row in ROWS}
+    assert {(row[0].strip(), row[1].strip()) for row in ROWS} == {(verb, made.__name__) for verb in verbs for made in CONDITIONS}
+
+
+OPPOSITES = [
+    *(("hold", "release", made) for made in (not_started, queued, running)),
+    *(("pause", "resume", made) for made in CONDITIONS if made not in (orphan, unknown, paused)),
+]
+
+
+@pytest.mark.parametrize(("verb", "opposite", "condition"), OPPOSITES)
+def test_a_word_and_its_opposite_leave_jobs_and_results_as_they_were(world, verb, opposite, condition):
+    """Between them no pass is made. ``release`` also lifts an earlier hold, and has a failed step decided afresh."""
+    condition(world)
+    before = jobs_of(world), stands(world), result_of(world)
+    say(world, verb)
+    say(world, opposite)
+    assert (jobs_of(world), stands(world), result_of(world)) == before
+
+
+@pytest.mark.parametrize("condition", [not_started, queued, running, failed])
+def test_a_cancelled_step_is_submitted_again_once_it_is_released(world, condition):
+    condition(world)
+    say(world, "cancel")
+    for _ in range(4):
+        world.run(1000)
+    assert stands(world) == "Held"
+    say(world, "release")
+    world.run()
+    assert jobs_of(world).endswith("PENDING")
+    assert stands(world) == "Queued"
+
+
+@pytest.mark.parametrize("verb", ["hold", "release", "cancel", "rerun", "accept", "free"])
+def test_the_reason_is_kept_and_shown_by_explain(world, verb):
+    {"free": done, "accept": drifted, "rerun": failed}.get(verb, queued)(world)
+    if verb == "free":
+        freeing.free(world.scene, [STEP], "waiting for Ana", lambda prospect: True)
+    else:
+        order(world, verb, STEP, why="waiting for Ana")
+    seen = preview(world.scene)
+    assert f"{verb} by u: waiting for Ana" in explain_text(seen, STEP)
+    assert explained(seen, STEP)["words"][-1]["why"] == "waiting for Ana"
+    jsonschema.validate(explained(seen, STEP), schema("explanation"))
+    jsonschema.validate(status_json(seen), schema("status"))
+
+
+def test_the_reason_of_a_hold_a_pause_and_a_rerun_is_what_status_shows(world):
+    world.run()
+    order(world, "hold", STEP, why="waiting for new data")
+    assert "held by u: waiting for new data" in status_text(preview(world.scene), Paint())
+    order(world, "rerun", STEP, why="the data came")
+    assert "asked for again by u: the data came" in status_text(preview(world.scene), Paint())
+    pause(world.scene, "+2d", "maintenance", lambda prospect: True)
+    assert re.match(r"paused by u until \d{4}-.*: maintenance\n", status_text(preview(world.scene), Paint()))
+
+
+@pytest.mark.parametrize("verb", ["hold", "release", "cancel", "rerun", "accept"])
+@pytest.mark.parametrize("condition", [queued, failed, done, drifted])
+def test_what_a_word_will_do_is_told_before_and_nothing_is_done_where_a_person_says_no(world, verb, condition):
+    condition(world)
+    before, jobs = files(world), dict(world.cluster.jobs)
+    told: list[Prospect] = []
+    with suppress(ReconcileError):
+        assert carry_out(world.scene, Order(verb, (STEP,)), lambda prospect: told.append(prospect) or False) == ()
+        [sentence] = told[0].sentences
+        assert sentence.startswith(f"{verb} {STEP} (")
+        assert told[0].asks is (verb == "rerun" and condition in (done, drifted))
+    assert (files(world), world.cluster.jobs) == (before, jobs)
