@@ -36,6 +36,10 @@ mutants: $(STAMP) ## break the code in thousands of small ways and see that a te
 	PATH="$(CURDIR)/$(BIN):$$PATH" RECONCILE_RELIABILITY= nice -n 5 $(BIN)/mutmut run --max-children 1 $(MUTANTS)
 	$(BIN)/python tests/mutants.py
 
+reliability: $(STAMP) ## run what docs/reliability.md counts, which takes hours, and write its table (RECONCILE_KILLS=1000 make test-slurm adds to it)
+	RECONCILE_RELIABILITY=build/reliability $(MAKE) faults fuzz mutants
+	$(BIN)/python tests/reliability.py build/reliability
+
 agreement: $(STAMP) ## print which faces of the simulated cluster agree on which scenario
 	$(BIN)/python -m pytest -rP --no-header tests/test_agreement.py
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fake_slurm.backend import FakeBackend
 from fake_slurm.client import RemoteWire, user_name
@@ -115,14 +115,22 @@ class CommandsHere:
         return _Done(*_outcome(command, env, str(cwd)))
 
 
-@dataclass
 class _Done:
-    returncode: int
-    output: bytes
-    errors: bytes
+    """A process that is over; what it said waits in its pipes."""
 
-    def communicate(self, timeout: float | None = None) -> tuple[bytes, bytes]:
-        return self.output, self.errors
+    def __init__(self, returncode: int, output: bytes, errors: bytes) -> None:
+        self.returncode = returncode
+        self.stdout, self.stderr = _pipe_with(output), _pipe_with(errors)
+
+    def wait(self, timeout: float | None = None) -> int:
+        return self.returncode
+
+
+def _pipe_with(content: bytes) -> IO[bytes]:
+    reads, writes = os.pipe()
+    with os.fdopen(writes, "wb") as pipe:
+        pipe.write(content)
+    return os.fdopen(reads, "rb")
 
 
 def _outcome(command: list[str], environment: Mapping[str, str], directory: str) -> tuple[int, bytes, bytes]:

@@ -94,6 +94,7 @@ def test_a_submission_says_what_it_is_and_is_in_writing_before_and_after(bench):
         {
             "event": "intent", "step": step.key, "attempt": 1, "name": here.name(step), "begins": NOW, "held": False,
             "definition": "def", "placement": "place", "output_dir": "/scratch/a", "options": {}, "from_epoch": 0,
+                "ask": {"gpus": 0, "seconds": None, "where": ""},
         },
         {"event": "submitted", "step": step.key, "attempt": 1, "job": "1"},
         {"event": "names", "kept": True},
@@ -324,6 +325,7 @@ def test_a_live_job_that_was_found_is_taken_over_as_it_is(bench):
             "event": "adopted", "step": step.key, "attempt": 3, "job": "77", "name": here.name(step, 3), "by_hand": False,
             "begun": NOW - 1000,
             "definition": "def", "placement": "place", "output_dir": "/scratch/a",
+            "ask": {"gpus": 0, "seconds": None, "where": ""},
         }
     ]  # fmt: skip
     assert here.cluster.submissions == []

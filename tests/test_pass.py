@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from reconciler import files
 from reconciler.disk import RealDisk
 from reconciler.errors import (
     AnotherPass,
@@ -409,6 +411,33 @@ def test_cells_are_still_ours_after_the_document_could_not_be_written_for_a_whil
     assert all("not written" in note for note in refused)
     assert lab.run(1).notes == ()
     assert re.search(r"^\| a \| WAITING +\|", lab.document.read_text(), re.MULTILINE)
+
+
+def test_a_document_that_could_not_be_written_the_first_time_is_written_by_a_later_pass(lab):
+    lab.document.chmod(0o444)
+    refused = [note for _ in range(2) for note in lab.run().notes]
+    lab.document.chmod(0o644)
+    assert refused
+    assert lab.run().notes == ()
+    assert "| a | " in lab.document.read_text()
+
+
+def test_cells_are_still_ours_where_the_document_was_replaced_and_its_directory_could_not_be_synced(lab, monkeypatch):
+    sync = files._sync_directory
+
+    def refuse(directory):
+        if directory == lab.directory:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(directory)
+
+    lab.run()
+    lab.finish("a/finetune", None)
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "_sync_directory", refuse)
+        assert any("not written" in note for note in lab.run().notes)
+    lab.finish("a/finetune")
+    assert lab.run().notes == ()
+    assert re.search(r"^\| a \| COMPLETED +\|", lab.document.read_text(), re.MULTILINE)
 
 
 def test_cells_are_still_ours_after_a_pass_was_killed_between_ledger_and_document(lab):

@@ -67,6 +67,23 @@ def test_a_duration_is_a_number_with_a_unit_and_a_bare_number_is_seconds(
     assert read_settings(experiment, {}, home).grace == seconds
 
 
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("true", 600.0), ("false", None), ("10m", 600.0), ("90", 90.0), ("0", 0.0), ("1h", 3600.0)]
+)
+def test_a_canary_is_asked_for_with_or_without_a_time(experiment: Path, home: Path, written: str, seconds: float | None) -> None:
+    (experiment / "reconcile.yaml").write_text(f"canary: {written}\n")
+    assert read_settings(experiment, {}, home).canary == seconds
+
+
+@pytest.mark.parametrize(
+    ("written", "hours"), [("40 gpu-hours", 40.0), ("1.5 gpu-hour", 1.5), ("0 gpu-hours", 0.0), ("null", None)]
+)
+def test_a_budget_is_a_number_of_gpu_hours(experiment: Path, home: Path, written: str, hours: float | None) -> None:
+    personal(home, "budget: 7 gpu-hours\n")
+    (experiment / "reconcile.yaml").write_text(f"budget: {written}\n")
+    assert read_settings(experiment, {}, home).budget == hours
+
+
 def test_retry_is_merged_class_by_class(experiment: Path, home: Path) -> None:
     personal(home, "retry: {TimeLimit: 1, NodeFailure: 3}\n")
     (experiment / "reconcile.yaml").write_text("retry: {NodeFailure: 0}\n")
@@ -97,6 +114,11 @@ def test_no_limit_can_be_said_over_a_persons_limit(experiment: Path, home: Path)
         ("max_in_flight: 0\n", ":1: `max_in_flight` is 0; accepted: a whole number from 1"),
         ("stop_after_failures: three\n", ":1: `stop_after_failures` is 'three'; accepted: a whole number"),
         ("requeue: 1\n", ":1: `requeue` is 1; accepted: `true` or `false`"),
+        ("canary: maybe\n", ":1: `canary` is 'maybe'; accepted: `true`, `false`, or for how long"),
+        ("canary: -5m\n", ":1: `canary` is '-5m'; accepted: `true`"),
+        ("poll: 60s\nbudget: 40\n", ":2: `budget` is 40; accepted: GPU hours such as `40 gpu-hours`"),
+        ("budget: 40 cpu-hours\n", ":1: `budget` is '40 cpu-hours'; accepted: GPU hours such as `40 gpu-hours`"),
+        ("budget: -1 gpu-hours\n", ":1: `budget` is '-1 gpu-hours'; accepted: GPU hours"),
         ("document: table\n", ":1: `document` is 'table'; accepted: `tables`"),
         ("poll: 60s\nstager: 5s\n", ":2: `stager` is no known key; accepted: `backend`, `stagger`"),
         ("retry:\n  NodeFailure: many\n", ":2: `retry.NodeFailure` is 'many'; accepted: a whole number from 0"),

@@ -16,6 +16,7 @@ from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.config_edit import make_edits, open_edits
 from reconciler.errors import (
     ClusterUnreachable,
+    ControllerFull,
     DiskUnreadable,
     LimitReached,
     PermanentError,
@@ -60,15 +61,14 @@ def act(plan: Plan, desired: Desired, observed: Observed, memory: Memory, world:
     for event in plan.learned if pass_.obstacle() is None else ():
         facts = {key: value for key, value in event.items() if key != "event"}
         world.ledger.append(event["event"], **facts)
-    others = [action for action in plan.actions if action.verb is not Verb.SUBMIT]
-    submissions = [action for action in plan.actions if action.verb is Verb.SUBMIT]
-    submissions.sort(key=lambda action: pass_.step(action).stage is not Stage.EVALUATION)
-    done = {action.step: pass_.do(action) for action in (*others, *submissions)}
+    submissions = sorted((a for a in plan.actions if a.verb is Verb.SUBMIT), key=lambda a: plan.order.index(a.step))
+    others = [a for a in plan.actions if a.verb is not Verb.SUBMIT]
+    done = {action.step: pass_.do(action) for action in [*others, *submissions]}
     return tuple(done[action.step] for action in plan.actions)
 
 
 class _Pass:
-    """One pass's submissions share a stagger, a limit once met, and the first read-back of a job's name."""
+    """One pass's submissions share a stagger, the limits once met, and the first read-back of a job's name."""
 
     def __init__(self, desired: Desired, observed: Observed, memory: Memory, world: World) -> None:
         self._desired = desired
@@ -77,6 +77,7 @@ class _Pass:
         self._world = world
         self._names_kept = memory.names_kept
         self._stopped: Reason | None = None
+        self._limited: dict[tuple[str | None, ...], Reason] = {}
         begins = [attempt.begins for of_step in memory.steps.values() for attempt in of_step.attempts]
         # Never later than so many submissions can have made it: a clock may have been days ahead for a while.
         latest = world.clock() + world.policy.stagger * len(begins)
@@ -131,10 +132,11 @@ class _Pass:
     def _submit(self, action: Action, step: Step) -> Outcome:
         """The intent is on disk before anything is submitted: without it a crash could lose a job. Then the attempt is claimed:
         of passes that overlap all the same, one alone gets it."""
-        if self._stopped is not None:
-            return _waiting(action, self._stopped.code, self._stopped.message, "failed")
         try:
             script = parse_batch_script(step.script, _text(step.script))
+            stopped = self._stopped or self._limited.get(_whose_limits(script))
+            if stopped is not None:
+                return _waiting(action, stopped.code, stopped.message, "failed")
             _make_room_for_logs(script)
         except (OSError, DiskUnreadable) as error:
             return _waiting(action, "DiskUnknown", str(error), "failed")
@@ -191,6 +193,7 @@ class _Pass:
             output_dir=str(step.output_dir),
             options=dict(action.options),
             from_epoch=action.from_epoch,
+            ask=asdict(step.ask.under(action.options)),
         )
         return token
 
@@ -200,8 +203,10 @@ class _Pass:
             job_id = self._world.backend.submit(job)
         except LimitReached as error:
             ledger.append("limited", step=step.key, attempt=attempt, message=str(error))
-            self._stopped = Reason("LimitReached", f"the site accepts no more jobs for now: {error}")
-            return _waiting(action, self._stopped.code, self._stopped.message, "failed")
+            reason = Reason("LimitReached", f"the site accepts no more jobs like this for now: {error}")
+            self._limited[_whose_limits(parse_batch_script(step.script, _text(step.script)))] = reason
+            self._stopped = reason if isinstance(error, ControllerFull) else None
+            return _waiting(action, reason.code, reason.message, "failed")
         except SubmissionRefused as error:
             ledger.append("refused", step=step.key, attempt=attempt, message=str(error))
             return _waiting(action, "SubmissionRefused", f"refused: {error}", "failed")
@@ -269,6 +274,7 @@ class _Pass:
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),
+            ask=asdict(step.ask),
         )
 
     def _mark_done(self, action: Action, step: Step) -> None:
@@ -304,6 +310,11 @@ def _make_room_for_logs(script: BatchScript) -> None:
         directory = script.directory_of(option)
         if directory is not None:
             make_directory(directory, parents=True)
+
+
+def _whose_limits(script: BatchScript) -> tuple[str | None, ...]:
+    """What the site's limits on the number of jobs hang on; a limit that one job meets, others of the same do too."""
+    return tuple(script.value(option) for option in ("account", "qos", "partition"))
 
 
 def _text(script: Path) -> str:

@@ -66,7 +66,11 @@ class SubmissionUncertain(TemporaryError):
 
 
 class LimitReached(TemporaryError):
-    """The site accepts no more jobs for now (QOS, association, MaxJobCount); waiting is the remedy."""
+    """The site accepts no more jobs like this one for now (its QOS, account or partition); waiting is the remedy."""
+
+
+class ControllerFull(LimitReached):
+    """The controller accepts no job of anybody for now (MaxJobCount)."""
 
 
 class PermanentError(ReconcileError):

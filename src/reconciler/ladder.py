@@ -25,6 +25,7 @@ from reconciler.model import (
     Verb,
     digest,
 )
+from reconciler.pending import never_starts, tell
 from reconciler.remedies import advanced, remedy_for, suggestion
 from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
 
@@ -175,7 +176,11 @@ def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
     if job.pending_reason == "DependencyNeverSatisfied":
         message = f"job {job.id} waits for a dependency that can never be satisfied; cancel it"
         return s.decide(Verb.HOLD, Condition.HELD, "DependencyNeverSatisfied", message, job=job.id, attempt=number)
-    why = f" ({job.pending_reason})" if job.pending_reason and job.pending_reason != "None" else ""
+    told = tell(job.pending_reason)
+    if never_starts(job.pending_reason):
+        message = f"job {job.id} will not start as it is: {told}; cancel it and mend its script, or ask your site"
+        return s.decide(Verb.HOLD, Condition.HELD, "CannotStart", message, job=job.id, attempt=number)
+    why = f": {told}" if told else ""
     if attempt.placement and attempt.placement != s.step.placement:
         why += "; its script asks for other resources by now (rerun replaces the job, accept lets it stand)"
     return s.decide(Verb.WAIT, Condition.QUEUED, "JobQueued", f"job {job.id} is in the queue{why}", job=job.id, attempt=number)
@@ -338,17 +343,15 @@ def _does_the_tool_object(s: Situation) -> Action | None:
 
 def _submit(s: Situation) -> Action:
     assert s.outputs is not None
-    last = s.memory.last
-    # Attempts that surely were no job settle nothing about one before them that may be.
-    told = next((a for a in reversed(s.memory.attempts) if not (a.withdrawn or a.limited or a.refused is not None)), None)
-    replaces_lost = told is not None and told.lost and told.job is None
+    last = next((a for a in reversed(s.memory.attempts) if not (a.withdrawn or a.limited)), None)
+    replaces_lost = _is_last_one_lost(s.memory)
     is_asked_for = last is not None and s.memory.rerun is not None and last.order < s.memory.rerun.order
     code, message = ("NotStarted", "nothing is there yet")
     if replaces_lost:
         code, message = "SubmissionLost", "the last submission was never seen; submitted held, released when nothing surfaces"
     elif is_asked_for:
         code, message = "Rerun", "asked for again by a person"
-    elif last is not None and not last.limited:
+    elif last is not None:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
         message = s.outputs.reason.message
@@ -450,6 +453,13 @@ def _counts(attempt: Attempt, memory: StepMemory) -> bool:
     """True where an attempt's outcome came after the last release; what a rerun replaces counts no more, however it ends."""
     outcome = attempt.order if attempt.end is None else attempt.end.order
     return outcome > memory.released and (memory.rerun is None or attempt.order > memory.rerun.order)
+
+
+def _is_last_one_lost(memory: StepMemory) -> bool:
+    """True where the last submission that may have been accepted was never seen; one that surely was not clears no doubt."""
+    maybe = (a for a in reversed(memory.attempts) if not (a.withdrawn or a.limited or a.refused is not None))
+    last = next(maybe, None)
+    return last is not None and last.lost and last.job is None
 
 
 def _trailing_refusals(attempts: Sequence[Attempt]) -> list[Attempt]:

@@ -1,41 +1,137 @@
-"""What a text or a value must be before anything is done with it; pure.
+"""What may keep a step from being submitted although its own ladder would submit it; pure.
 
-Documents, configurations and logs come from people, models and trainers that were killed: any text may hold a NUL, and a short
-one may unfold into gigabytes.
+Each limit is asked in turn, step by step in the order of submission, and hears of every step that goes. Why a limit says no is a
+Gate. It never decides what a step needs: only whether now is the time.
 """
 
 from __future__ import annotations
 
-import math
-import os
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
-_LONGEST_PATH = 4096  # bytes; PATH_MAX
-
-
-def can_be_path(text: str) -> bool:
-    """True for what Linux can take for a path: no NUL, nothing that has no bytes, not too long."""
-    try:
-        return "\0" not in text and len(os.fsencode(text)) < _LONGEST_PATH
-    except UnicodeEncodeError:  # half a character
-        return False
+from reconciler.memory import StepMemory
+from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Reason, Stage, Step, Unknown, Verb
 
 
-def is_whole(text: str) -> bool:
-    """True where the text has no lone surrogate, half a character that cannot be written down."""
-    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
+@dataclass(frozen=True)
+class Gate:
+    """Why a step that would be submitted is not; it waits with this reason, for a person where ``needs_person``."""
+
+    reason: Reason
+    needs_person: bool = True
 
 
-def unfolded(value: Any, known: dict[int, tuple[float, float]]) -> tuple[float, float]:
-    """How many values there are in a tree of maps and lists, and how deep, once what it shares is written out in each place.
+class Limit(Protocol):
+    """One limit, over the submissions of one plan."""
 
-    Both are without end where it holds itself. ``known`` remembers by id, so the tree must outlive it.
+    def refuses(self, step: Step) -> Gate | None:
+        """Why this step may not go now; None where it may."""
+
+    def takes(self, step: Step) -> None:
+        """Hear that this step goes."""
+
+
+def stopped(action: Action, gate: Gate) -> Action:
+    """A submission that a gate keeps back."""
+    verb, condition = (Verb.HOLD, Condition.HELD) if gate.needs_person else (Verb.WAIT, Condition.WAITING)
+    return replace(
+        action,
+        verb=verb,
+        condition=condition,
+        reason=gate.reason,
+        attempt=None,
+        move_aside=(),
+        changes=(),
+        held=False,
+        options={},
+        edits=(),
+    )
+
+
+def in_turn(steps: Sequence[Step], known: Mapping[str, StepMemory]) -> list[Step]:
+    """Steps in the order in which they are submitted, so that none starves.
+
+    Those that a limit of the site kept back last time come after all others, which it may not concern. Then evaluations come
+    before fine-tunes, because they finish what was begun; then those that had fewer jobs: a run that is preempted again and
+    again takes nobody's turn; then as the document has them.
     """
-    if not isinstance(value, (Mapping, list)):
-        return 1, 1
-    if id(value) not in known:
-        known[id(value)] = math.inf, math.inf  # holds while its own children are counted
-        inner = [unfolded(child, known) for child in (value.values() if isinstance(value, Mapping) else value)]
-        known[id(value)] = 1 + sum(count for count, _ in inner), 1 + max((depth for _, depth in inner), default=0)
-    return known[id(value)]
+    return sorted(steps, key=lambda step: _turn(step, known[step.key]))
+
+
+def _turn(step: Step, memory: StepMemory) -> tuple[bool, bool, int]:
+    was_limited = memory.last is not None and memory.last.limited
+    return was_limited, step.stage is not Stage.EVALUATION, _jobs_had(memory)
+
+
+def _jobs_had(memory: StepMemory) -> int:
+    return sum(attempt.job is not None and not attempt.withdrawn for attempt in memory.attempts)
+
+
+@dataclass
+class Closed:
+    """Nothing at all may be submitted."""
+
+    gate: Gate
+
+    def refuses(self, step: Step) -> Gate | None:
+        """Every step, with the same reason."""
+        return self.gate
+
+    def takes(self, step: Step) -> None:
+        """Never happens."""
+
+
+class FullDisk:
+    """A full disk fails every run that writes to it, and tears the checkpoint that it is in the midst of."""
+
+    def __init__(self, desired: Desired, decided: Mapping[str, Action]) -> None:
+        failed = (step for step in reversed(desired.steps) if decided[step.key].reason.code == "DiskQuota")
+        self._failed: dict[Path, str] = {step.root: step.key for step in failed}
+
+    def refuses(self, step: Step) -> Gate | None:
+        """A step that would write to a full disk."""
+        failed = self._failed.get(step.root)
+        if failed is None:
+            return None
+        message = f"{failed} failed because {step.root} is full or its quota is used up; make room, then release {failed}"
+        return Gate(Reason("DiskQuota", message), needs_person=False)
+
+    def takes(self, step: Step) -> None:
+        """Takes no room that could be known."""
+
+
+class InFlight:
+    """``max_in_flight``: the user's jobs in the queue, other work's counted."""
+
+    def __init__(self, observed: Observed, policy: Policy) -> None:
+        self._count = 0 if isinstance(observed.queue, Unknown) else sum(_jobs_of(job) for job in observed.queue)
+        self._most = policy.max_in_flight
+
+    def refuses(self, step: Step) -> Gate | None:
+        """A step for which there is no place left."""
+        if self._most is None or self._count < self._most:
+            return None
+        message = f"jobs in the queue or about to be: {self._count}; max_in_flight is {self._most}"
+        return Gate(Reason("MaxInFlight", message), needs_person=False)
+
+    def takes(self, step: Step) -> None:
+        """One place less."""
+        self._count += 1
+
+
+def _jobs_of(job: Job) -> int:
+    """How many jobs a row of the queue stands for: an array's tasks that wait have one row (``7_[1-5,9%2]``, man squeue,
+    --array), and the site counts each of them."""
+    tasks = re.search(r"_\[([^]%]+)", job.id)
+    if not job.is_live or tasks is None:
+        return int(job.is_live)
+    return sum(_length(part) for part in tasks[1].split(",")) or 1
+
+
+def _length(part: str) -> int:
+    """``9``, ``1-5`` or ``1-9:2``; 0 for the dots of a list that squeue has cut."""
+    found = re.fullmatch(r"(\d+)(?:-(\d+)(?::(\d+))?)?", part)
+    return (int(found[2] or found[1]) - int(found[1])) // int(found[3] or 1) + 1 if found else 0

@@ -6,6 +6,7 @@ same function from the same facts, so what a preview shows is what a pass does i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -16,11 +17,12 @@ from reconciler.errors import UsageError
 from reconciler.experiment.load import load
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
+from reconciler.limits import Gate
 from reconciler.lock import pass_lock
 from reconciler.memory import Identity, Memory
 from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Verb
 from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
-from reconciler.plan import Gate, Plan, make_plan
+from reconciler.plan import Plan, make_plan
 from reconciler.ports import Backend, Clock, Disk, Environment, Tools
 from reconciler.record import record
 
@@ -116,7 +118,7 @@ def _look_and_plan(scene: Scene, desired: Desired, memory: Memory) -> Pass:
     _refuse_strangers(memory, scene, desired)
     observed = observe(desired, memory, scene.backend, scene.disk, scene.tools, deep=scene.deep, tick=scene.tick)
     now = scene.clock()
-    gate = _environment_gate(memory, scene.environment)
+    gate = _environment_gate(memory, scene.environment) or _budget_gate(scene.policy, scene.environment)
     plan = make_plan(desired, observed, memory, scene.policy, now, gate, scene.select)
     if observed.queue == () and any(action.verb is Verb.SUBMIT for action in plan.actions):
         observed = doubt_an_empty_queue(observed, scene.backend, now)
@@ -180,3 +182,15 @@ def _environment_gate(memory: Memory, environment: Mapping[str, str]) -> Gate | 
         "start reconcile from a login shell (`bash -lc`), or say `reconcile accept EXPERIMENT --environment`"
     )
     return Gate(Reason("EnvironmentChanged", message))
+
+
+_CHANGES_COST = re.compile(r"SBATCH_(TIMELIMIT|GRES|EXCLUSIVE|GPUS.*|NTASKS_PER_GPU|TRES_PER_TASK)")
+
+
+def _budget_gate(policy: Policy, environment: Mapping[str, str]) -> Gate | None:
+    """Variables that sbatch puts over what scripts say (man sbatch, INPUT ENVIRONMENT VARIABLES), where that must count."""
+    named = sorted(name for name in environment if _CHANGES_COST.fullmatch(name))
+    if policy.budget is None or not named:
+        return None
+    message = f"{', '.join(named)} would change what jobs cost, and there is a budget; unset it, and let the scripts say it"
+    return Gate(Reason("CostUnknown", message))

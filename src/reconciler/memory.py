@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reconciler.model import Edit
+from reconciler.model import Ask, Edit
 
 Event = Mapping[str, Any]
 
@@ -45,7 +45,9 @@ class Attempt:
     ``job`` None with none of ``refused``, ``limited`` and ``lost`` is an unconfirmed submission. ``unseen_at`` is when its job
     was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
     ``options`` are those that it was submitted with over its script's own, ``from_epoch`` how many whole epochs it went on from.
-    ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start.
+    ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start. ``ask`` is what
+    its job asked for, None where an earlier version did not write that down; ``worked`` (s) is how long earlier starts of a job
+    took that Slurm requeued.
     """
 
     number: int
@@ -68,6 +70,8 @@ class Attempt:
     end: End | None = None
     unseen_at: float | None = None
     missing_at: float | None = None
+    ask: Ask | None = None
+    worked: float = 0.0
 
     @property
     def is_unconfirmed(self) -> bool:
@@ -231,6 +235,17 @@ def _is_job(value: object) -> bool:
     return isinstance(value, str) and value[:1] in tuple("0123456789") and value.isprintable()
 
 
+def _is_text_or_none(value: object) -> bool:
+    return value is None or _is_text(value)
+
+
+def _is_ask(value: object) -> bool:
+    """GPUs, seconds and where, as ``Ask`` has them."""
+    if not isinstance(value, dict) or value.keys() != {"gpus", "seconds", "where"} or not _is_text(value["where"]):
+        return False
+    return (value["gpus"] is None or _is_number(value["gpus"])) and _is_time_or_unknown(value["seconds"])
+
+
 def _are_texts(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value.values()))
 
@@ -263,7 +278,8 @@ _FORMS = {
     "message": _is_text,
     "state": _is_text, "failure": _is_text, "exit_code": _is_text, "user": _is_text, "why": _is_text, "words": _is_text,
     "cluster": _is_text, "path": _is_text, "environment": _are_flags, "cells": _are_cells, "states": _are_texts,
-    "meaning": _are_texts, "evidence": _are_files,
+    "meaning": _are_texts, "evidence": _are_files, "options": _are_texts, "from_epoch": _is_number, "detail": _is_text,
+    "nodes": _is_text, "key": _is_text, "before": _is_text_or_none, "after": _is_text_or_none, "ask": _is_ask,
 }  # fmt: skip
 
 
@@ -297,6 +313,8 @@ def _without(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str] | 
 def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
     if kind in ("intent", "adopted"):
         return _with_attempt(step, kind, order, event)
+    if kind == "reopened":
+        return replace(step, attempts=tuple(reopened(a) if a.number == event["attempt"] else a for a in step.attempts))
     if kind in _OUTCOMES:
         changes = _OUTCOMES[kind](order, event)
         attempts = tuple(replace(a, **changes) if a.number == event["attempt"] else a for a in step.attempts)
@@ -348,14 +366,20 @@ _OUTCOMES: Mapping[str, Any] = {
         "end": _end(order, e),
     },
     "placed": lambda order, e: {"placement": e["placement"]},
-    "reopened": lambda order, e: {"end": None, "missing_at": None, "unseen_at": None},
 }
 
 
 _KINDS = frozenset(
     {"opened", "root", "names", "writing", "unwritten", "stands", "heard", "intent", "adopted", "done", "hold", "cancel"}
-    | {"release", "rerun", "moved", *_OUTCOMES}
+    | {"release", "rerun", "moved", "edited", "reopened", *_OUTCOMES}
 )
+
+
+def reopened(attempt: Attempt) -> Attempt:
+    """An attempt whose job was thought ended, and is live: Slurm requeues under the same id. The time that it took counts."""
+    end = attempt.end
+    took = max(0.0, end.at - end.started) if end is not None and end.started is not None else 0.0
+    return replace(attempt, end=None, missing_at=None, unseen_at=None, worked=attempt.worked + took)
 
 
 def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
@@ -384,5 +408,6 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         held=bool(event.get("held")),
         by_hand=bool(event.get("by_hand")),
         job=str(event["job"]) if kind == "adopted" else None,
+        ask=Ask(**event["ask"]) if "ask" in event else None,
     )
     return replace(step, attempts=(*(a for a in step.attempts if a.number != number), attempt))

@@ -112,6 +112,20 @@ class RunInput:
 
 
 @dataclass(frozen=True)
+class Ask:
+    """What one job asks for: so many GPUs, for so many seconds at most; None where only the site knows. ``where`` is the
+    partition, QOS and constraint that it names."""
+
+    gpus: int | None = 0
+    seconds: float | None = None
+    where: str = ""
+
+    def under(self, options: Mapping[str, str]) -> Ask:
+        """The same where a submission's own ``--time`` (minutes) outranks the script's."""
+        return replace(self, seconds=float(options["time"]) * 60) if "time" in options else self
+
+
+@dataclass(frozen=True)
 class Step:
     """One unit of work, and everything that defines it.
 
@@ -121,9 +135,9 @@ class Step:
     ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
     ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
-    as Slurm's patterns (``slurm-%j.out``). ``asks`` are the script's ``#SBATCH`` options by their long names. ``resume`` is the
-    edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it needs less of a GPU's memory (or
-    none, and why). ``spec`` is the tool's own.
+    as Slurm's patterns (``slurm-%j.out``). ``ask`` is what its job asks for, ``asks`` are the script's ``#SBATCH`` options by
+    their long names. ``resume`` is the edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it
+    needs less of a GPU's memory (or none, and why). ``spec`` is the tool's own.
     """
 
     key: str
@@ -149,6 +163,7 @@ class Step:
     resume: Edit | None = None
     smaller_batch: tuple[Edit, ...] = ()
     why_no_smaller_batch: str = ""
+    ask: Ask = Ask()
     blocked: Reason | None = None
 
     @property
@@ -450,7 +465,8 @@ class Raise:
 
 @dataclass(frozen=True)
 class Policy:
-    """The settings that decide. Durations are seconds; the sources are reconcile.yaml's keys of the same names."""
+    """The settings that decide. Durations are seconds, ``budget`` is GPU hours; the sources are reconcile.yaml's keys of the same
+    names. ``canary`` None: no step goes first alone."""
 
     backend: str = "auto"
     stagger: float = 5.0
@@ -468,6 +484,8 @@ class Policy:
     mem: Raise | None = None
     shrink_batch: bool = False
     exclude_after: int = 2
+    canary: float | None = None
+    budget: float | None = None
     tools: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     def of(self, tool: str) -> Policy:

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from reconciler.budget import Bill, Budget, bill_of, uses_of
+from reconciler.canary import Canary, Facts
 from reconciler.failures import CANCELLED, INFRASTRUCTURE
 from reconciler.ladder import climb, need_blocked
+from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, in_turn, stopped
 from reconciler.memory import Memory, StepMemory
-from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Unknown, Verb
+from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb
 from reconciler.situation import Ownership, Situation, remember_ends, supersede, whose_jobs
 
 _ONE_NODE = re.compile(r"[A-Za-z0-9._-]+")
@@ -25,21 +28,16 @@ _ONE_FAILURE = 600.0  # s, within which jobs that a node takes with it ended by 
 
 
 @dataclass(frozen=True)
-class Gate:
-    """Why this pass may submit nothing at all, where it may not; steps that would be submitted wait with this reason."""
-
-    reason: Reason
-    needs_person: bool = True
-
-
-@dataclass(frozen=True)
 class Plan:
     """One action per step, in document order; ``learned`` are events that hold whatever becomes of the actions. ``orphans`` are
-    live jobs of steps that are not in the document any more: they are shown, and left alone."""
+    live jobs of steps that are not in the document any more: they are shown, and left alone. ``order`` has the steps' keys in the
+    order of submission, ``bill`` what they cost before any of the actions."""
 
     actions: tuple[Action, ...]
     learned: tuple[Mapping[str, Any], ...] = ()
     orphans: tuple[Orphan, ...] = ()
+    order: tuple[str, ...] = ()
+    bill: Bill = field(default_factory=Bill)
 
     def of(self, key: str) -> Action:
         """The action of a step."""
@@ -92,8 +90,20 @@ def make_plan(
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
     decided = _avoid_nodes(decided, failing_nodes(known, policy), known)
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
-    held_back = _hold_back(desired, observed, policy, decided, gate)
-    return Plan(tuple(held_back[step.key] for step in desired.steps), tuple(learned), ours.orphans)
+    desired = replace(desired, steps=tuple(replace(s, ask=s.ask.under(decided[s.key].options)) for s in desired.steps))
+    order = in_turn(desired.steps, known)
+    budget = Budget(policy, uses_of(desired, known, memory, ours, now))
+    bill = bill_of(desired, decided, known, budget)
+    limits: list[Limit] = [
+        *([Closed(gate)] if gate else []),
+        FullDisk(desired, decided),
+        Canary(Facts(desired, decided, known, ours, memory.released), policy.canary, now),
+        budget,
+        InFlight(observed, policy),
+    ]
+    held_back = _hold_back(desired, decided, order, limits)
+    actions = tuple(held_back[step.key] for step in desired.steps)
+    return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill)
 
 
 def _ends_of_dropped_steps(
@@ -157,32 +167,19 @@ def _needs_first(steps: Sequence[Step]) -> list[Step]:
 
 
 def _hold_back(
-    desired: Desired, observed: Observed, policy: Policy, decided: Mapping[str, Action], gate: Gate | None
+    desired: Desired, decided: Mapping[str, Action], order: Sequence[Step], limits: Sequence[Limit]
 ) -> dict[str, Action]:
-    """Submissions that the experiment as a whole does not allow become waits; evaluations go before new fine-tunes."""
-    in_flight = 0 if isinstance(observed.queue, Unknown) else sum(job.is_live for job in observed.queue)
+    """Submissions that the experiment as a whole does not allow now become waits."""
     held_back = dict(decided)
-    full = {step.root: decided[step.key] for step in reversed(desired.steps) if decided[step.key].reason.code == "DiskQuota"}
-    for step in sorted(desired.steps, key=lambda step: step.stage is not Stage.EVALUATION):
-        action = decided[step.key]
-        if action.verb is not Verb.SUBMIT:
+    for step in order:
+        if decided[step.key].verb is not Verb.SUBMIT:
             continue
-        closed = gate or _full_disk_gate(step, full)
-        if closed is not None:
-            condition = Condition.HELD if closed.needs_person else Condition.WAITING
-            verb = Verb.HOLD if closed.needs_person else Verb.WAIT
-            held_back[step.key] = replace(
-                action, verb=verb, condition=condition, reason=closed.reason, attempt=None, move_aside=(), changes=(), held=False
-            )
-        elif policy.max_in_flight is not None and in_flight >= policy.max_in_flight:
-            reason = Reason(
-                "MaxInFlight", f"jobs in the queue or about to be: {in_flight}; max_in_flight is {policy.max_in_flight}"
-            )
-            held_back[step.key] = replace(
-                action, verb=Verb.WAIT, reason=reason, attempt=None, move_aside=(), changes=(), held=False
-            )
-        else:
-            in_flight += 1
+        gate = next((found for limit in limits if (found := limit.refuses(step)) is not None), None)
+        if gate is not None:
+            held_back[step.key] = stopped(decided[step.key], gate)
+            continue
+        for limit in limits:
+            limit.takes(step)
     return {step.key: _behind(held_back[step.key], held_back.get(step.need or "")) for step in desired.steps}
 
 
@@ -198,15 +195,6 @@ def _names_gate(memory: Memory) -> Gate | None:
         return None
     message = "this site rewrites job names, so a job could not be recognised after a crash; nothing more is submitted"
     return Gate(Reason("NamesRewritten", message))
-
-
-def _full_disk_gate(step: Step, full: Mapping[Path, Action]) -> Gate | None:
-    """A full disk fails every run that writes to it, and tears the checkpoint that it is in the midst of."""
-    failed = full.get(step.root)
-    if failed is None:
-        return None
-    message = f"{failed.step} failed because {step.root} is full or its quota is used up; make room, then release {failed.step}"
-    return Gate(Reason("DiskQuota", message), needs_person=False)
 
 
 def _wave_gate(failed: Sequence[str], policy: Policy) -> Gate | None:

@@ -34,7 +34,7 @@ _WORDS = {
     Condition.DRIFTED: "DRIFTED",
     Condition.BLOCKED: "WAITING",
 }
-_ORDINARY_WAITS = ("NotStarted", "NeedUnmet", "MaxInFlight")  # a step whose turn has not come: PENDING, without a note
+_ORDINARY_WAITS = ("NotStarted", "NeedUnmet", "MaxInFlight", "Canary")  # a step whose turn has not come: PENDING, without a note
 _FAILURES = {"TimeLimit": "TIMEOUT", "OutOfMemoryHost": "OUT_OF_MEMORY", **dict.fromkeys(CANCELLED, "CANCELLED")}
 
 
@@ -158,7 +158,8 @@ def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, m
         try:
             replace_file(target, after, expected=before)
         except TemporaryError:
-            ledger.append("unwritten", cells=cells)
+            if _content(target, must_exist=is_own) != after:  # it may be there, and its directory alone not be synced
+                ledger.append("unwritten", cells=cells)
             raise
     except (TemporaryError, PermanentError, UnicodeDecodeError) as error:
         return (f"{target}: the status tables were not written: {error}",)

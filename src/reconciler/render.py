@@ -7,12 +7,14 @@ terminal raw.
 from __future__ import annotations
 
 import json
+import math
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from reconciler import budget
 from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory
 from reconciler.model import Action, Condition, Desired, Verb
@@ -90,7 +92,7 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
         for action in members:
             lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(why(seen, action), 'dim')}")
             lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if action.verb is Verb.SUBMIT]
-    return "\n".join([*lines, *_orphan_lines(seen, paint), "", summary(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_cost_lines(seen), summary(seen.actions)])
 
 
 def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
@@ -103,6 +105,11 @@ def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
         for o in seen.plan.orphans
     ]
     return ["", f"{paint('Orphans', 'bold')} ({len(lines)})", *lines]
+
+
+def _cost_lines(seen: Pass) -> list[str]:
+    """What the experiment costs, where it costs anything."""
+    return [line] if (line := budget.told(seen.plan.bill)) else []
 
 
 def summary(actions: Sequence[Action]) -> str:
@@ -171,7 +178,7 @@ def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool 
         lines.append("  ".join([*cells, row[3]]))
         attempts = seen.memory.of(action.step).attempts if verbose else ()
         lines += [f"  attempt {a.number}: {_attempt_sentence(_attempt_json(a))}" for a in attempts]
-    return "\n".join([*lines, *_orphan_lines(seen, paint), "", stand(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_cost_lines(seen), stand(seen.actions)])
 
 
 def _colour_of(condition: Condition) -> str:
@@ -231,6 +238,18 @@ def actions_json(seen: Pass) -> dict[str, Any]:
             for action, result in ((outcome.action, outcome.result) for outcome in seen.shown)
         ],
         "orphans": _orphans(seen),
+        "cost": _cost(seen.plan.bill),
+    }
+
+
+def _cost(bill: budget.Bill) -> dict[str, Any]:
+    return {
+        "unit": "gpu-hours",
+        "budget": bill.budget,
+        "spent": round(bill.spent, 4),
+        "in_flight": round(bill.in_flight, 4) if math.isfinite(bill.in_flight) else None,
+        "likely": round(bill.likely, 4),
+        "unknown": list(bill.unknown),
     }
 
 
@@ -255,6 +274,7 @@ def status_json(seen: Pass) -> dict[str, Any]:
             for action in seen.actions
         ],
         "orphans": _orphans(seen),
+        "cost": _cost(seen.plan.bill),
     }
 
 

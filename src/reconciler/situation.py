@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.failures import classify
-from reconciler.memory import LATEST, Attempt, End, Memory, StepMemory, Word
+from reconciler.memory import LATEST, Attempt, End, Memory, StepMemory, Word, reopened
 from reconciler.model import (
     Action,
     Condition,
@@ -236,7 +236,7 @@ def _seen_live(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> A
     person or by a pass that died before it could say so."""
     if attempt.end is not None:
         situation.learn("reopened", attempt=attempt.number)
-        attempt = replace(attempt, end=None, missing_at=None, unseen_at=None)
+        attempt = reopened(attempt)
     if attempt.unseen_at is not None:
         situation.learn("seen", attempt=attempt.number)
         attempt = replace(attempt, unseen_at=None)

@@ -258,6 +258,11 @@ RERUNS = {"to be tried again": 1, "ended without results": 1}
 """How often more than once a training runs that begins in this phase: its first job failed."""
 
 
+def some(count: int) -> range:
+    """Every one of so many effects, or every third where that would take too long."""
+    return range(0, count, 1 if ALL else 3)
+
+
 @contextmanager
 def lab_at(phase: str, site: Site | None = None) -> Iterator[Lab]:
     """A world whose training is in this phase."""

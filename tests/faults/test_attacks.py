@@ -563,7 +563,7 @@ def test_a_ledger_of_many_steps_is_read_in_the_time_of_its_length(tmp_path):
 
 def queue_row(**changes: str) -> str:
     row = {"id": "101", "state": "RUNNING", "reason": "None", "submit": "1700000000", "start": "1700000000", "end": "N/A"}
-    row |= {"user": "u", "exit": "0:0", "name": "job", "workdir": "/x"}
+    row |= {"user": "u", "exit": "0:0", "nodes": "n1", "name": "job", "workdir": "/x"}
     return "\x1f".join((row | changes).values()) + "\x1e\n"
 
 
@@ -571,7 +571,7 @@ def queue_row(**changes: str) -> str:
 def test_numbers_that_slurm_never_prints_are_not_known(number):
     (job,) = parse_squeue(queue_row(submit=number, start=number, exit=number))
     assert (job.submitted, job.started, job.exit_code) == (None, None, "")
-    fields = ["101", "RUNNING", number, number, number, number, number, "u", "/x", "job"]
+    fields = ["101", "RUNNING", number, number, number, number, number, "u", "n1", "/x", "job"]
     (accounted,) = parse_sacct("\x1f".join(fields) + "\n")
     assert (accounted.submitted, accounted.begins, accounted.started) == (None, None, None)
 
@@ -581,13 +581,13 @@ def test_a_row_whose_id_is_none_is_no_answer(job_id):
     with pytest.raises(ClusterUnreachable):
         parse_squeue(queue_row(id=job_id))
     with pytest.raises(ClusterUnreachable):
-        parse_sacct("\x1f".join([job_id, *["x"] * 9]) + "\n")
+        parse_sacct("\x1f".join([job_id, *["x"] * 10]) + "\n")
     with pytest.raises((SubmissionUncertain, SubmissionRefused)):
         read_submission(0, f"{job_id}\n", "")
 
 
 def test_a_directory_with_a_line_separator_does_not_cut_the_accounting():
-    fields = ["101", "COMPLETED", "0:0", *["1700000000"] * 4, "u", "/x\u2028y\x85z", "a\x0bb"]
+    fields = ["101", "COMPLETED", "0:0", *["1700000000"] * 4, "u", "n1", "/x\u2028y\x85z", "a\x0bb"]
     (job,) = parse_sacct("\x1f".join(fields) + "\n")
     assert (job.workdir, job.name) == ("/x\u2028y\x85z", "a\x0bb")
 

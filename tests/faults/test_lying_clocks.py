@@ -18,7 +18,7 @@ _STEPS = (-40 * 86400.0, -3600.0, -301.0, -290.0, 290.0, 301.0, 3600.0, 40 * 864
 
 @pytest.mark.fault("the clock of the host steps, between passes")
 @pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("step", _STEPS if ALL else _STEPS[1::3])
+@pytest.mark.parametrize("step", _STEPS if ALL else (-3600.0, _STEPS[-1]))
 def test_a_clock_that_steps_and_steps_back_costs_time_at_most(step, phase):
     """Beyond five minutes munge would let no request through; here they go through all the same."""
     with lab_at(phase) as lab:

@@ -110,16 +110,28 @@ def _batch_scripts() -> list[bytes]:
 
 def _squeue() -> list[bytes]:
     name = Token.of(finetune().script.parent.parent, "a/finetune", 1).job_name("job")
-    row = ["101", "RUNNING", "None", "1700000000", "1700000010", "N/A", "u", "0:0", name, "/exp/a"]
-    pending = ["102_[1-9]", "PENDING", "JobHeldUser", "1700000000", "N/A", "N/A", "u", "768", "other", "/exp/a\nb"]
+    row = ["101", "RUNNING", "None", "1700000000", "1700000010", "N/A", "u", "0:0", "n1", name, "/exp/a"]
+    pending = ["102_[1-9]", "PENDING", "JobHeldUser", "1700000000", "N/A", "N/A", "u", "768", "", "other", "/exp/a\nb"]
     records = ["\x1f".join(f" {field}" for field in fields) + "\x1e\n" for fields in (row, pending)]
     return [records[0].encode(), "".join(records).encode(), b""]
 
 
 def _sacct() -> list[bytes]:
     name = Token.of(finetune().script.parent.parent, "a/finetune", 1).job_name("job")
-    row = ["101", "CANCELLED by 7", "0:9", "1700000000", "Unknown", "1700000010", "1700000020", "u", "/exp/a", name]
-    other = ["102+0", "COMPLETED", "0:0", "1700000000", "1700000000", "1700000010", "1700000020", "u", "/x", "two\nlines"]
+    row = ["101", "CANCELLED by 7", "0:9", "1700000000", "Unknown", "1700000010", "1700000020", "u", "n1", "/exp/a", name]
+    other = [
+        "102+0",
+        "COMPLETED",
+        "0:0",
+        "1700000000",
+        "1700000000",
+        "1700000010",
+        "1700000020",
+        "u",
+        "n[1-2]",
+        "/x",
+        "two\nlines",
+    ]
     lines = ["\x1f".join(fields) + "\n" for fields in (row, other)]
     return [lines[0].encode(), "".join(lines).encode(), b""]
 

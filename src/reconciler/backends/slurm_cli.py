@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from reconciler.backends.sbatch_answer import whole_answer
 from reconciler.backends.slurm_states import base_state, is_held, phase_of
 from reconciler.errors import (
     AccountingDisabled,
     ClusterUnreachable,
+    ControllerFull,
     LimitReached,
     SubmissionRefused,
     SubmissionUncertain,
@@ -96,10 +98,12 @@ class SlurmCli:
         except OSError as error:
             raise SubmissionRefused(f"sbatch could not be started: {error}") from error
         try:
-            output, errors = sbatch.communicate(timeout=_SUBMIT_SECONDS + 10)
+            answer = whole_answer(sbatch, _SUBMIT_SECONDS + 10)
         except subprocess.TimeoutExpired as error:
             raise SubmissionUncertain(f"sbatch did not answer within {_SUBMIT_SECONDS} s") from error
-        return read_submission(sbatch.returncode, _text(output), _text(errors))
+        if answer.was_asleep:
+            raise ControllerFull("the controller takes no more jobs for now (MaxJobCount, or it has just started)")
+        return read_submission(answer.code, _text(answer.output), _text(answer.errors))
 
     def cancel(self, job_id: str) -> None:
         """scancel; a job that is already gone is no error."""
@@ -206,32 +210,54 @@ class _Sign:
     sample: str
 
 
+_FAILED = "Batch job submission failed: "
+_TRIED = "Slurm temporarily unable to accept job, sleeping and retrying"
+_POLICY = f"{_FAILED}Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+# The first row that fits counts, and doubt comes first: sbatch may have been refused once, tried again, and had no answer.
 _SIGNS = (
-    # Those of doubt first: a retry notice may stand before a timeout, and then the last try may have been accepted.
-    _Sign("timed out", SubmissionUncertain, "Batch job submission failed: Socket timed out on send/recv operation"),
+    _Sign("timed out", SubmissionUncertain, f"{_FAILED}Socket timed out on send/recv operation"),
+    _Sign("Unable to contact", SubmissionUncertain, f"{_FAILED}Unable to contact slurm controller (connect failure)"),
+    _Sign("Zero Bytes", SubmissionUncertain, f"{_FAILED}Zero Bytes were transmitted or received"),
+    _Sign("Unexpected message", SubmissionUncertain, f"{_FAILED}Unexpected message received"),
+    _Sign("connection failure", SubmissionUncertain, f"{_FAILED}Communication connection failure"),
+    _Sign("Communication", SubmissionUncertain, f"{_FAILED}Communication shutdown failure"),
+    _Sign("Insane message", SubmissionUncertain, f"{_FAILED}Insane message length"),
+    _Sign("standby mode", SubmissionUncertain, f"{_FAILED}Slurm backup controller in standby mode"),
+    _Sign("authentication", SubmissionUncertain, f"{_FAILED}Protocol authentication error"),
+    # Limits that are met by waiting. Seen on 22.05 and 24.11, each with exit code 1.
+    _Sign("SubmitJob", LimitReached, f"QOSMaxSubmitJobPerUserLimit\nsbatch: error: {_POLICY}"),
+    _Sign("SubmitJob", LimitReached, f"QOSGrpSubmitJobsLimit\nsbatch: error: {_POLICY}"),
+    _Sign("SubmitJob", LimitReached, f"MaxSubmitJobsPerAccount\nsbatch: error: {_POLICY}"),
+    _Sign("SubmitJob", LimitReached, f"AssocMaxSubmitJobLimit\nsbatch: error: {_POLICY}"),
+    _Sign("SubmitJob", LimitReached, f"AssocGrpSubmitJobsLimit\nsbatch: error: {_POLICY}"),
+    _Sign("inactive or drain", LimitReached, f"{_FAILED}Required partition not available (inactive or drain)"),
+    # MaxJobCount (EAGAIN), after sbatch has tried for two minutes; we stop it sooner (sbatch_answer.py).
     _Sign(
-        "Unable to contact",
-        SubmissionUncertain,
-        "Batch job submission failed: Unable to contact slurm controller (connect failure)",
+        "Resource temporarily unavailable",
+        ControllerFull,
+        f"{_TRIED}\nsbatch: error: {_FAILED}Resource temporarily unavailable",
     ),
-    _Sign("Zero Bytes", SubmissionUncertain, "Batch job submission failed: Zero Bytes were transmitted or received"),
-    _Sign("Unexpected message", SubmissionUncertain, "Batch job submission failed: Unexpected message received"),
-    _Sign("connection failure", SubmissionUncertain, "Batch job submission failed: Communication connection failure"),
-    _Sign("Communication", SubmissionUncertain, "Batch job submission failed: Communication shutdown failure"),
-    _Sign("Insane message", SubmissionUncertain, "Batch job submission failed: Insane message length"),
-    _Sign("standby mode", SubmissionUncertain, "Batch job submission failed: Slurm backup controller in standby mode"),
-    _Sign("authentication", SubmissionUncertain, "Batch job submission failed: Protocol authentication error"),
+    # A QOS with DenyOnLimit refuses what would never start: this one job asks for more than any may, or for less.
+    _Sign("PerJobLimit", SubmissionRefused, f"QOSMaxCpuPerJobLimit\nsbatch: error: {_POLICY}"),
+    _Sign("PerJobLimit", SubmissionRefused, f"QOSMaxWallDurationPerJobLimit\nsbatch: error: {_POLICY}"),
+    _Sign("PerJobLimit", SubmissionRefused, f"QOSMaxCpuMinutesPerJobLimit\nsbatch: error: {_POLICY}"),
+    _Sign("NotSatisfied", SubmissionRefused, f"QOSMinCpuNotSatisfied\nsbatch: error: {_POLICY}"),
+    _Sign("MinutesLimit", SubmissionRefused, f"QOSGrpCPUMinutesLimit\nsbatch: error: {_POLICY}"),
+    _Sign("GrpWallLimit", SubmissionRefused, f"QOSGrpWallLimit\nsbatch: error: {_POLICY}"),
+    # Without the name of the limit (pyslurm gives none) it may be the number of jobs.
+    _Sign("accounting/QOS policy", LimitReached, _POLICY),
+    # What a person has to mend; the first nine were seen on 22.05 and 24.11.
+    _Sign(_FAILED, SubmissionRefused, f"{_FAILED}Invalid account or account/partition combination specified"),
+    _Sign(_FAILED, SubmissionRefused, f"{_FAILED}Invalid qos specification"),
+    _Sign(_FAILED, SubmissionRefused, f"{_FAILED}Invalid job array specification"),  # beyond MaxArraySize
+    _Sign(_FAILED, SubmissionRefused, f"{_FAILED}Requested time limit is invalid (missing or exceeds some limit)"),
+    _Sign(_FAILED, SubmissionRefused, f"{_FAILED}Node count specification invalid"),
+    _Sign(_FAILED, SubmissionRefused, f"{_FAILED}Requested node configuration is not available"),
+    _Sign(_FAILED, SubmissionRefused, f"{_FAILED}Requested reservation is invalid"),
+    _Sign(_FAILED, SubmissionRefused, f"{_FAILED}User's group not permitted to use this partition"),
     _Sign(
-        "SubmitJob", LimitReached, "Batch job submission failed: Job violates accounting/QOS policy (QOSMaxSubmitJobPerUserLimit)"
+        _FAILED, SubmissionRefused, f"invalid partition specified: gpu\nsbatch: error: {_FAILED}Invalid partition name specified"
     ),
-    _Sign(
-        "accounting/QOS policy",
-        LimitReached,
-        "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)",
-    ),
-    _Sign("unable to accept job", LimitReached, "Slurm temporarily unable to accept job, sleeping and retrying"),
-    _Sign("Resource temporarily unavailable", LimitReached, "Batch job submission failed: Resource temporarily unavailable"),
-    _Sign("Batch job submission failed", SubmissionRefused, "Batch job submission failed: Invalid partition name specified"),
     _Sign("Batch script", SubmissionRefused, "Batch script contains DOS line breaks (\\r\\n)"),
     _Sign("batch script", SubmissionRefused, "This does not look like a batch script."),
     _Sign("Unable to open file", SubmissionRefused, "Unable to open file ./finetune.slurm"),
@@ -263,7 +289,7 @@ def read_submission(code: int, output: str, errors: str) -> str:
 
 def kind_of_refusal(message: str) -> type[Exception]:
     """What it means that the controller answered a submission with this message of slurm_errno.c."""
-    return next(sign.kind for sign in _SIGNS if sign.part in f"Batch job submission failed: {message}")
+    return next(sign.kind for sign in _SIGNS if sign.part in f"{_FAILED}{message}")
 
 
 # --- answers to queries ----------------------------------------------------------------------------------

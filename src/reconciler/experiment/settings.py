@@ -23,6 +23,7 @@ FILE = "reconcile.yaml"
 PERSONAL = Path(".config", "reconcile", "config.yaml")
 LEAST_POLL = 10.0  # seconds; Slurm's controller answers every user's squeue from one lock
 _DURATIONS = ("stagger", "poll", "grace", "settle", "backoff")
+_CANARY = 600.0  # seconds, where it only says `true`
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -49,6 +50,7 @@ def read_settings(experiment: Path, overrides: Mapping[str, object], home: Path)
     merged.update({key: _seconds(merged[key]) for key in _DURATIONS if key in merged})
     merged = _with_raises(merged)
     merged["tools"] = {name: _with_raises(own) for name, own in merged.get("tools", {}).items()}
+    merged.update({key: read(merged[key]) for key, read in (("canary", _canary), ("budget", _gpu_hours)) if key in merged})
     policy = Policy(**merged)
     if policy.poll < LEAST_POLL and policy.backend != "local":
         raise _refused_poll(sources)
@@ -100,6 +102,16 @@ def _seconds(value: Any) -> float:
     """``5s``, ``10m``, ``1h``, ``2d`` or a bare number, in seconds; the schema lets nothing else through."""
     match = re.fullmatch(r"\s*([0-9.]+)\s*([smhd]?)\s*", str(value)) if isinstance(value, str) else None
     return float(match[1]) * _SECONDS[match[2]] if match else float(value)
+
+
+def _canary(value: Any) -> float | None:
+    """Seconds that the first job must have run; None for no canary."""
+    return (_CANARY if value else None) if isinstance(value, bool) else _seconds(value)
+
+
+def _gpu_hours(value: Any) -> float | None:
+    """``40 gpu-hours`` as hours; None for no limit."""
+    return None if value is None else float(str(value).split("gpu")[0])
 
 
 def _refused_poll(sources: list[_Source]) -> InvalidExperiment | UsageError:

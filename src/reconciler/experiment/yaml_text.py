@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.errors import InvalidExperiment, Problem
-from reconciler.limits import is_whole, unfolded
+from reconciler.text_limits import is_whole, unfolded
 
 _MOST_VALUES = 1_000_000
 _TOO_LARGE = 1e300  # NaN is not less than it either

@@ -23,7 +23,6 @@ from typing import cast
 
 from reconciler.batch_script import parse_batch_script
 from reconciler.errors import DiskUnreadable, Problem
-from reconciler.limits import can_be_path, unfolded
 from reconciler.model import (
     EvaluationInput,
     FileId,
@@ -38,7 +37,9 @@ from reconciler.model import (
     digest,
 )
 from reconciler.ports import Disk
+from reconciler.resources import ask_of
 from reconciler.script_checks import script_problems
+from reconciler.text_limits import can_be_path, unfolded
 from reconciler.tools.formats.eval_log import EvalLog, LogDamaged, read_eval_log
 
 _MAX_SCRIPT = 4 << 20  # bytes; slurm.conf, MaxScriptSize
@@ -246,6 +247,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         workdir=script.workdir,
         logs=script.log_patterns,
         asks=script.asks,
+        ask=ask_of(script),
         requeue=[d.option for d in script.directives if d.option in ("requeue", "no-requeue")][-1:] == ["requeue"],
         blocked=blocked,
     ), problems

@@ -16,10 +16,11 @@ from typing import cast
 
 from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.errors import DiskUnreadable, Problem
-from reconciler.limits import can_be_path
 from reconciler.model import Edit, Outputs, OutputState, Reading, Reason, RunInput, RunKind, Stage, Step, digest
 from reconciler.ports import Disk
+from reconciler.resources import ask_of
 from reconciler.script_checks import script_problems
+from reconciler.text_limits import can_be_path
 from reconciler.tools.formats.epoch_directory import Verdict, Wanted, judge_epoch, small_files
 from reconciler.tools.formats.omega_config import ConfigFault, OmegaConfig, read_omega_config
 from reconciler.tools.formats.torch_zip import read_integer
@@ -308,6 +309,7 @@ def _with_script(step: Step, script: BatchScript) -> Step:
         workdir=script.workdir,
         logs=script.log_patterns,
         asks=script.asks,
+        ask=ask_of(script),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from reconciler.limits import is_whole, unfolded
+from reconciler.text_limits import is_whole, unfolded
 
 Path = tuple[str, ...]
 

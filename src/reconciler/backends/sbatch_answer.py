@@ -1,0 +1,61 @@
+"""What sbatch says, whole; and the one moment at which it may be stopped without leaving a doubt.
+
+Where the controller takes no more jobs (MaxJobCount, or it is just starting), sbatch says so and tries again by itself for two
+minutes, sleeping 1 s, 2 s, 3 s … in between (sbatch.c, main; 120.1 s seen on 22.05). Stopped within that first second it surely
+has no request under way: the job was not accepted. It never stops sbatch at any other moment.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import time
+from dataclasses import dataclass
+
+_RETRIES = b"sleeping and retrying"  # "Slurm temporarily unable to accept job, sleeping and retrying"; "Slurm job queue full, …"
+_FIRST_SLEEP = 1.0
+_GLANCE = 0.05  # s
+
+
+@dataclass(frozen=True)
+class Answer:
+    """``was_asleep``: stopped between two tries, of which the last one surely was not accepted."""
+
+    code: int
+    output: bytes
+    errors: bytes
+    was_asleep: bool = False
+
+
+def whole_answer(sbatch: subprocess.Popen[bytes], seconds: float) -> Answer:
+    """The answer of a running sbatch. Raises TimeoutExpired where there is none after ``seconds``; it is left alone then."""
+    assert sbatch.stdout is not None
+    assert sbatch.stderr is not None
+    said = {sbatch.stdout.fileno(): b"", sbatch.stderr.fileno(): b""}
+    out, err = said
+    end = time.monotonic() + seconds
+    not_asleep_before = time.monotonic()
+    has_slept = is_stopped = False
+    with selectors.DefaultSelector() as selector:
+        for fd in said:
+            selector.register(fd, selectors.EVENT_READ)
+        while selector.get_map():
+            before = time.monotonic()
+            if before > end:
+                raise subprocess.TimeoutExpired(sbatch.args, seconds)
+            for key, _ in selector.select(_GLANCE):
+                read = os.read(key.fd, 65536)
+                said[key.fd] += read
+                if not read:
+                    selector.unregister(key.fd)
+            if _RETRIES not in said[err]:
+                not_asleep_before = before
+            elif not has_slept:
+                has_slept = True
+                is_stopped = time.monotonic() < not_asleep_before + _FIRST_SLEEP / 2
+                if is_stopped:
+                    sbatch.terminate()
+    code = sbatch.wait(max(1.0, end - time.monotonic()))
+    was_asleep = is_stopped and code != 0 and time.monotonic() < not_asleep_before + _FIRST_SLEEP
+    return Answer(code, said[out], said[err], was_asleep)

@@ -1,0 +1,225 @@
+"""Limits: of the site, told by its own words and waited out, and whose turn it is under them."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reconciler.backends.slurm_cli import SlurmCli, read_submission
+from reconciler.errors import ControllerFull, LimitReached, SubmissionRefused, SubmissionUncertain
+from reconciler.memory import fold
+from reconciler.model import Condition, Observed, Phase, Policy, Verb
+from reconciler.pending import _REASONS, never_starts, tell
+from reconciler.plan import make_plan
+from reconciler.ports import Submission
+from test_pass import lab  # noqa: F401 - a fixture
+from worlds import ABSENT, COMPLETE, NOW, decide, done, ended, evaluation, event, experiment, finetune, job, plan_for, submitted
+
+STEP = finetune()
+
+# --- a job that waits ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", _REASONS, ids=lambda row: row.sample)
+def test_each_known_reason_of_a_pending_job_has_its_sentence(row):
+    assert tell(row.sample) == f"{row.sentence} ({row.sample})"
+    assert never_starts(row.sample) is row.is_final
+
+
+@pytest.mark.parametrize(("reason", "told"), [("", ""), ("None", ""), ("SomethingNew", "SomethingNew")])
+def test_a_reason_that_nobody_knows_is_shown_as_it_is(reason, told):
+    assert tell(reason) == told
+    assert not never_starts(reason)
+
+
+def test_a_queued_job_is_told_with_what_it_waits_for():
+    queued = job(STEP, Phase.QUEUED, pending_reason="QOSMaxJobsPerUserLimit")
+    action = decide(STEP, queue=(queued,), events=submitted(STEP))
+    assert action.condition is Condition.QUEUED
+    assert "you have as many jobs running as the QOS lets a user have (QOSMaxJobsPerUserLimit)" in action.reason.message
+
+
+def test_a_queued_job_that_can_never_start_needs_a_person_and_holds_what_follows():
+    queued = job(STEP, Phase.QUEUED, pending_reason="PartitionTimeLimit")
+    plan = plan_for(STEP, evaluation(), queue=(queued,), events=submitted(STEP))
+    assert [(a.condition, a.reason.code) for a in plan.actions] == [
+        (Condition.HELD, "CannotStart"),
+        (Condition.WAITING, "NeedBlocked"),
+    ]
+    assert not any(a.is_pending for a in plan.actions)
+
+
+# --- what sbatch says ------------------------------------------------------------------------------------
+
+
+def test_a_retry_of_sbatchs_own_that_then_had_no_answer_is_a_doubt_and_no_limit():
+    tried = "sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying\n"
+    silent = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
+    full = "sbatch: error: Batch job submission failed: Resource temporarily unavailable\n"
+    for code, errors, kind in (
+        (1, tried + silent, SubmissionUncertain),
+        (124, tried, SubmissionUncertain),
+        (1, tried + full, ControllerFull),
+    ):
+        with pytest.raises(kind) as raised:
+            read_submission(code, "", errors)
+        assert type(raised.value) is kind
+    assert read_submission(0, "80\n", tried) == "80"  # seen while a controller started: accepted after 6 s
+
+
+def test_a_job_that_asks_for_more_than_any_may_is_refused_and_the_number_of_jobs_is_waited_out():
+    policy = "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"
+    for name, kind in (("QOSMaxWallDurationPerJobLimit", SubmissionRefused), ("AssocMaxSubmitJobLimit", LimitReached)):
+        with pytest.raises(kind):
+            read_submission(1, "", f"sbatch: error: {name}\nsbatch: error: {policy}\n")
+
+
+def stand_in(tmp_path, body):
+    (tmp_path / "job.sh").write_text("#!/bin/sh\n")
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\n{body}\n")
+    (tmp_path / "sbatch").chmod(stat.S_IRWXU)
+    return SlurmCli({**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}), Submission(tmp_path / "job.sh", "n")
+
+
+TRIES = "echo 'sbatch: error: Slurm temporarily unable to accept job, sleeping and retrying' >&2"
+
+
+def test_an_sbatch_that_waits_for_a_full_controller_is_stopped_while_it_surely_sleeps(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    cluster, job = stand_in(tmp_path, f"{TRIES}; sleep 1; touch {tmp_path}/again; sleep 1; exit 1")
+    for _ in range(5):  # on a machine too busy to be sure in time it is a doubt
+        (tmp_path / "again").unlink(missing_ok=True)
+        with pytest.raises((ControllerFull, SubmissionUncertain)) as raised:
+            cluster.submit(job)
+        if isinstance(raised.value, ControllerFull):
+            break
+    assert isinstance(raised.value, ControllerFull)
+    assert not (tmp_path / "again").exists()
+
+
+def test_an_sbatch_that_cannot_be_stopped_before_its_next_try_is_a_doubt_or_an_answer(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    cluster, job = stand_in(tmp_path, f"trap '' TERM; {TRIES}; sleep 1.2; exit 1")
+    with pytest.raises(SubmissionUncertain):
+        cluster.submit(job)
+    cluster, job = stand_in(tmp_path, f"trap '' TERM; {TRIES}; sleep 1.2; echo 17")
+    assert cluster.submit(job) == "17"
+
+
+# --- a limit costs nothing -------------------------------------------------------------------------------
+
+
+def test_a_lost_submission_is_made_again_held_also_after_a_limit_or_a_refusal_kept_it_back():
+    lost = [*submitted(STEP)[:1], event("lost", STEP, NOW - 300, attempt=1)]
+    for outcome in ({"kind": "limited"}, {"kind": "refused", "message": "Invalid account"}):
+        kept = event(outcome["kind"], STEP, NOW - 200, attempt=2, message=outcome.get("message", "QOS"))
+        again = decide(STEP, events=[*lost, *submitted(STEP, 2, NOW - 201, held=True)[:1], kept])
+        assert (again.verb, again.held) == (Verb.SUBMIT, True)
+
+
+def test_a_limit_of_one_partition_stops_only_what_asks_for_that_partition(lab):  # noqa: F811
+    for run, partition in (("a", "gpu"), ("b", "gpu"), ("base", "cpu")):
+        for script in (lab.directory / run).rglob("*.slurm"):
+            script.write_text(f"#!/bin/bash\n#SBATCH --partition={partition}\necho {run}\n")
+    refuse = lab.cluster.submit
+    down = "Required partition not available (inactive or drain)"
+
+    def submit(job):
+        if "partition=gpu" in job.script.read_text():
+            lab.tries = getattr(lab, "tries", 0) + 1
+            raise LimitReached(down)
+        return refuse(job)
+
+    lab.cluster.submit = submit
+    codes = {o.action.step: o.action.reason.code for o in lab.run().outcomes}
+    assert codes["base/eval/cap_base"] == "Submitted"
+    assert codes["a/finetune"] == codes["b/finetune"] == "LimitReached"
+    assert lab.tries == 1
+    lab.cluster.submit = refuse
+    assert {o.action.step for o in lab.run().outcomes if o.action.verb is Verb.SUBMIT} == {"a/finetune", "b/finetune"}
+
+
+def test_a_full_controller_is_asked_once_a_pass(lab):  # noqa: F811
+    lab.cluster.fails_with = [ControllerFull("no more jobs")]
+    assert {o.action.reason.code for o in lab.run().outcomes if o.action.condition is Condition.WAITING} == {
+        "LimitReached",
+        "NeedUnmet",
+    }
+    assert lab.cluster.submissions == []
+
+
+# --- whose turn it is ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "count"),
+    [("7", 1), ("7_3", 1), ("7_[1-5]", 5), ("7_[1-5,9%2]", 6), ("7_[0-8:2]", 5), ("7_[4]", 1), ("7_[1-3,...]", 3)],
+)
+def test_the_waiting_tasks_of_another_array_are_counted_one_by_one(row, count):
+    other = job(STEP, Phase.QUEUED, id=row, name="other")
+    for most, code in ((count, "MaxInFlight"), (count + 1, "NotStarted")):
+        assert decide(STEP, queue=(other,), policy=Policy(max_in_flight=most)).reason.code == code
+
+
+def test_what_a_limit_of_the_site_kept_back_lets_others_go_first():
+    steps = [finetune("a"), finetune("b")]
+    kept = [*submitted(steps[0])[:1], event("limited", steps[0], NOW - 9, attempt=1, message="inactive")]
+    plan = plan_for(*steps, events=kept, policy=Policy(max_in_flight=1))
+    assert [a.reason.code for a in plan.actions] == ["MaxInFlight", "NotStarted"]
+
+
+def test_a_run_that_is_preempted_again_and_again_takes_nobodys_turn():
+    steps = [finetune("a"), finetune("b")]
+    plan = plan_for(*steps, events=ended(steps[0], "Preempted"), policy=Policy(max_in_flight=1))
+    assert [a.verb for a in plan.actions] == [Verb.WAIT, Verb.SUBMIT]
+
+
+STEPS = [step for run in "abcd" for step in (finetune(run), evaluation(run), evaluation(run, "rev"))]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 2**32))
+def test_under_any_limit_every_step_is_submitted_in_the_end_and_evaluations_of_finished_runs_go_first(most, seed):
+    """Some jobs are preempted, and what the site takes is limited at times; each pass goes on from the ledger alone."""
+    chance = random.Random(seed)
+    events, live = [], {}
+    policy = Policy(max_in_flight=most, backoff=0, settle=0, retry={"Preempted": 1000})
+    for now in range(int(NOW), int(NOW) + 300 * 60, 60):
+        memory = fold(events)
+        if all(memory.of(step.key).done for step in STEPS):
+            return
+        seen = {step.key: COMPLETE if memory.of(step.key).done else ABSENT for step in STEPS}
+        plan = make_plan(experiment(*STEPS), Observed(tuple(live.values()), None, seen), memory, policy, now)
+        submits = [key for key in plan.order if plan.of(key).verb is Verb.SUBMIT]
+        assert len(live) + len(submits) <= most
+        _assert_that_evaluations_go_first(plan, submits, memory)
+        is_limited = chance.random() < 0.2
+        for step in STEPS:
+            if step.key in submits:
+                intent, accepted = submitted(step, plan.of(step.key).attempt, now)
+                limited = event("limited", step, now, attempt=intent["attempt"], message="QOS")
+                events += [intent, limited if is_limited else accepted]
+                if not is_limited:
+                    live[step.key] = job(step, Phase.RUNNING, intent["attempt"], submitted=now)
+            elif step.key in live and chance.random() < 0.5:
+                events += _some_end(step, live.pop(step.key), now, chance.random() < 0.3)
+    raise AssertionError(f"never done: {[s.key for s in STEPS if not fold(events).of(s.key).done]}")
+
+
+def _assert_that_evaluations_go_first(plan, submits, memory):
+    kept = [a.step for a in plan.actions if a.reason.code == "MaxInFlight"]
+    was_limited = {key for key in kept if memory.of(key).last is not None and memory.of(key).last.limited}
+    if any("/eval/" in key for key in set(kept) - was_limited):
+        assert not any(key.endswith("/finetune") for key in submits)
+
+
+def _some_end(step, live, now, is_preempted):
+    number = int(live.id) - 100
+    state, failure = ("PREEMPTED", "Preempted") if is_preempted else ("COMPLETED", "CompletedWithoutEvidence")
+    facts = {"attempt": number, "job": live.id, "state": state, "failure": failure, "started": now - 1, "ended": now}
+    return [event("ended", step, now, **facts), event("missing", step, now, attempt=number) if is_preempted else done(step, now)]
