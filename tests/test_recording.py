@@ -251,8 +251,7 @@ def test_the_logs_tell_of_each_submission_each_change_and_the_end_once(lab):  # 
     lab.finish(A)
     lab.finish(B)
     lab.run()
-    assert log(lab).count("ALL_COMPLETE: two runs") == 1
-    assert "all 2 steps" in log(lab)
+    assert log(lab).count("ALL_COMPLETE: two runs\nDetails: all 2 steps are verified\nResult: success\n\n") == 1
     assert "ALL_COMPLETE" not in log(lab, "evaluator")
     lab.run()
     assert log(lab).count("ALL_COMPLETE") == 1
@@ -432,6 +431,12 @@ def test_a_selection_limits_what_is_shown_and_not_what_is_known(lab):  # noqa: F
     assert [a.step for a in shown.actions] == [B]
     assert shown.outcomes == ()
     assert [o.result for o in shown.shown] == [""]
+
+
+def test_a_selection_holds_also_where_the_queue_is_not_empty(lab):  # noqa: F811
+    run_pass(replace(lab.scene, select="a/*"))
+    run_pass(replace(lab.scene, select="base/*"))
+    assert [job.script.name for job in lab.cluster.submissions] == ["finetune.slurm", "cap_base.slurm"]
 
 
 def test_a_pass_tells_which_step_it_looks_at_and_what_it_submitted(lab):  # noqa: F811
