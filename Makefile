@@ -29,7 +29,7 @@ fuzz-readers: $(STAMP) ## try a million inputs for each reader (RECONCILE_FUZZ_C
 faults: $(STAMP) ## break everything that can break, everywhere it can: every boundary, every error, every lie (RECONCILE_RELIABILITY=DIR counts)
 	RECONCILE_FAULTS=all $(BIN)/python -m pytest tests/faults
 
-# MUTANTS='reconciler.ladder.*' tries those of one module. What a change of the sources leaves as it was is not tried again.
+# MUTANTS='reconciler.ladder.*' tries those of one module; with a TMPDIR in memory it is several times as fast.
 MUTANTS ?=
 mutants: $(STAMP) ## break the code in thousands of small ways and see that a test notices each, which takes hours
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,mutants]'

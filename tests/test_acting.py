@@ -18,7 +18,7 @@ from reconciler.errors import (
 )
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory, fold
-from reconciler.model import Condition, Desired, FileId, Observed, OutputState, Phase, Policy, Step, Token, Verb
+from reconciler.model import Condition, Desired, Edit, FileId, Observed, OutputState, Phase, Policy, Step, Token, Verb
 from reconciler.plan import make_plan
 from worlds import ABSENT, NOW, MemoryCluster, done, ended, evaluation, event, finetune, job, outputs, submitted
 
@@ -44,7 +44,8 @@ class Bench:
         script.write_text(f"#!/bin/bash\n#SBATCH --job-name=work\n{header}echo work\n")
         return replace(step, script=script)
 
-    def act(self, events=(), seen=None, queue=(), accounting=None, policy=None) -> list[Outcome]:
+    def act(self, events=(), seen=None, queue=(), accounting=None, policy=None, change=None, meanwhile=None) -> list[Outcome]:
+        """``change`` is laid over the plan's actions; ``meanwhile`` is what others do between the look and the acts."""
         for each in events:
             self.ledger.append(each["event"], **{k: v for k, v in each.items() if k not in ("event", "at")})
         desired = Desired("exp", self.directory, self.directory / "experiment_summary.md", self.steps)
@@ -53,6 +54,9 @@ class Bench:
         plan = make_plan(desired, observed, memory, policy or Policy(), NOW)
         self.ledger.memory()  # as a pass does: what is there now is what it knows of
         world = World(self.cluster, self.ledger, lambda: self.now, LOCK, self.policy, NOW, self.said.append)
+        plan = replace(plan, actions=tuple(change(action) if change else action for action in plan.actions))
+        if meanwhile:
+            meanwhile()
         return list(act(plan, desired, observed, memory, world))
 
     def written(self, *kinds: str) -> list[dict]:
@@ -176,11 +180,11 @@ def test_a_replacement_is_submitted_held_and_at_once(bench):
 
 def test_the_directories_that_a_script_writes_its_output_to_are_made(bench, tmp_path):
     here = bench()
-    here.steps = (here.on_disk(finetune(), "#SBATCH --output=logs/deep/%j.out\n#SBATCH --error=errors/%j.err\n"),)
+    here.steps = (here.on_disk(finetune(), "#SBATCH --output=logs/deep/%j.out\n#SBATCH --error=errors/deep/%j.err\n"),)
     (tmp_path / "a" / "logs").mkdir()
     here.act()
     assert (tmp_path / "a" / "logs" / "deep").is_dir()
-    assert (tmp_path / "a" / "errors").is_dir()
+    assert (tmp_path / "a" / "errors" / "deep").is_dir()
     assert len(here.cluster.submissions) == 1
 
 
@@ -465,3 +469,116 @@ def test_where_no_name_is_free_nothing_is_moved(tmp_path):
     with pytest.raises(DiskUnreadable):
         move_aside(tmp_path / "x", 1.0)
     assert (tmp_path / "x").read_text() == "stays"
+
+
+# --- edits and options -----------------------------------------------------------------------------------
+
+
+def batch(path: Path, before: str = "4", after: str = "2") -> Edit:
+    return Edit(path, "batch_size", before, after)
+
+
+def test_what_is_asked_for_beyond_the_script_reaches_the_cluster_and_the_ledger(bench):
+    here = bench()
+    here.act(change=lambda action: replace(action, options={"mem": "8G"}, from_epoch=2))
+    assert here.cluster.submissions[0].options == {"mem": "8G"}
+    (intent,) = here.written("intent")
+    assert (intent["options"], intent["from_epoch"]) == ({"mem": "8G"}, 2)
+
+
+def test_an_edit_is_in_writing_and_made_before_its_job_and_the_original_is_kept(bench, tmp_path):
+    here = bench()
+    one, other = tmp_path / "a" / "finetune.yaml", tmp_path / "a" / "other.yaml"
+    for path in (one, other):
+        path.write_text("batch_size: 4  # as it was\n")
+    here.act(change=lambda action: replace(action, edits=(batch(one), batch(other, "4", "1"))))
+    assert (one.read_text(), other.read_text()) == ("batch_size: 2  # as it was\n", "batch_size: 1  # as it was\n")
+    assert here.written("edited") == [
+        {"event": "edited", "step": "a/finetune", "path": str(path), "key": "batch_size", "before": "4", "after": after}
+        for path, after in ((one, "2"), (other, "1"))
+    ]
+    kept = here.ledger.path.parent / "originals" / "a"
+    assert sorted((path.name, path.read_text()) for path in kept.iterdir()) == [
+        (name, "batch_size: 4  # as it was\n") for name in ("finetune.yaml", "other.yaml")
+    ]
+    assert len(here.cluster.submissions) == 1
+
+
+def test_a_configuration_that_cannot_be_edited_holds_its_step_and_no_other(bench, tmp_path):
+    here = bench(finetune("a"), finetune("b"))
+    config = tmp_path / "a" / "finetune.yaml"
+    config.write_text("- no map of values\n")
+    first = here.steps[0].key
+    outcomes = here.act(change=lambda action: replace(action, edits=(batch(config),)) if action.step == first else action)
+    assert told(outcomes[0]) == ("failed", Verb.HOLD, Condition.HELD, "EditRefused")
+    assert "finetune.yaml" in outcomes[0].action.reason.message
+    assert config.read_text() == "- no map of values\n"
+    assert here.written("withdrawn") == [{"event": "withdrawn", "step": first, "attempt": 1}]
+    assert [s.script for s in here.cluster.submissions] == [here.steps[1].script]
+
+
+def test_what_cannot_be_moved_aside_keeps_its_step_from_being_submitted_and_costs_no_attempt(bench, tmp_path):
+    here = bench()
+    gone = tmp_path / "gone" / "epoch_0"
+    (outcome,) = here.act(change=lambda action: replace(action, move_aside=(gone,)))
+    assert told(outcome) == ("failed", Verb.WAIT, Condition.WAITING, "DiskUnknown")
+    assert "gone" in outcome.action.reason.message
+    assert here.written("withdrawn") == [{"event": "withdrawn", "step": "a/finetune", "attempt": 1}]
+    assert here.cluster.submissions == []
+
+
+# --- nobody else ---------------------------------------------------------------------------------------------
+
+
+def test_a_pass_that_is_not_alone_does_nothing_and_writes_nothing_more(bench):
+    here = bench(finetune("a"), finetune("b"), finetune("c"))
+    a, _, c = here.steps
+    before = [done(c), *submitted(a)]
+    over = job(a, Phase.ENDED, state="FAILED", name=submitted(a)[0]["name"])
+    other = Ledger(here.directory, lambda: NOW)
+    outcomes = here.act(before, queue=(over,), meanwhile=lambda: other.append("release"))
+    assert [told(o) for o in outcomes] == [
+        ("applied", Verb.WAIT, Condition.VERIFYING, "OutputsMissing"),
+        ("unknown", Verb.WAIT, Condition.UNKNOWN, "NotAlone"),
+        ("applied", Verb.KEEP, Condition.DONE, "Done"),
+    ]
+    assert [e["event"] for e in here.written()] == ["done", "intent", "submitted", "release"]
+    assert here.cluster.submissions == []
+
+
+def test_a_ledger_that_cannot_be_read_any_more_stops_everything(bench):
+    here = bench()
+
+    def meanwhile():
+        here.ledger.path.unlink(missing_ok=True)
+        here.ledger.path.mkdir()
+
+    (outcome,) = here.act(meanwhile=meanwhile)
+    assert told(outcome) == ("unknown", Verb.WAIT, Condition.UNKNOWN, "DiskUnknown")
+    assert "ledger.jsonl" in outcome.action.reason.message
+
+
+@pytest.mark.parametrize("moment", ["claim", "move_aside"])
+def test_a_pass_that_stands_still_in_the_middle_of_a_submission_does_not_go_on_with_it(bench, tmp_path, monkeypatch, moment):
+    here = bench(finetune("a"), finetune("b"))
+
+    def slow(*_):
+        here.now += 400
+        return True
+
+    if moment == "claim":
+        monkeypatch.setattr(here.ledger, "claim", slow)
+    else:
+        monkeypatch.setattr("reconciler.act.move_aside", slow)
+    outcomes = here.act(change=lambda action: replace(action, move_aside=(tmp_path / "x",)))
+    assert [told(o)[3] for o in outcomes] == ["LookedTooLongAgo"] * 2
+    assert here.cluster.submissions == []
+    assert len(here.written("moved")) == (moment == "move_aside")
+
+
+def test_an_attempt_is_claimed_under_its_token_beside_the_ledger(bench):
+    here = bench()
+    here.act()
+    (claim,) = (here.ledger.path.parent / "claims").iterdir()
+    assert claim.name == str(Token.of(here.directory, "a/finetune", 1))
+    assert not here.ledger.claim(claim.name)

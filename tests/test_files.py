@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.errors import TemporaryError
-from reconciler.files import StaleRead, append_line, replace_file
+from reconciler.files import StaleRead, append_line, make_directory, replace_file
 
 
 @contextmanager
@@ -111,6 +111,7 @@ def test_nobody_else_reads_a_private_file_while_it_is_replaced(tmp_path: Path, m
     path = tmp_path / "document.md"
     path.write_bytes(b"old")
     path.chmod(0o600)
+    tmp_path.chmod(0o777)
     modes, write = [], os.write
 
     def watched(descriptor: int, content: bytes) -> int:
@@ -287,3 +288,15 @@ def test_a_filesystem_that_cannot_make_a_name_durable_is_no_fault(
     else:
         append_line(tmp_path / "log", b"one\n")
     assert (tmp_path / "log").read_bytes() == b"one\n"
+
+
+def test_a_directory_is_made_with_all_above_it_no_wider_open_than_the_first(tmp_path: Path) -> None:
+    tmp_path.chmod(0o750)
+    with umask(0):
+        make_directory(tmp_path / "a" / "b" / "c", parents=True)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "a", tmp_path / "a" / "b", tmp_path / "a" / "b" / "c")] == [
+        0o750
+    ] * 3
+    make_directory(tmp_path / "a" / "b", parents=True)
+    with pytest.raises(FileNotFoundError):
+        make_directory(tmp_path / "x" / "y")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from reconciler.disk import RealDisk
 from reconciler.model import OutputState, RunKind
 from reconciler.tools.inspect_ai import TOOL
 from test_inspect_ai import DISK, LIMITED, Denied, World, sample_log, samples, state, trained_run, world  # noqa: F401
@@ -41,6 +42,7 @@ def judged(world: World, command: str, model: str = " --model mockllm/model", **
         ("inspect eval package/other", ABSENT),
         ("inspect eval other", ABSENT),
         ("inspect eval tasks.py@tiny tasks.py@other", COMPLETE),
+        ("inspect eval a@b/tasks.py@tiny", COMPLETE),
     ],
 )
 def test_the_task_that_a_command_names_tells_whose_a_log_is(world: World, command: str, expected: OutputState) -> None:  # noqa: F811
@@ -64,6 +66,7 @@ def test_the_task_that_a_command_names_tells_whose_a_log_is(world: World, comman
         ("inspect eval t.py \\\n  --log-dir x", "x"),
         ("inspect eval t.py --log-dir '~/x'", "logs"),
         ("inspect eval t.py --log-dir", "logs"),
+        ("export INSPECT_LOG_DIR=x\ninspect eval", "x"),
     ],
 )
 def test_the_directory_of_the_logs_is_known_in_every_spelling(world: World, command: str, logs: str) -> None:  # noqa: F811
@@ -258,3 +261,68 @@ def test_an_eval_yaml_beside_scripts_of_the_older_layout_is_none_of_theirs(world
     before = world.step()
     (world.directory / "eval" / "eval.yaml").write_text("limit: 2\n")
     assert world.step().definition == before.definition
+
+
+def test_a_checkpoint_whose_path_holds_an_equals_sign_is_known_whole(world: World) -> None:  # noqa: F811
+    odd = world.checkpoints[0].parent / "lr=1e-5" / "epoch_0"
+    odd.parent.mkdir()
+    world.checkpoints[0].rename(odd)
+    world.checkpoints[0] = odd
+    assert judged(world, "inspect eval tasks.py@tiny")[0] is COMPLETE
+
+
+def test_a_model_path_is_read_from_where_the_command_runs(world: World) -> None:  # noqa: F811
+    world.script("tiny_epoch0.slurm", "inspect eval tasks.py@tiny -M model_path=../../../out/epoch_0")
+    world.log("tiny", model_path=Path("../../../../out/epoch_0"))
+    world.log("tiny2", model_path=Path("../../../out/epoch_0"))
+    outputs = TOOL.check(world.step(), DISK)
+    assert outputs.state is COMPLETE
+    assert Path(outputs.evidence[0].path).name.endswith("_tiny2.eval")
+
+
+def test_a_script_that_tells_nothing_logs_where_scripts_of_its_layout_do(world: World) -> None:  # noqa: F811
+    world.script("tiny_epoch0.slurm", "./evaluate.sh")
+    assert world.step().output_dir == world.directory / "eval" / "logs"
+
+
+@pytest.mark.parametrize("kind", [RunKind.FINE_TUNED, RunKind.CONTROL])
+def test_a_cell_found_without_a_plan_is_of_the_only_epoch_that_a_training_saves(world: World, kind: RunKind) -> None:  # noqa: F811
+    world.script("tiny/cell.slurm", "true")
+    one = {1: world.checkpoints[1]}
+    (step,) = world.read(kind=kind, planned=False, checkpoints=one).steps
+    assert step.epoch == (1 if kind is RunKind.FINE_TUNED else None)
+    if kind is RunKind.FINE_TUNED:
+        (step,) = world.read(kind=kind, planned=False).steps
+        assert step.epoch is None
+        assert step.blocked is not None
+        assert step.blocked.code == "EpochUnknown"
+        assert "0, 1" in step.blocked.message
+
+
+class Sealed(Denied):
+    """A disk on which some files are there and cannot be read."""
+
+    stat = RealDisk.stat
+
+
+def test_a_cell_that_cannot_be_read_names_the_file_that_is_at_fault(world: World) -> None:  # noqa: F811
+    script = world.script("tiny_epoch0/cell.slurm", "true")
+    (problem,) = TOOL.read(world.run(("tiny", 0)), Sealed("cell.slurm")).problems
+    assert (problem.file, problem.line) == (script, 0)
+    settings = script.with_name("eval.yaml")
+    settings.write_text("a: 1\nb: [\n")
+    (problem,) = world.read(("tiny", 0)).problems
+    assert problem.file == settings
+
+
+def test_a_failing_disk_leaves_an_evaluation_unknown(world: World) -> None:  # noqa: F811
+    step = world.step()
+    outputs = TOOL.check(step, Denied("logs"))
+    assert (outputs.state, outputs.reason.code) == (OutputState.UNKNOWN, "DiskUnreadable")
+
+
+def test_where_two_scripts_could_be_meant_every_accepted_place_is_named(world: World) -> None:  # noqa: F811
+    (step,) = world.read(("tiny", 1), document=world.directory.parent / "experiment_summary.yaml").steps
+    assert step.blocked is not None
+    places = ["tiny_epoch1/cell.slurm", "tiny/cell.slurm", "tiny_epoch1.slurm"]
+    assert all(place in step.blocked.message for place in places)

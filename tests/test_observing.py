@@ -126,6 +126,17 @@ def test_an_accounting_that_nothing_needs_is_not_asked(events, queue):
     assert cluster.doubts == []
 
 
+def test_who_cancelled_a_job_is_asked_of_the_accounting_because_the_queue_does_not_tell():
+    cancelled = job(STEP, Phase.ENDED, state="CANCELLED")
+    for seen, asked in ((cancelled, 1), (replace(cancelled, cancelled_by="0"), 0), (replace(cancelled, state="FAILED"), 0)):
+        cluster = Asked((seen,))
+        look(events=submitted(STEP), cluster=cluster)
+        assert len(cluster.doubts) == asked
+    cluster = Asked((cancelled,))
+    look(events=ended(STEP, "Failed"), cluster=cluster)
+    assert cluster.doubts == []
+
+
 def test_before_a_held_replacement_may_start_the_accounting_is_asked_about_what_it_replaces():
     lost = [*submitted(STEP, at=NOW - 2000)[:1], event("lost", STEP, NOW - 300, attempt=1)]
     held = [*lost, *submitted(STEP, 2, NOW - 200, held=True)]
@@ -312,6 +323,13 @@ def test_a_log_is_read_where_only_it_tells_why_and_once(events, ended_as, is_rea
     assert set(seen.logs) == ({(found.id, found.name)} if is_read else set())
 
 
+def test_the_log_of_a_job_that_only_the_accounting_shows_is_read_too():
+    failed = job(STEP, Phase.ENDED, state="FAILED", exit_code="1:0")
+    disk = Papers(texts={OUT: b"one"})
+    seen = look(LOGGED, events=submitted(STEP), cluster=Asked(accounted=(failed,)), disk=disk)
+    assert seen.logs == {("101", name_of(STEP)): "one"}
+
+
 def test_a_log_under_a_name_that_only_the_job_knows_is_not_guessed():
     failed = job(STEP, Phase.ENDED, state="FAILED", exit_code="1:0")
     disk = Papers()
@@ -396,6 +414,37 @@ def test_a_torn_line_is_cut_off_by_the_next_event_and_only_then(ledger):
     assert ledger.path.read_bytes() == b'{"at":6.0,"event":"release"}\n'
 
 
+def test_a_ledger_knows_whether_somebody_else_wrote_to_it(ledger):
+    home = ledger.path.parent.parent
+    assert ledger.is_left_alone()
+    ledger.append("release")
+    assert ledger.is_left_alone()
+    with ledger.path.open("ab") as file:
+        file.write(b'{"at":1,"ev')
+    assert not ledger.is_left_alone()
+    fresh, other = Ledger(home, lambda: 6.0), Ledger(home, lambda: 7.0)
+    fresh.memory()
+    assert fresh.is_left_alone()
+    fresh.append("release")
+    fresh.append("release")
+    assert fresh.is_left_alone()
+    other.append("release")
+    assert not fresh.is_left_alone()
+    assert not Ledger(home, lambda: 8.0).is_left_alone()
+    ledger.path.unlink()
+    assert not fresh.is_left_alone()
+
+
+def test_a_ledger_larger_than_any_experiment_fills_is_damage(ledger, monkeypatch):
+    ledger.append("release")
+    size = ledger.path.stat().st_size
+    monkeypatch.setattr("reconciler.ledger.LARGEST", size)
+    assert len(ledger.events()) == 1
+    ledger.append("release")
+    with pytest.raises(LedgerDamaged, match="is larger than"):
+        ledger.events()
+
+
 # --- the lock ----------------------------------------------------------------------------------------
 
 
@@ -417,7 +466,7 @@ def test_what_an_earlier_holder_left_in_the_lock_is_replaced(tmp_path):
         assert json.loads(lock.read_text())["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("text", ["", "garbage", "{}", '{"pid": 3}', "\x00"])
+@pytest.mark.parametrize("text", ["", "garbage", "{}", '{"pid": 3}', "\x00", "[]", "3", "[" * 990])
 def test_a_held_lock_that_does_not_say_by_whom_is_held_all_the_same(tmp_path, text):
     (tmp_path / ".reconcile").mkdir()
     lock = tmp_path / ".reconcile" / "lock"

@@ -12,7 +12,7 @@ import pytest
 from reconciler.errors import Problem, SubmissionRefused, UsageError
 from reconciler.ledger import Ledger
 from reconciler.loop import preview, run_pass
-from reconciler.model import Action, Condition, Phase, Reason, Stage, Verb
+from reconciler.model import Action, Condition, Edit, Phase, Reason, Stage, Verb
 from reconciler.record import elapsed, status_word
 from test_pass import DOCUMENT, Lab, lab, start  # noqa: F401 - the fixture
 from worlds import MemoryCluster, StandInTool
@@ -140,6 +140,49 @@ def test_work_from_before_this_tool_has_no_times(lab):  # noqa: F811
     assert row(lab, "a") == ["a", "COMPLETED", "-", "-", "-", "-"]
 
 
+def test_the_edits_that_change_the_science_stay_beside_the_result_and_going_on_is_none(lab):  # noqa: F811
+    lab.run()
+    ledger = Ledger(lab.directory.resolve(), lambda: lab.now)
+    config = lab.directory.resolve() / "a" / "finetune.yaml"
+    for key, before, after in (("batch_size", "4", "2"), ("resume_from_checkpoint", "False", "True")):
+        ledger.append("edited", step=A, path=str(config), key=key, before=before, after=after)
+
+    class Resuming(StandInTool):
+        def read(self, run, disk):
+            reading = super().read(run, disk)
+            going_on = Edit(config, "resume_from_checkpoint", "False", "True")
+            return replace(reading, steps=tuple(replace(step, resume=going_on) for step in reading.steps))
+
+    start(lab, A)
+    run_pass(replace(lab.scene, tools={**lab.scene.tools, "trainer": Resuming(Stage.FINETUNE)}))
+    assert row(lab, "a")[5] == "batch_size 4 → 2"
+    lab.now += 100
+    lab.run()
+    assert row(lab, "a")[5] == "batch_size 4 → 2; resume_from_checkpoint False → True"
+
+
+def test_the_times_of_a_job_stay_when_the_queue_has_forgotten_it(lab):  # noqa: F811
+    lab.run()
+    job = preview(lab.scene).plan.of(A).job
+    lab.cluster.jobs[job] = replace(lab.cluster.jobs[job], started=lab.now - 5)
+    lab.finish(A, None, "TIMEOUT")
+    failed_at = lab.now
+    lab.run()
+    del lab.cluster.jobs[job]
+    lab.run()
+    assert row(lab, "a") == ["a", "TIMEOUT", job, local(failed_at - 5), local(failed_at), "TimeLimit"]
+
+
+def test_a_document_larger_than_anyone_writes_is_left_alone_and_that_is_told(lab, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("reconciler.record.LARGEST", len(DOCUMENT.encode()) - 1)
+    notes = lab.run().notes
+    assert lab.document.read_text() == DOCUMENT
+    assert any("larger than" in note for note in notes)
+    monkeypatch.setattr("reconciler.record.LARGEST", len(DOCUMENT.encode()))
+    lab.run()
+    assert "PENDING" in lab.document.read_text()
+
+
 def test_a_row_whose_step_nobody_knows_of_stays_as_it_is(lab):  # noqa: F811
     lab.run()
     before = lab.document.read_bytes()
@@ -208,8 +251,7 @@ def test_the_logs_tell_of_each_submission_each_change_and_the_end_once(lab):  # 
     lab.finish(A)
     lab.finish(B)
     lab.run()
-    assert log(lab).count("ALL_COMPLETE: two runs") == 1
-    assert "all 2 steps" in log(lab)
+    assert log(lab).count("ALL_COMPLETE: two runs\nDetails: all 2 steps are verified\nResult: success\n\n") == 1
     assert "ALL_COMPLETE" not in log(lab, "evaluator")
     lab.run()
     assert log(lab).count("ALL_COMPLETE") == 1
@@ -389,6 +431,12 @@ def test_a_selection_limits_what_is_shown_and_not_what_is_known(lab):  # noqa: F
     assert [a.step for a in shown.actions] == [B]
     assert shown.outcomes == ()
     assert [o.result for o in shown.shown] == [""]
+
+
+def test_a_selection_holds_also_where_the_queue_is_not_empty(lab):  # noqa: F811
+    run_pass(replace(lab.scene, select="a/*"))
+    run_pass(replace(lab.scene, select="base/*"))
+    assert [job.script.name for job in lab.cluster.submissions] == ["finetune.slurm", "cap_base.slurm"]
 
 
 def test_a_pass_tells_which_step_it_looks_at_and_what_it_submitted(lab):  # noqa: F811

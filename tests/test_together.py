@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from reconciler.memory import Memory
-from reconciler.model import Action, Condition, Observed, OutputState, Phase, Policy, Reason, Unknown, Verb
+from reconciler.model import Action, Condition, Edit, Observed, OutputState, Phase, Policy, Reason, Step, Unknown, Verb
 from reconciler.plan import Gate, Plan, make_plan
 from worlds import (
     COMPLETE,
@@ -236,3 +236,47 @@ def test_a_step_whose_outputs_were_not_looked_at_is_unknown():
     plan = make_plan(experiment(*STEPS), observed, Memory(), Policy(), NOW)
     assert [a.condition for a in plan.actions] == [Condition.WAITING, *[Condition.UNKNOWN] * 3]
     assert codes(plan) == ["NotStarted", *["DiskUnknown"] * 3]
+
+
+# --- remedies ----------------------------------------------------------------------------------------
+
+
+def on_node(step: Step, node: str, failure: str, number: int = 1, at: float = NOW - 90_000) -> list:
+    return [{**e, "nodes": node} if e["event"] == "ended" else e for e in ended(step, failure, number, at)]
+
+
+def test_nodes_that_fail_jobs_are_avoided_by_submissions_and_by_nothing_else():
+    events = [
+        *on_node(STEPS[0], "n1", "NodeFailure"), *on_node(STEPS[0], "n2", "BootFailure", 2, NOW - 80_000),
+        *on_node(STEPS[1], "n1", "BootFailure", 1, NOW - 70_000), *on_node(STEPS[1], "n2", "NodeFailure", 2, NOW - 60_000),
+        done(STEPS[2]), *submitted(STEPS[3], 3),
+    ]  # fmt: skip
+    plan = plan_for(*STEPS, events=events, queue=(job(STEPS[3], attempt=3),))
+    assert [(a.verb, a.options.get("exclude")) for a in plan.actions] == [
+        (Verb.SUBMIT, "n1,n2"), (Verb.SUBMIT, "n1,n2"), (Verb.KEEP, None), (Verb.WAIT, None),
+    ]  # fmt: skip
+    assert plan.of("d/finetune").changes == ()
+
+
+def test_a_failure_that_the_settings_retry_is_no_wave_before_its_outputs_have_settled():
+    over = tuple(replace(job(step, Phase.ENDED, state="TIMEOUT"), id=str(n)) for n, step in enumerate(STEPS[:3]))
+    events = [e for n, step in enumerate(STEPS[:3]) for e in (submitted(step)[0], {**submitted(step)[1], "job": str(n)})]
+    for retry, code in (({}, "ManyFailures"), ({"TimeLimit": 1}, "NotStarted")):
+        plan = plan_for(*STEPS, events=events, queue=over, policy=Policy(retry=retry))
+        assert plan.of("d/finetune").reason.code == code
+
+
+def test_a_rerun_goes_on_from_nothing_that_it_replaces():
+    step = replace(STEPS[0], resume=Edit(STEPS[0].script.with_name("finetune.yaml"), "resume_from_checkpoint", "False", "True"))
+    left = replace(TORN, newest=NOW - 5000, resumable=2, torn_to_resume=())
+    events = [*ended(step, "Failed", at=NOW - 4000), event("rerun", step, NOW - 10, newest=NOW - 5000)]
+    action = plan_for(step, events=events, seen={step.key: left}, policy=Policy(resume=True)).of(step.key)
+    assert (action.verb, action.from_epoch, action.edits) == (Verb.SUBMIT, 0, ())
+    assert action.move_aside == (step.output_dir,)
+
+
+def test_attempts_that_advanced_a_training_count_as_failures_where_nothing_is_gone_on_from():
+    events = [e for n in (1, 2) for e in ended(STEPS[0], "TimeLimit", n, at=NOW - 9000 + n)]
+    left = replace(TORN, newest=NOW - 8999, resumable=2)
+    action = plan_for(STEPS[0], events=events, seen={STEPS[0].key: left}, policy=Policy(retry={"TimeLimit": 1}))
+    assert action.of("a/finetune").condition is Condition.FAILED

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from reconciler.memory import fold
 from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Token, Unknown, Verb
-from reconciler.situation import CLOCK_SKEW, all_jobs, whose_jobs
+from reconciler.situation import CLOCK_SKEW, Situation, all_jobs, remember_ends, whose_jobs
 from worlds import (
     COMPLETE,
     HERE,
@@ -292,3 +294,60 @@ def test_a_rerun_evaluations_old_log_stays_where_it_is():
     action = after_rerun(step, [done(step), rerun(step, newest=NOW - 5000)], NOW - 5000)
     assert (action.verb, action.reason.code, action.move_aside) == (Verb.SUBMIT, "NotStarted", ())
     assert decide(step, events=[done(step), rerun(step)], seen={step.key: COMPLETE}).verb is Verb.MARK_DONE
+
+
+# --- who cancelled, and what a pass goes on with ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("events", "by", "failure"),
+    [
+        pytest.param(submitted(STEP), "", "CancelledByPerson", id="nobody says who"),
+        pytest.param(submitted(STEP), "1000", "CancelledByPerson", id="this user"),
+        pytest.param(submitted(STEP), "0", "CancelledByAdmin", id="another"),
+        pytest.param([*submitted(STEP), event("cancel", STEP, NOW)], "0", "CancelledByUs", id="as a person told us to"),
+        pytest.param([event("cancel", STEP, NOW), *submitted(STEP)], "", "CancelledByPerson", id="told before that attempt"),
+        pytest.param([*submitted(STEP), event("hold", STEP, NOW)], "", "CancelledByPerson", id="told to hold it"),
+        pytest.param([*submitted(STEP), event("rerun", STEP, NOW)], "", "CancelledByUs", id="replaced by a rerun"),
+        pytest.param([event("rerun", STEP, NOW), *submitted(STEP)], "", "CancelledByPerson", id="begun by a rerun"),
+        pytest.param([*submitted(STEP), event("withdrawn", STEP, NOW, attempt=1)], "", "CancelledByUs", id="withdrawn"),
+    ],
+)
+def test_it_is_told_who_had_a_job_cancelled(events, by, failure):
+    over = job(STEP, Phase.ENDED, state="CANCELLED", cancelled_by=by)
+    (end,) = [e for e in learned(events=events, queue=(over,)) if e["event"] == "ended"]
+    assert end["failure"] == failure
+    assert ("uid 0" in end["detail"]) == (failure == "CancelledByAdmin")
+
+
+FAILED = ended(STEP, "NodeFailure")
+UNSEEN = [*submitted(STEP), event("unseen", STEP, NOW - 600, attempt=1)]
+
+
+@pytest.mark.parametrize(
+    ("events", "queue", "accounting"),
+    [
+        pytest.param(FAILED, (job(STEP),), None, id="requeued"),
+        pytest.param([*FAILED, event("unseen", STEP, NOW, attempt=1)], (job(STEP),), None, id="requeued, and unseen before"),
+        pytest.param(UNSEEN, (job(STEP),), None, id="back"),
+        pytest.param(submitted(STEP, held=True), (job(STEP, Phase.QUEUED),), None, id="released"),
+        pytest.param(submitted(STEP, held=True), (job(STEP, Phase.QUEUED, held=True),), None, id="still held"),
+        pytest.param(UNSEEN, (), (), id="vanished"),
+        pytest.param(submitted(STEP), (), (), id="unseen"),
+        pytest.param(submitted(STEP)[:1], (), (), id="lost"),
+        pytest.param(submitted(STEP)[:1], (), (job(STEP),), id="told of by the accounting alone"),
+        pytest.param(submitted(STEP)[:1], (job(STEP, Phase.ENDED),), None, id="ended"),
+        pytest.param([], (job(STEP, Phase.ENDED, attempt=2),), None, id="found ended"),
+        pytest.param([], (), (job(STEP, attempt=2),), id="found unlisted"),
+    ],
+)
+def test_what_a_pass_goes_on_with_is_what_the_next_one_reads(events, queue, accounting):
+    observed = Observed(queue, accounting, {})
+    memory = fold(events)
+    ours = whose_jobs(experiment(STEP), observed, memory)
+    situation = Situation(STEP, memory.of(STEP.key), ours.of(STEP.key), None, observed, Policy(), NOW, None)
+    known = remember_ends(situation).attempts
+    assert bool(situation.learned) == (queue != (job(STEP, Phase.QUEUED, held=True),))
+    read = fold([*events, *({"at": NOW, **e} for e in situation.learned)]).of(STEP.key).attempts
+    in_no_order = [[replace(a, order=0, end=a.end and replace(a.end, order=0)) for a in attempts] for attempts in (known, read)]
+    assert in_no_order[0] == in_no_order[1]
