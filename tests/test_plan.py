@@ -467,3 +467,18 @@ def test_absent_outputs_and_an_unknown_queue_never_submit():
     for seen in (ABSENT, TORN, COMPLETE, UNREADABLE):
         assert decide(STEP, queue=Unknown("x"), seen={STEP.key: seen}).verb is Verb.WAIT
     assert name_of(STEP) == job(STEP).name
+
+
+def test_a_replacement_is_not_given_up_for_a_lost_job_whose_end_was_known_before_it_was_made():
+    """Else it is cancelled and made again for ever."""
+    step = finetune()
+    first = [*submitted(step, 1, NOW - 9000)[:1], event("lost", step, NOW - 8000, attempt=1)]
+    surfaced = ended(step, "NodeFailure", 1, NOW - 7000)[2:]
+    second = [*submitted(step, 2, NOW - 3000)[:1], event("lost", step, NOW - 2000, attempt=2)]
+    events = [*first, *surfaced, *second, *submitted(step, 3, NOW - 100, held=True)]
+    action = decide(step, events=events, queue=(job(step, Phase.QUEUED, 3, held=True),), accounting=())
+    assert (action.reason.code, action.release) == ("Confirmed", True)
+    late = decide(
+        step, events=[*events, *ended(step, "NodeFailure", 2)[2:]], queue=(job(step, Phase.QUEUED, 3, held=True),), accounting=()
+    )
+    assert (late.verb, late.reason.code) == (Verb.CANCEL, "ReplacementNotNeeded")

@@ -147,7 +147,12 @@ def _held_resubmission(s: Situation, job: Job, others: Sequence[Job]) -> Action:
     if others:
         message = f"job {others[-1].id}, thought lost, is there after all; its held replacement {job.id} is cancelled"
         return s.decide(Verb.CANCEL, Condition.QUEUED, "ReplacementNotNeeded", message, job=job.id, attempt=number)
-    surfaced = [a for a in s.memory.attempts if a.lost and a.job is not None]
+    # One whose end was known before this replacement was made is not what it replaces.
+    surfaced = [
+        a
+        for a in s.memory.attempts
+        if a.lost and a.job is not None and (attempt is None or a.end is None or a.end.order > attempt.order)
+    ]
     if surfaced:
         message = f"job {surfaced[-1].job}, thought lost, has surfaced after all; its held replacement {job.id} is cancelled"
         return s.decide(Verb.CANCEL, Condition.VERIFYING, "ReplacementNotNeeded", message, job=job.id, attempt=number)
