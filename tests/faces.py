@@ -125,6 +125,9 @@ class _Done:
     def wait(self, timeout: float | None = None) -> int:
         return self.returncode
 
+    def poll(self) -> int:
+        return self.returncode
+
 
 def _pipe_with(content: bytes) -> IO[bytes]:
     reads, writes = os.pipe()

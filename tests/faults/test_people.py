@@ -15,9 +15,9 @@ from lies import ALL, FEW, PHASES, RERUNS, TRAINING, Lab, lab_at, some
 from fake_slurm.jobs import State
 from mortality import Mortality, watched
 from reconciler.errors import ReconcileError, UsageError
+from reconciler.handover import accept_identity
 from reconciler.loop import run_pass
 from reconciler.model import Token
-from reconciler.words import accept_identity
 
 _NOTE = "\nAna: the second batch looks odd, ask Bo.\n"
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import signal
 import subprocess
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 _RETRIES = b"sleeping and retrying"  # "Slurm temporarily unable to accept job, sleeping and retrying"; "Slurm job queue full, …"
 _FIRST_SLEEP = 1.0
 _GLANCE = 0.05  # s
+_BY_OUR_SIGNAL = (-signal.SIGTERM, 128 + signal.SIGTERM)  # timeout(1) hands the signal on, and ends as its command did
 
 
 @dataclass(frozen=True)
@@ -28,14 +30,15 @@ class Answer:
     was_asleep: bool = False
 
 
-def whole_answer(sbatch: subprocess.Popen[bytes], seconds: float) -> Answer:
-    """The answer of a running sbatch. Raises TimeoutExpired where there is none after ``seconds``; it is left alone then."""
+def whole_answer(sbatch: subprocess.Popen[bytes], since: float, seconds: float) -> Answer:
+    """The answer of an sbatch that was not running yet at ``since`` (monotonic s). Raises TimeoutExpired where there is none after
+    ``seconds``; it is left alone then."""
     assert sbatch.stdout is not None
     assert sbatch.stderr is not None
     said = {sbatch.stdout.fileno(): b"", sbatch.stderr.fileno(): b""}
     out, err = said
     end = time.monotonic() + seconds
-    not_asleep_before = time.monotonic()
+    not_asleep_before = since
     has_slept = is_stopped = False
     with selectors.DefaultSelector() as selector:
         for fd in said:
@@ -53,9 +56,10 @@ def whole_answer(sbatch: subprocess.Popen[bytes], seconds: float) -> Answer:
                 not_asleep_before = before
             elif not has_slept:
                 has_slept = True
-                is_stopped = time.monotonic() < not_asleep_before + _FIRST_SLEEP / 2
+                # One that is over by now has said all that it will, whatever this process was doing meanwhile.
+                is_stopped = time.monotonic() < not_asleep_before + _FIRST_SLEEP / 2 and sbatch.poll() is None
                 if is_stopped:
                     sbatch.terminate()
     code = sbatch.wait(max(1.0, end - time.monotonic()))
-    was_asleep = is_stopped and code != 0 and time.monotonic() < not_asleep_before + _FIRST_SLEEP
+    was_asleep = is_stopped and code in _BY_OUR_SIGNAL and time.monotonic() < not_asleep_before + _FIRST_SLEEP
     return Answer(code, said[out], said[err], was_asleep)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -82,6 +83,7 @@ class SlurmCli:
         if job.held:
             command.append("--hold")
         command += [f"--{name}={value}" for name, value in job.options.items()]
+        since = time.monotonic()
         try:
             # Never killed by us, whatever interrupts this pass: without timeout(1) above it a hanging sbatch would keep the lock
             # for ever. In a session of its own it outlives a Ctrl-C at the terminal too.
@@ -98,7 +100,7 @@ class SlurmCli:
         except OSError as error:
             raise SubmissionRefused(f"sbatch could not be started: {error}") from error
         try:
-            answer = whole_answer(sbatch, _SUBMIT_SECONDS + 10)
+            answer = whole_answer(sbatch, since, _SUBMIT_SECONDS + 10)
         except subprocess.TimeoutExpired as error:
             raise SubmissionUncertain(f"sbatch did not answer within {_SUBMIT_SECONDS} s") from error
         if answer.was_asleep:
