@@ -31,8 +31,10 @@ class Answer:
 
 
 def whole_answer(sbatch: subprocess.Popen[bytes], since: float, seconds: float) -> Answer:
-    """The answer of an sbatch that was not running yet at ``since`` (monotonic s). Raises TimeoutExpired where none has come after
-    ``seconds``; it is left alone then."""
+    """The answer of an sbatch that was not running yet at ``since`` (monotonic s).
+
+    Raises TimeoutExpired where there is none after ``seconds``; sbatch is left alone then.
+    """
     assert sbatch.stdout is not None
     assert sbatch.stderr is not None
     said = {sbatch.stdout.fileno(): b"", sbatch.stderr.fileno(): b""}
