@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from test_experiments import SETTINGS, conditions, configure, converge, started
 
-KILLS = int(os.environ.get("RECONCILE_KILLS") or 40)
+KILLS = int(os.environ.get("RECONCILE_KILLS") or 20)
 _RUNS = 40
 _KILLED = 137  # timeout(1), whose own group is killed with it
 
