@@ -63,6 +63,8 @@ def test_each_class_of_failure_is_told_and_followed_as_the_settings_say(person, 
     )
     person.run("scancel", job_of(person, experiment, "byme"))
     cluster.run("scancel", job_of(person, experiment, "byroot"))
+    # Who did it is in the accounting alone, which may hear of it a little later.
+    until(lambda: "CANCELLED by 0" in cluster.run("sacct", "-a", "-X", "-n", "-P", "-o", "State"))
     assert person.reconcile("cancel", experiment, "told/finetune").returncode == 0
     expected = {
         "gpu": "OutOfMemoryGpu", "host": "OutOfMemoryHost", "module": "LaunchFailure", "trace": "UserError", "silent": "Unknown",

@@ -96,6 +96,8 @@ def test_a_job_that_asks_for_more_than_the_partition_gives_needs_a_person(person
         assert person.reconcile("diff", experiment).returncode == 4
     finally:
         cluster.run("scontrol", "update", "PartitionName=main", "MaxTime=INFINITE")
+    # The queue tells the old reason until the scheduler has looked again.
+    until(lambda: "CannotStart" not in {code for code, _ in reasons(person, experiment).values()})
     converge(person, experiment)
     assert set(started(experiment).values()) == {1}
 
