@@ -1,5 +1,6 @@
 """``reconcile``, from the interpreter's first line: an interrupt is no traceback even while modules are loaded."""
 
+import os
 import sys
 
 from reconciler import interrupts
@@ -15,6 +16,10 @@ def main() -> None:
         code = run(sys.argv[1:])
     except KeyboardInterrupt:
         code = interrupts.INTERRUPTED
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os._exit(code)  # what cannot be written now cannot be at the end either, and would change the code
     sys.exit(code)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import traceback
+from contextlib import suppress
 
 import click
 
@@ -58,12 +59,33 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        _say(f"reconcile: {plain(str(error))}")
+        return 3
     except Exception:  # noqa: BLE001 - whatever was not foreseen is a bug, and must not look like "something is pending" (1)
         for line in traceback.format_exc().splitlines():
-            print(plain(line), file=sys.stderr)
-        print("reconcile: this is a bug in reconcile; the ledger tells how far the pass came", file=sys.stderr)
+            _say(plain(line))
+        _say("reconcile: this is a bug in reconcile; the ledger tells how far the pass came")
         return 70
-    return int(code or 0)
+    return _flushed(int(code or 0))
+
+
+def _flushed(code: int) -> int:
+    """The exit code once the output is out; 3 where it cannot be written, a full disk being the likeliest cause."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stderr.close()
+    except OSError as error:
+        _say(f"reconcile: the output cannot be written: {error.strerror}")
+        code = 3
+    return code
+
+
+def _say(line: str) -> None:
+    """A line for whoever listens; where nobody can be told, the exit code has to do."""
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def _complain_of_usage(error: click.ClickException) -> None:
@@ -71,11 +93,11 @@ def _complain_of_usage(error: click.ClickException) -> None:
     shown = io.StringIO()
     error.show(file=shown)
     for line in shown.getvalue().splitlines():
-        print(plain(line), file=sys.stderr)
+        _say(plain(line))
 
 
 def _complain(error: ReconcileError, quiet: bool) -> None:
     if quiet and isinstance(error, AnotherPass):
         return
     for line in str(error).splitlines():
-        print(f"reconcile: {plain(line)}", file=sys.stderr)
+        _say(f"reconcile: {plain(line)}")
