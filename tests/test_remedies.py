@@ -29,7 +29,7 @@ def policy(**more: Any) -> Policy:
 def failed(failure: str, number: int = 1, at: float = NOW - 900, **intent: Any) -> list[dict[str, Any]]:
     """One attempt that ended so, submitted with more than its script asks for where ``intent`` says."""
     facts = {"name": name_of(STEP, number), "definition": STEP.definition, "placement": STEP.placement}
-    told = ended(STEP, failure, number, at)
+    told = ended(STEP, failure, number, at, started=at - 50)
     return [event("intent", STEP, at - 100, attempt=number, **facts, **intent), *told[1:]]
 
 
@@ -131,6 +131,21 @@ def test_attempts_that_advanced_it_do_not_count_and_one_that_did_not_holds_it():
     assert (action.verb, action.condition, action.reason.code) == (Verb.HOLD, Condition.FAILED, "TimeLimit")
     assert "no further epoch" in action.reason.message
     assert after(stuck, left(5, of=9), resume=True, time=TIME).options == {"time": "90"}
+
+
+@pytest.mark.parametrize(
+    "failure", ["CancelledByPerson", "CancelledByAdmin", "CancelledByUs", "UserError", "Unknown", "CompletedWithoutEvidence"]
+)
+def test_whole_epochs_do_not_outvote_a_person_who_cancelled_nor_a_program_that_failed(failure: str):
+    action = after(failed(failure), left(2), resume=True)
+    assert (action.verb, action.condition, action.reason.code) == (Verb.HOLD, Condition.FAILED, failure)
+
+
+def test_a_renamed_runs_edits_are_taken_back_where_the_run_is_now():
+    old = [{**edit, "path": "/exp/old/finetune.yaml"} for edit in MADE]
+    events = [*failed("OutOfMemoryGpu"), *old, event("rerun", STEP, NOW - 10, newest=None)]
+    action = decide(HALVED, events=events, policy=policy(shrink_batch=True))
+    assert {edit.path for edit in action.edits} == {CONFIG}
 
 
 def test_without_the_setting_nothing_is_resumed_and_everything_torn_is_moved_aside():

@@ -172,7 +172,7 @@ class _Pass:
             options=action.options,
             keep_open=(self._world.lock,),
         )
-        return self._hand_over(action, step, job)
+        return self._hand_over(action, step, job, _whose_limits(script))
 
     def _stop(self, action: Action, why: Reason) -> Outcome:
         """Nothing more is submitted by this pass. The attempt stays unconfirmed: it may be another pass's."""
@@ -200,14 +200,14 @@ class _Pass:
         )
         return token
 
-    def _hand_over(self, action: Action, step: Step, job: Submission) -> Outcome:
+    def _hand_over(self, action: Action, step: Step, job: Submission, limits: tuple[str | None, ...]) -> Outcome:
         ledger, attempt = self._world.ledger, action.attempt
         try:
             job_id = self._world.backend.submit(job)
         except LimitReached as error:
             ledger.append("limited", step=step.key, attempt=attempt, message=str(error))
             reason = Reason("LimitReached", f"the site accepts no more jobs like this for now: {error}")
-            self._limited[_whose_limits(parse_batch_script(step.script, _text(step.script)))] = reason
+            self._limited[limits] = reason
             self._stopped = reason if isinstance(error, ControllerFull) else None
             return _waiting(action, reason.code, reason.message, "failed")
         except SubmissionRefused as error:

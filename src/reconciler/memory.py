@@ -492,7 +492,7 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
 
 def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
     """An edit of a value edited before tells where it came from in the beginning; one that leads back there is none."""
-    old = next((edit for edit in edits if (edit.path, edit.key) == (new.path, new.key)), None)
+    old = next((edit for edit in edits if edit.key == new.key), None)
     others = tuple(edit for edit in edits if edit is not old)
     whole = new if old is None else replace(new, before=old.before, via=(*old.via, old.after))
     return others if whole.before == whole.after else (*others, whole)

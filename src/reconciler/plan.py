@@ -160,7 +160,7 @@ def _leave_alone(action: Action, select: str) -> Action:
         return action
     reason = Reason("NotSelected", f"--select {select} leaves this step alone")
     idle = replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, move_aside=(), changes=())
-    return replace(idle, release=False, hold_job=False)
+    return replace(idle, release=False, hold_job=False, options={}, edits=())
 
 
 def _needs_first(steps: Sequence[Step]) -> list[Step]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from reconciler.batch_script import parse_memory, parse_time_limit
+from reconciler.failures import INFRASTRUCTURE
 from reconciler.memory import Attempt, StepMemory
 from reconciler.model import Edit, Outputs, Policy, Raise, Step
 
@@ -48,10 +49,9 @@ def remedy_for(step: Step, memory: StepMemory, attempts: Sequence[Attempt], outp
     found = Remedy(options, _kept_edits(step, memory, resumes=resumes), _reverts(step, memory, resumes=resumes), resumes)
     if last is None or not failure:
         return found
-    if resumes and outputs is not None and outputs.resumable > last.from_epoch:
-        return _with(found, is_new=True)
     if failure == "TimeLimit":
-        return _with_time(found, step, policy)
+        has_advanced = resumes and last.number in advanced(attempts, outputs)
+        return _with(found, is_new=True) if has_advanced else _with_time(found, step, policy)
     if failure == "OutOfMemoryHost":
         return _with_memory(found, step, policy.mem)
     if failure == "OutOfMemoryGpu":
@@ -60,9 +60,18 @@ def remedy_for(step: Step, memory: StepMemory, attempts: Sequence[Attempt], outp
 
 
 def advanced(attempts: Sequence[Attempt], outputs: Outputs | None) -> frozenset[int]:
-    """The numbers of the attempts that left more whole epochs than they began with; they count as no failures."""
+    """The numbers of the attempts that left more whole epochs than they began with; they count as no failures.
+
+    Only where the time limit or the node cut the job short: a person who cancelled one, or a program that failed, is not
+    outvoted by the epochs that were whole by then.
+    """
     later = [*(attempt.from_epoch for attempt in attempts[1:]), outputs.resumable if outputs is not None else 0]
-    return frozenset(a.number for a, now in zip(attempts, later, strict=True) if now > a.from_epoch)
+    cut_short = INFRASTRUCTURE | {"TimeLimit"}
+    return frozenset(
+        a.number
+        for a, now in zip(attempts, later, strict=True)
+        if a.end is not None and a.end.failure in cut_short and now > a.from_epoch
+    )
 
 
 def suggestion(failure: str, step: Step) -> str:
@@ -88,7 +97,7 @@ def _kept_edits(step: Step, memory: StepMemory, *, resumes: bool) -> tuple[Edit,
     if resumes and step.resume is not None:
         made = next((edit for edit in _in_force(memory) if edit.key == step.resume.key), None)
         kept.append(made or step.resume)
-    return tuple(kept)
+    return tuple(_here(step, edit) for edit in kept)
 
 
 def _reverts(step: Step, memory: StepMemory, *, resumes: bool) -> tuple[Edit, ...]:
@@ -96,12 +105,17 @@ def _reverts(step: Step, memory: StepMemory, *, resumes: bool) -> tuple[Edit, ..
     gone = [edit for edit in memory.edits if edit not in _in_force(memory)]
     if not resumes:
         gone += [edit for edit in _in_force(memory) if edit.key == _key_of(step.resume)]
-    return tuple(Edit(edit.path, edit.key, edit.after, edit.before, via=edit.via) for edit in gone)
+    return tuple(_here(step, Edit(edit.path, edit.key, edit.after, edit.before, via=edit.via)) for edit in gone)
 
 
 def _in_force(memory: StepMemory) -> tuple[Edit, ...]:
     rerun = memory.rerun.order if memory.rerun is not None else 0
     return tuple(edit for edit in memory.edits if edit.order > rerun)
+
+
+def _here(step: Step, edit: Edit) -> Edit:
+    """An edit in the file where it is now: a run may have been renamed since."""
+    return edit if step.resume is None else replace(edit, path=step.resume.path)
 
 
 def _key_of(edit: Edit | None) -> str | None:
