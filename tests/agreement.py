@@ -161,6 +161,7 @@ class World:
             "has started": job.started is not None,
             "has ended": job.ended is not None,
             "was cancelled by somebody": bool(job.cancelled_by),
+            "has nodes": bool(job.nodes),
             "source": job.source,
         }
 

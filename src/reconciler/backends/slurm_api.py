@@ -213,6 +213,7 @@ def queue_job(row: Mapping[str, Any]) -> Job:
         started=start if has_started else None,
         ended=_seconds(row["end_time"]) if phase is Phase.ENDED else None,
         exit_code=_exit_code(row),
+        nodes=str(row.get("allocated_nodes") or ""),
         source="squeue",
     )
 
@@ -233,6 +234,7 @@ def accounted_job(row: Mapping[str, Any]) -> Job:
         ended=_seconds(row["end_time"]) if phase is Phase.ENDED else None,
         exit_code=_exit_code(row),
         cancelled_by=by or _uid(row.get("cancelled_by")),
+        nodes=_accounted_nodes(row),
         source="sacct",
     )
 
@@ -257,6 +259,12 @@ def _uid(user: Any) -> str:
         return str(pwd.getpwnam(user).pw_uid) if user else ""
     except KeyError:
         return str(user)
+
+
+def _accounted_nodes(row: Mapping[str, Any]) -> str:
+    """Where it ran; the accounting has a phrase for nowhere."""
+    nodes = str(row.get("nodelist") or "")
+    return "" if nodes == "None assigned" else nodes
 
 
 def _exit_code(row: Mapping[str, Any]) -> str:

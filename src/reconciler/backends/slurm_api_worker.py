@@ -27,6 +27,7 @@ _MAX_DESCRIPTORS = 8
 _JOB = (
     "id", "name", "state", "state_reason", "exit_code", "exit_code_signal", "submit_time", "eligible_time", "start_time",
     "end_time", "user_name", "working_directory", "array_id", "array_task_id", "array_tasks_waiting", "cancelled_by",
+    "allocated_nodes", "nodelist",  # a queued job has the first, an accounted one the second
 )  # fmt: skip
 
 
