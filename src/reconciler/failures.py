@@ -43,6 +43,8 @@ SIGNS: tuple[Sign, ...] = (
     Sign("OutOfMemoryGpu", r"CUDA out of memory", "RuntimeError: CUDA out of memory. Tried to allocate 2.00 GiB (GPU 0;"),
     Sign("OutOfMemoryGpu", r"CUBLAS_STATUS_ALLOC_FAILED", "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
     Sign("OutOfMemoryHost", r"oom[-_]kill", "slurmstepd: error: Detected 1 oom_kill event in StepId=117.batch."),
+    # JobAcctGatherParams=OverMemoryKill: Slurm itself says FAILED, 0:9 (seen on 22.05).
+    Sign("OutOfMemoryHost", r"Exceeded (job|step) memory limit", "slurmstepd-n1: error: Exceeded job memory limit"),
     Sign("NodeFailure", r"DUE TO NODE FAILURE", f"{_CANCELLED_AT} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***"),
     Sign("NodeFailure", r"uncorrectable (NVLink|ECC) error", "RuntimeError: CUDA error: uncorrectable ECC error encountered"),
     Sign("NodeFailure", r"No CUDA GPUs are available", "RuntimeError: No CUDA GPUs are available"),
