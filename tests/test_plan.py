@@ -351,6 +351,30 @@ def test_what_was_given_up_for_lost_stays_in_doubt_through_submissions_that_came
     assert (action.verb, action.held, action.reason.code) == (Verb.SUBMIT, True, "SubmissionLost")
 
 
+@pytest.mark.parametrize("outcome", [("limited", {"message": "QOSMaxSubmit"}), ("refused", {"message": "no"}), ("lost", {})])
+@pytest.mark.parametrize("accounting", [(), Unknown("down")])
+def test_a_job_that_surfaced_may_be_alive_although_its_replacement_came_to_nothing(outcome, accounting):
+    """An answer of the queue that misses it says no more of it than of the newest attempt."""
+    kind, facts = outcome
+    lost = [submitted(STEP)[0], event("lost", STEP, NOW - 300, attempt=1)]
+    nothing = [submitted(STEP, 2, NOW - 200)[0], event(kind, STEP, NOW - 199, attempt=2, **facts)]
+    surfaced = event("adopted", STEP, NOW - 100, attempt=1, job="101", name=name_of(STEP))
+    plan = plan_for(STEP, events=[*lost, *nothing, surfaced], accounting=accounting, policy=Policy(backoff=0.0))
+    assert (plan.of(STEP.key).verb, plan.of(STEP.key).condition) == (Verb.WAIT, Condition.UNKNOWN)
+    assert {e["event"] for e in plan.learned} <= {"unseen"}
+
+
+@pytest.mark.parametrize("outcome", [("limited", {"message": "QOSMaxSubmit"}), ("refused", {"message": "no"})])
+def test_the_outputs_of_a_job_that_surfaced_are_looked_for_twice_although_its_replacement_came_to_nothing(outcome):
+    kind, facts = outcome
+    lost = [submitted(STEP)[0], event("lost", STEP, NOW - 300, attempt=1)]
+    nothing = [submitted(STEP, 2, NOW - 200)[0], event(kind, STEP, NOW - 199, attempt=2, **facts)]
+    end = event("ended", STEP, NOW - 10, attempt=1, job="101", state="NODE_FAIL", failure="NodeFailure", ended=NOW - 10)
+    policy = replace(LATE, backoff=0.0)
+    plan = plan_for(STEP, events=[*lost, *nothing, end], policy=policy)
+    assert (plan.of(STEP.key).verb, plan.of(STEP.key).reason.code) == (Verb.WAIT, "OutputsMissing")
+
+
 def test_an_older_job_of_the_same_name_is_not_this_attempt():
     stale = replace(job(STEP, Phase.ENDED), submitted=NOW - 90_000)
     action = decide(STEP, events=submitted(STEP, at=NOW - 10)[:1], accounting=(stale,))

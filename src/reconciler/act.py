@@ -290,7 +290,7 @@ class _Pass:
 
     def _mark_done(self, action: Action, step: Step) -> None:
         """A fine-tune's outputs tell what they were launched from; an evaluation is what its script was when submitted."""
-        last = self._memory.of(step.key).last
+        last = self._memory.of(step.key).last_begun
         was_submitted = step.stage is Stage.EVALUATION and last is not None and bool(last.definition)
         definition = last.definition if was_submitted and last is not None else step.definition
         meaning = dict(step.meaning) if definition == step.definition else dict(last.meaning) if last is not None else {}

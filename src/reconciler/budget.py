@@ -172,7 +172,7 @@ def _experience(desired: Desired, known: Mapping[str, StepMemory]) -> dict[tuple
     """The median time (s) that steps of one stage took which are done and asked for the same."""
     took: dict[tuple[Stage, Ask], list[float]] = {}
     for step in desired.steps:
-        last = known[step.key].last
+        last = known[step.key].last_begun
         if known[step.key].done is None or last is None or last.end is None or last.end.started is None:
             continue
         took.setdefault((step.stage, last.ask or step.ask), []).append(last.end.at - last.end.started)

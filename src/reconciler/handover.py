@@ -69,7 +69,7 @@ def _changed(known: Identity, here: Identity, what: str) -> Identity:
 
 def _open(memory: Memory) -> list[tuple[str, Attempt]]:
     """Attempts whose end is not in writing, of runs that were dropped too."""
-    return [(key, attempt) for key, of_step in memory.steps.items() for attempt in of_step.attempts if attempt.is_open]
+    return [(key, attempt) for key, of_step in memory.steps.items() for attempt in of_step.open]
 
 
 def _refuse_unseen(known: Identity, here: Identity, what: str, opened: list[tuple[str, Attempt]]) -> None:

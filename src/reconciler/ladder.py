@@ -210,9 +210,9 @@ def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
 
 def _is_unconfirmed(s: Situation) -> Action | None:
     """A submission whose outcome nobody knows may be live somewhere; nothing else may be submitted meanwhile."""
-    last = s.memory.last
-    if last is None or not last.is_open:
+    if not s.memory.open:
         return None
+    last = s.memory.open[-1]
     if s.unread_log:
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "DiskUnknown", s.unread_log)
     if isinstance(s.observed.accounting, Unknown):
@@ -241,7 +241,7 @@ def _is_verified(s: Situation) -> Action | None:
         return None
     if s.step.need is not None and (s.need is None or s.need.condition is not Condition.DONE):
         return _are_needs_unmet(s)
-    last = s.memory.last
+    last = s.memory.last_begun
     ended = last is not None and last.end is not None and last.end.state == "COMPLETED"
     if not s.outputs.marked and not ended and s.now - _last_written(s) < s.policy.settle:
         message = f"the outputs verify, and must stay quiet for {s.policy.settle:.0f} s before they count"
@@ -269,7 +269,7 @@ def _are_outputs_not_ours(s: Situation) -> Action | None:
 
 def _is_settling(s: Situation) -> Action | None:
     """An ended job's outputs are looked for twice, ``settle`` apart: a file server may show them late."""
-    last = s.memory.last
+    last = s.memory.last_begun
     if last is None or last.end is None or not _counts(last, s.memory):
         return None
     if last.missing_at is None:

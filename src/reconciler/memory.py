@@ -200,6 +200,18 @@ class StepMemory:
         """The newest attempt that was not withdrawn, or None."""
         return next((attempt for attempt in reversed(self.attempts) if not attempt.withdrawn), None)
 
+    @property
+    def last_begun(self) -> Attempt | None:
+        """The newest attempt that has or had a job, or may have one, or None. A later one may be surely without a job: refused,
+        not taken by the site, or given up unseen."""
+        begun = (a for a in reversed(self.attempts) if not a.withdrawn and (a.job is not None or a.is_unconfirmed))
+        return next(begun, None)
+
+    @property
+    def open(self) -> tuple[Attempt, ...]:
+        """The attempts whose outcome is not in writing; any of them, not the newest alone, may have a live job."""
+        return tuple(attempt for attempt in self.attempts if attempt.is_open)
+
 
 @dataclass(frozen=True)
 class Renaming:

@@ -85,7 +85,7 @@ def _log_of(job: Job, step: Step, disk: Disk) -> str | Unknown | None:
 
 def asks_cluster(desired: Desired, memory: Memory) -> bool:
     """False where every step is done and no attempt's end is missing: such an experiment needs no cluster."""
-    has_open_attempt = any(m.last is not None and m.last.is_open for m in memory.steps.values())
+    has_open_attempt = any(m.open for m in memory.steps.values())
     return has_open_attempt or bool(_open_steps(desired, memory))
 
 
@@ -177,5 +177,5 @@ def _is_directory(path: Path, disk: Disk) -> bool:
 
 def _ended_abnormally(memory: StepMemory) -> bool:
     """After a node failure sizes may be right and contents lost: what the last attempt left is verified in full."""
-    last = memory.last
+    last = memory.last_begun
     return last is not None and last.end is not None and last.end.failure in _ABNORMAL_ENDS

@@ -116,7 +116,7 @@ def _ends_of_dropped_steps(
     wanted = {step.key for step in desired.steps}
     learned: list[Mapping[str, Any]] = []
     for key, of_step in memory.steps.items():
-        if key not in wanted and any(attempt.is_open for attempt in of_step.attempts):
+        if key not in wanted and of_step.open:
             nothing = Step(key, "", Stage.FINETUNE, "", Path(), Path(), Path(), "", "")
             situation = Situation(nothing, of_step, ours.of(key), None, observed, policy, now, None)
             remember_ends(situation)
@@ -233,7 +233,7 @@ def failures_in_a_row(
     not_counted = CANCELLED | INFRASTRUCTURE
     failed = []
     for key, action in decided.items():
-        last = known[key].last
+        last = known[key].last_begun
         if last is None or last.end is None or last.end.failure in not_counted or last.end.order <= since:
             continue
         is_retried = policy.retry.get(last.end.failure, 0) > 0

@@ -82,7 +82,7 @@ def _row(step: Step, action: Action, memory: StepMemory, jobs: Mapping[tuple[str
     status = status_word(action)
     if status is None:
         return None
-    last = memory.last
+    last = memory.last_begun
     job = jobs.get((last.job, last.name)) if last is not None and last.job is not None else None
     end = last.end if last is not None else None
     started = (end.started if end else None) or (job.started if job else None)

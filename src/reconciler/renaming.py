@@ -108,7 +108,7 @@ def _refuse(seen: Pass, old: str, new: str) -> None:
 def _refuse_live(seen: Pass, old: str) -> None:
     """A job runs in the directory, under the name and token of the old key."""
     for key, of_step in seen.memory.steps.items():
-        opened = [attempt for attempt in of_step.attempts if attempt.is_open]
+        opened = of_step.open
         if key.startswith(f"{old}/") and opened:
             what = f"job {opened[-1].job}" if opened[-1].job else "a submission that was never confirmed"
             raise UsageError(f"{key}: {what} may be live; rename the run when that has ended, or cancel it")
