@@ -106,8 +106,7 @@ class Cluster:
                 self._run("sacctmgr", "-i", "add", "cluster", "reconcile")
                 self._run("sacctmgr", "-i", "add", "account", "lab")
             self.start_controller()
-            self._spawn("slurmd", "slurmd", "-D")
-            self._wait("an idle node", lambda: "idle" in self._run("sinfo", "-h", "-o", "%T"))
+            self._start_node()
         except BaseException:
             self.stop()
             raise
@@ -133,6 +132,16 @@ class Cluster:
     def stop_controller(self) -> None:
         self._end("slurmctld")
 
+    @contextlib.contextmanager
+    def configured(self, *lines: str, cgroup: str = "") -> Iterator[None]:
+        """Other settings for a while: ``lines`` at the end of slurm.conf, where the last of a name counts, and ``cgroup.conf``."""
+        slurm, groups = self.conf.read_text(), self.conf.with_name("cgroup.conf").read_text()
+        try:
+            self._restart(slurm + "".join(f"{line}\n" for line in lines), cgroup or groups)
+            yield
+        finally:
+            self._restart(slurm, groups)
+
     def run(self, *command: str) -> str:
         """A command's output, as root on this cluster."""
         return self._run(*command)
@@ -152,6 +161,18 @@ class Cluster:
         database = self.directory / "slurmdbd.conf"
         database.write_text(_SLURMDBD_CONF.format(**facts, **self._ports))
         database.chmod(0o600)
+
+    def _restart(self, slurm: str, cgroup: str) -> None:
+        self._end("slurmd")
+        self.stop_controller()
+        self.conf.write_text(slurm)
+        self.conf.with_name("cgroup.conf").write_text(cgroup)
+        self.start_controller()
+        self._start_node()
+
+    def _start_node(self) -> None:
+        self._spawn("slurmd", "slurmd", "-D")
+        self._wait("a node", lambda: self._run("sinfo", "-h", "-o", "%T").strip() in ("idle", "mixed", "allocated"))
 
     def _start_munge(self) -> None:
         if self._succeeds("munge", "-n"):

@@ -224,6 +224,7 @@ def test_a_requeued_job_is_the_same_attempt(person, cluster):
     for _ in range(3):
         person.reconcile("apply", experiment, **QUICK)
         time.sleep(1)
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")  # or Slurm lets it wait for two minutes
     until(lambda: started(experiment)[step] == 2, 200)
     assert job_of(person, experiment, step) == job
     person.run("scancel", "--me")

@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from test_experiments import QUICK, SETTINGS, configure, converge, started, until
-
-
-@contextlib.contextmanager
-def configured(cluster, *lines: str) -> Iterator[None]:
-    """The controller with these lines at the end of its configuration, for a while."""
-    before = cluster.conf.read_text()
-    try:
-        _restart(cluster, before + "".join(f"{line}\n" for line in lines))
-        yield
-    finally:
-        _restart(cluster, before)
-
-
-def _restart(cluster, conf: str) -> None:
-    cluster.stop_controller()
-    cluster.conf.write_text(conf)
-    cluster.start_controller()
-    until(lambda: any(word in cluster.run("sinfo", "-h", "-o", "%T") for word in ("idle", "mix", "alloc")))
 
 
 def reasons(person, experiment: Path) -> dict[str, tuple[str, str]]:
@@ -105,7 +85,7 @@ def test_a_job_that_asks_for_more_than_the_partition_gives_needs_a_person(person
 def test_a_controller_that_takes_no_more_jobs_is_asked_once_a_pass_and_waited_out(person, cluster):
     experiment = person.new_experiment("full")
     configure(experiment)
-    with configured(cluster, "MaxJobCount=4"):
+    with cluster.configured("MaxJobCount=4"):
         began = time.monotonic()
         codes = [code for code, _ in applied(person, experiment, STANDIN_SECONDS="5")]
         took = time.monotonic() - began
@@ -123,7 +103,7 @@ def test_a_qos_that_lets_a_user_have_two_jobs_is_lived_with(person, cluster):
     cluster.run("sacctmgr", "-i", "add", "qos", "two")
     cluster.run("sacctmgr", "-i", "modify", "qos", "two", "set", "MaxSubmitJobsPerUser=2")
     cluster.run("sacctmgr", "-i", "modify", "user", person.name, "set", "qos=two", "defaultqos=two")
-    with configured(cluster, "AccountingStorageEnforce=associations,limits,qos"):
+    with cluster.configured("AccountingStorageEnforce=associations,limits,qos"):
         until(lambda: "two" in cluster.run("scontrol", "show", "assoc_mgr", "flags=qos"))
         told = [message for code, message in applied(person, experiment) if code == "LimitReached"]
         assert told
