@@ -363,7 +363,7 @@ def _check(training: _Training, disk: Disk, deep: bool) -> Outputs:
         return Outputs(OutputState.ABSENT, Reason("NoOutputs", f"{directory} holds no training"))
     differences = _differences(traces.launched, training.meaning)
     if traces.is_trained and differences:
-        message = f"{directory} was trained from another configuration: {differences}"
+        message = f"{directory} was trained from another configuration: {_CONFIG}: {differences}"
         return Outputs(OutputState.MISMATCH, Reason("Drifted", message), newest=traces.newest)
     return _judge(training, traces, disk, deep)
 
