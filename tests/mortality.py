@@ -44,7 +44,8 @@ class Mortality:
             raise Killed
 
 
-_CHANGES = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+# Each with the place, among its arguments, of the descriptor that a path may be relative to.
+_CHANGES = {"os.rename": 2, "os.mkdir": 2, "os.remove": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.truncate": None}
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _current: Mortality | None = None
 _really_write, _really_sync = os.write, os.fsync
@@ -95,8 +96,14 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
     if _current is None:
         return
     opens = event == "open" and isinstance(arguments[2], int) and arguments[2] & _WRITES
-    if (opens or event in _CHANGES) and str(arguments[0]).startswith(str(_current.root)):
+    if (opens or event in _CHANGES) and (str(arguments[0]).startswith(str(_current.root)) or _is_relative(event, arguments)):
         _current.enter()
+
+
+def _is_relative(event: str, arguments: tuple[Any, ...]) -> bool:
+    """True for a path from an open directory: those that the product opens are the experiment's own."""
+    place = _CHANGES.get(event)
+    return place is not None and arguments[place] >= 0
 
 
 sys.addaudithook(_audit)

@@ -421,7 +421,10 @@ def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memo
     if kind == "renaming":
         return replace(memory, renaming=Renaming(old, new), words=(*memory.words, _word("rename", order, event)))
     if kind == "rename-ended":
-        return replace(memory, renaming=None)
+        # A pass between a kill and these same words wrote under the old name what the document has under the new one by now.
+        between = {f"{new}{name[len(old) :]}": texts for name, texts in memory.written.items() if name.startswith(f"{old}|")}
+        written = {name: (*texts, *memory.written.get(name, ())) for name, texts in between.items()}
+        return replace(memory, renaming=None, written={**memory.written, **written})
 
     def key(name: str, sign: str) -> str:
         return f"{new}{sign}{name.removeprefix(old + sign)}" if name.startswith(old + sign) else name
