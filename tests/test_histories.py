@@ -267,5 +267,68 @@ def test_a_submission_that_surfaces_after_it_was_given_up_never_runs_beside_its_
     history.close()
 
 
+def test_a_replacement_stays_held_while_nobody_tells_how_what_it_replaces_has_ended():
+    history = History(Site(min_job_age=2.0))
+    history.inject("submit", Kind.LOST_AFTER, 0.0, 1)
+    history.apply()
+    history.pass_time(601)
+    hidden = history.live_jobs()
+    for call in ("queue", "accounting"):
+        history.inject(call, Kind.EMPTY, 0.0, 2)
+    history.apply()
+    assert len(history.live_jobs()) > len(hidden)
+    history.cluster.accounting.stop()
+    for job in hidden:
+        history.end_job(job, "half", State.FAILED, 1)
+    history.pass_time(305)
+    history.apply()
+    history.settle_down()
+    history.close()
+
+
+def test_a_release_said_on_a_host_whose_clock_is_ahead_is_used_up_by_the_next_failure():
+    history = History(Site())
+
+    def all_fail() -> None:
+        for job in history.live_jobs():
+            history.end_job(job, "half", State.FAILED, 1)
+        for seconds in (10.0, 305.0):
+            history.pass_time(seconds)
+            history.apply()
+
+    history.apply()
+    all_fail()
+    history.step_clock(280)
+    for key in history.keys:
+        history.say("release", key)
+    history.apply()
+    history.step_clock(0)
+    all_fail()
+    history.settle_down()
+    history.close()
+
+
+def test_a_job_that_surfaced_is_not_forgotten_when_its_replacement_was_not_taken():
+    """Nothing is submitted beside it, although a later answer of the queue misses it and the newest attempt came to nothing."""
+    history = History(Site(has_accounting=False, max_submit_jobs=2))
+    history.edit_runs(["a"])
+    history.policy = replace(history.policy, max_in_flight=1)
+    history.apply()
+    (other,) = history.live_jobs()
+    history.policy = replace(history.policy, max_in_flight=None)
+    history.inject("submit", Kind.LOST_AFTER, 0.0, 1)
+    history.apply()
+    history.pass_time(601)
+    history.inject("queue", Kind.EMPTY, 0.0, 1)
+    history.apply()
+    history.end_job(other, "whole", State.COMPLETED)
+    history.apply()
+    history.pass_time(601)
+    history.inject("queue", Kind.EMPTY, 0.0, 1)
+    history.apply()
+    history.settle_down()
+    history.close()
+
+
 def test_every_promise_holds_in_every_history():
     run_state_machine_as_test(Histories, settings=SETTINGS)
