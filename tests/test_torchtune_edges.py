@@ -287,3 +287,47 @@ def test_a_setting_that_is_null_is_the_same_as_none(complete: Sample, where: str
     assert complete.check().state is OutputState.COMPLETE
     rewrite(getattr(complete, where), lambda text: text.replace("extra: null", "extra: 1"))
     assert complete.check().state is OutputState.MISMATCH
+
+
+def test_without_the_trainers_record_nothing_is_gone_on_from_though_an_epoch_is_whole(complete: Sample) -> None:  # noqa: F811
+    complete.edit(("epochs: 2", "epochs: 3"), launched=True)
+    assert complete.check().resumable == 1
+    shutil.rmtree(complete.output / "recipe_state")
+    assert complete.check().resumable == 0
+
+
+def test_a_run_that_cannot_be_looked_at_is_not_called_missing(complete: Sample) -> None:  # noqa: F811
+    class Stale(Sealed):
+        def stat(self, path):
+            if path == complete.run.directory:
+                raise DiskUnreadable(f"{path}: Stale file handle")
+            return super().stat(path)
+
+    (problem,) = (reading := TOOL.read(complete.run, Stale(lambda path: False))).problems
+    assert (problem.file, problem.line, problem.run) == (complete.run.document, 7, "complete")
+    assert "Stale file handle" in problem.message
+    assert reading.steps[0].blocked is not None
+    assert reading.steps[0].blocked.code == "ScaffoldingUnreadable"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"seed: 1\n", "`output_dir` is missing"),
+        (b"output_dir: \xff\n", "is not text"),
+        (b"#" * (32 << 20), "is larger than"),
+    ],
+)
+def test_what_is_no_configuration_is_told_without_a_line(complete: Sample, content: bytes, words: str) -> None:  # noqa: F811
+    complete.config.write_bytes(content)
+    step, (problem,) = complete.read()
+    assert words in problem.message
+    assert (problem.file, problem.line, problem.run) == (complete.config, 0, "complete")
+    assert step.blocked is not None
+    assert step.blocked.code == "ConfigInvalid"
+
+
+def test_as_many_epochs_as_are_allowed_are_allowed(complete: Sample, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    for most, is_fault in ((2, False), (1, True)):
+        monkeypatch.setattr("reconciler.tools.torchtune._MOST_EPOCHS", most)
+        assert (complete.read()[0].blocked is not None) == is_fault
