@@ -11,6 +11,7 @@ import pytest
 from reconciler.act import Outcome, World, act, move_aside
 from reconciler.errors import (
     ClusterUnreachable,
+    ControllerFull,
     DiskUnreadable,
     LimitReached,
     SubmissionRefused,
@@ -236,6 +237,20 @@ def test_a_site_that_takes_no_more_jobs_is_not_asked_again(bench):
     assert all("QOSMaxSubmit" in o.action.reason.message for o in outcomes)
     assert here.written("limited") == [{"event": "limited", "step": "a/finetune", "attempt": 1, "message": "QOSMaxSubmit"}]
     assert [e["step"] for e in here.written("intent")] == ["a/finetune"]
+
+
+@pytest.mark.parametrize("option", ["account", "qos", "partition"])
+def test_a_limit_is_met_by_what_is_limited_and_a_full_controller_by_everything(bench, option):
+    for error, stopped in ((LimitReached("QOSMaxSubmit"), "a b"), (ControllerFull("too many jobs"), "a b c")):
+        here = bench(finetune("a"), finetune("b"), finetune("c"))
+        headers = ("x", "x", "y")
+        steps = zip((finetune("a"), finetune("b"), finetune("c")), headers, strict=True)
+        here.steps = tuple(here.on_disk(step, f"#SBATCH --{option}={value}\n") for step, value in steps)
+        here.cluster.fails_with = [error]
+        outcomes = here.act()
+        assert [o.action.step[0] for o in outcomes if o.result == "failed"] == stopped.split()
+        assert {o.action.reason.code for o in outcomes if o.result == "failed"} == {"LimitReached"}
+        shutil.rmtree(here.ledger.path.parent)
 
 
 @pytest.mark.parametrize("error", [SubmissionUncertain("timed out"), ClusterUnreachable("no route")])

@@ -93,6 +93,8 @@ def test_a_directory_that_is_there_is_entered(world: World) -> None:  # noqa: F8
         ("-Tn=4", {"n": 3}, False),
         ("-T n=many", {"n": 3}, False),
         ("-T n=three", {"n": "three"}, True),
+        ("-T n=a=b", {"n": "a=b"}, True),
+        ("-T n=a=b", {"n": "b"}, False),
         ("-T n=Three", {"n": "three"}, False),
         ("-T n=[1,2]", {"n": [1, 2]}, True),
         *((f"-T n={text}", {"n": True}, True) for text in ("true", "True", "yes", "on")),
@@ -125,6 +127,8 @@ def test_an_argument_of_the_task_is_part_of_whose_log_it_is(
         ("inspect eval tiny --limit=2", True),
         ("inspect eval tiny --limit 9 --limit 2", True),
         ("inspect eval tiny --limit 3", False),
+        ("inspect eval tiny --limit \\'2\\'", True),
+        ("inspect eval tiny --sample-id $IDS", True),
         ("inspect eval tiny", False),
         ("export INSPECT_EVAL_LIMIT=2\ninspect eval tiny", True),
         ("export INSPECT_EVAL_LIMIT=2\ninspect eval tiny --limit 3", False),
@@ -313,6 +317,7 @@ def test_a_cell_that_cannot_be_read_names_the_file_that_is_at_fault(world: World
     settings.write_text("a: 1\nb: [\n")
     (problem,) = world.read(("tiny", 0)).problems
     assert problem.file == settings
+    assert "not valid YAML" in problem.message
 
 
 def test_a_failing_disk_leaves_an_evaluation_unknown(world: World) -> None:  # noqa: F811
@@ -326,3 +331,10 @@ def test_where_two_scripts_could_be_meant_every_accepted_place_is_named(world: W
     assert step.blocked is not None
     places = ["tiny_epoch1/cell.slurm", "tiny/cell.slurm", "tiny_epoch1.slurm"]
     assert all(place in step.blocked.message for place in places)
+
+
+@pytest.mark.parametrize(("model", "is_ours"), [("", True), (" --model mockllm/model", True), (" --model openai/gpt-4o", False)])
+def test_a_model_that_is_no_directory_is_known_by_its_name(world: World, model: str, is_ours: bool) -> None:  # noqa: F811
+    world.script("tiny_base.slurm", f"inspect eval tasks.py@tiny{model}", epoch=None)
+    world.log("tiny", eval={"task_args": {}, "task_args_passed": {}})
+    assert (TOOL.check(world.step("tiny", None), DISK).state is COMPLETE) == is_ours
