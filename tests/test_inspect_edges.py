@@ -10,7 +10,7 @@ import pytest
 from reconciler.disk import RealDisk
 from reconciler.model import OutputState, RunKind
 from reconciler.tools.inspect_ai import TOOL
-from test_inspect_ai import DISK, LIMITED, Denied, World, sample_log, samples, state, trained_run, world  # noqa: F401
+from test_inspect_ai import DISK, KILLED, LIMITED, Denied, World, sample_log, samples, state, trained_run, world  # noqa: F401
 
 COMPLETE, INCOMPLETE, ABSENT = OutputState.COMPLETE, OutputState.INCOMPLETE, OutputState.ABSENT
 
@@ -105,6 +105,10 @@ def test_a_directory_that_is_there_is_entered(world: World) -> None:  # noqa: F8
         ("", {"n": 3}, False),
         ("-T m=1", {"n": 3}, False),
         ("--task-config c.yaml", {"n": 3}, True),
+        ("--model-config c.yaml", {"n": 3}, True),
+        ("-T n=X", {"n": "X"}, True),
+        ("-T n=X", {"n": "Y"}, False),
+        ("", {"epoch": 1}, False),
         ("-T epoch=0", {"epoch": 0}, True),
         ("-T epoch=1", {"epoch": 0}, False),
         ("", {"epoch": 0}, True),
@@ -163,12 +167,35 @@ def test_a_cell_whose_script_tells_nothing_owns_the_logs_beside_it(world: World)
 
 
 def test_a_checkpoint_under_another_name_is_no_base_model(world: World) -> None:  # noqa: F811
-    store = world.checkpoints[0].parent / "store"
+    store, base = world.checkpoints[0].parent / "store", world.checkpoints[0].parent / "base"
     world.checkpoints[0].rename(store)
     world.checkpoints[0].symlink_to(store)
     world.script("tiny_base.slurm", "inspect eval tasks.py@tiny", epoch=None)
-    world.log("tiny", model_path=store)
-    assert TOOL.check(world.step("tiny", None), DISK).state is ABSENT
+    for path, found in ((store, ABSENT), (base, COMPLETE)):
+        world.log("tiny", model_path=path, eval={"task_args": {}, "task_args_passed": {}})
+        assert TOOL.check(world.step("tiny", None), DISK).state is found
+
+
+@pytest.mark.parametrize(("epoch", "expected"), [(0, COMPLETE), (1, ABSENT)])
+def test_the_path_of_a_model_may_follow_its_provider(world: World, epoch: int, expected: OutputState) -> None:  # noqa: F811
+    world.script("tiny_epoch0.slurm", "inspect eval tasks.py@tiny")
+    world.log("tiny", eval={"model": f"hf/{world.checkpoints[epoch]}", "task_args": {}, "task_args_passed": {}})
+    assert TOOL.check(world.step(), DISK).state is expected
+
+
+@pytest.mark.parametrize(
+    ("named", "is_ours"),
+    [
+        ({"task_registry_name": "a/b/tiny", "task": "x"}, True),
+        ({"task_registry_name": "tiny", "task": "x"}, True),
+        ({"task_registry_name": "", "task": "a/b/tiny"}, True),
+        ({"task_registry_name": "a/b/other", "task": "a/b/tiny"}, True),
+        ({"task_registry_name": "tiny/other", "task": "x"}, False),
+        ({"task_registry_name": "a/b", "task": "tiny/b"}, False),
+    ],
+)
+def test_a_task_is_known_by_the_last_part_of_its_name(world: World, named: dict[str, str], is_ours: bool) -> None:  # noqa: F811
+    assert (judged(world, "inspect eval tasks.py@tiny", eval=named)[0] is COMPLETE) == is_ours
 
 
 @pytest.mark.parametrize(
@@ -185,7 +212,7 @@ def test_an_epoch_that_was_passed_along_is_no_base_models_and_a_default_says_not
     told: dict[str, Any],
     is_base: bool,
 ) -> None:
-    world.script("tiny_base.slurm", "inspect eval tasks.py@tiny --model mockllm/model", epoch=None)
+    world.script("tiny_base.slurm", "inspect eval tasks.py@tiny --model mockllm/model --seed $SEED", epoch=None)
     world.log("tiny", eval=told)
     assert (TOOL.check(world.step("tiny", None), DISK).state is COMPLETE) == is_base
 
@@ -338,3 +365,52 @@ def test_a_model_that_is_no_directory_is_known_by_its_name(world: World, model: 
     world.script("tiny_base.slurm", f"inspect eval tasks.py@tiny{model}", epoch=None)
     world.log("tiny", eval={"task_args": {}, "task_args_passed": {}})
     assert (TOOL.check(world.step("tiny", None), DISK).state is COMPLETE) == is_ours
+
+
+# --- what a log proves ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "changes", "code", "words"),
+    [
+        ("", {"results": None}, "SamplesMissing", "0 of 0 samples"),
+        ("", {"eval": {"config": {"epochs": 2}}}, "SamplesMissing", "5 samples were run of the 10 expected"),
+        (
+            " --limit 2",
+            {"eval": {"config": {"limit": 2}}, "results": {"total_samples": 1, "completed_samples": 1}},
+            "SamplesMissing",
+            "1 samples were run of the 2 expected",
+        ),
+        (
+            " --limit 9",
+            {"eval": {"config": {"limit": 9}}, "results": {"total_samples": 5, "completed_samples": 5}},
+            "LogVerified",
+            "5 of 5",
+        ),
+        ("", {"status": "error", "error": {"message": "one\ntwo"}}, "EvaluationFailed", "status error: one ("),
+        ("", {"status": "error", "error": {"message": ""}}, "EvaluationFailed", "status error ("),
+    ],
+)
+def test_what_a_log_lacks_is_told_in_numbers_and_its_own_words(
+    world: World,  # noqa: F811
+    options: str,
+    changes: dict[str, Any],
+    code: str,
+    words: str,
+) -> None:
+    world.script("tiny_epoch0.slurm", f"inspect eval tasks.py@tiny{options}")
+    world.log("tiny", model_path=world.checkpoints[0], **changes)
+    outputs = TOOL.check(world.step(), DISK)
+    assert outputs.reason.code == code
+    assert words in outputs.reason.message
+
+
+def test_a_damaged_and_an_unfinished_log_are_told_by_their_names(samples: Path, world: World) -> None:  # noqa: F811
+    (world.logs / "torn.eval").write_bytes(b"PK")
+    outputs = TOOL.check(world.step(), DISK)
+    assert state(outputs) == (INCOMPLETE, "LogDamaged")
+    assert "torn.eval" in outputs.reason.message
+    world.script("tiny_epoch0.slurm", "./evaluate.sh")
+    (world.logs / "killed.eval").write_bytes(sample_log(samples, KILLED).read_bytes())
+    outputs = TOOL.check(world.step(), DISK)
+    assert (outputs.reason.code, outputs.progress) == ("LogUnfinished", "")

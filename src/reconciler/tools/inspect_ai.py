@@ -433,7 +433,7 @@ def _options(words: list[str]) -> dict[str, list[str]]:
     options: dict[str, list[str]] = {}
     for word, following in zip(words, [*words[1:], ""], strict=False):
         name, equals, value = word.partition("=")
-        if word[:2] in ("-T", "-M") and not word.startswith("--"):
+        if word[:2] in ("-T", "-M"):
             options.setdefault(word[:2], []).append(word[2:] or following)
         elif word.startswith("--"):
             options.setdefault(name, []).append(value if equals else following)
