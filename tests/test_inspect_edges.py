@@ -1,5 +1,6 @@
 """inspect-ai's scripts and logs in every spelling: what a command asks for, whose a log is, and what is told of it."""
 
+# ruff: noqa: F811 - the fixtures are another module's
 from __future__ import annotations
 
 from pathlib import Path
@@ -15,7 +16,7 @@ from test_inspect_ai import DISK, KILLED, LIMITED, Denied, World, sample_log, sa
 COMPLETE, INCOMPLETE, ABSENT = OutputState.COMPLETE, OutputState.INCOMPLETE, OutputState.ABSENT
 
 
-def judged(world: World, command: str, model: str = " --model mockllm/model", **log: Any) -> tuple[OutputState, str]:  # noqa: F811
+def judged(world: World, command: str, model: str = " --model mockllm/model", **log: Any) -> tuple[OutputState, str]:
     """What a log of epoch 0 amounts to for a script with this command."""
     world.script("tiny_epoch0.slurm", f"{command}{model} -M model_path={world.checkpoints[0]}")
     world.log("tiny", model_path=world.checkpoints[0], **log)
@@ -45,7 +46,7 @@ def judged(world: World, command: str, model: str = " --model mockllm/model", **
         ("inspect eval a@b/tasks.py@tiny", COMPLETE),
     ],
 )
-def test_the_task_that_a_command_names_tells_whose_a_log_is(world: World, command: str, expected: OutputState) -> None:  # noqa: F811
+def test_the_task_that_a_command_names_tells_whose_a_log_is(world: World, command: str, expected: OutputState) -> None:
     assert judged(world, command)[0] is expected
 
 
@@ -69,12 +70,12 @@ def test_the_task_that_a_command_names_tells_whose_a_log_is(world: World, comman
         ("export INSPECT_LOG_DIR=x\ninspect eval", "x"),
     ],
 )
-def test_the_directory_of_the_logs_is_known_in_every_spelling(world: World, command: str, logs: str) -> None:  # noqa: F811
+def test_the_directory_of_the_logs_is_known_in_every_spelling(world: World, command: str, logs: str) -> None:
     world.script("tiny_epoch0.slurm", command)
     assert world.step().output_dir == world.directory / "eval" / logs
 
 
-def test_a_directory_that_is_there_is_entered(world: World) -> None:  # noqa: F811
+def test_a_directory_that_is_there_is_entered(world: World) -> None:
     (world.directory / "eval" / "sub").mkdir()
     world.script("tiny_epoch0.slurm", "cd sub\ninspect eval t.py --log-dir $PWD/x")
     assert world.step().output_dir == world.directory / "eval" / "sub" / "x"
@@ -115,7 +116,7 @@ def test_a_directory_that_is_there_is_entered(world: World) -> None:  # noqa: F8
     ],
 )
 def test_an_argument_of_the_task_is_part_of_whose_log_it_is(
-    world: World,  # noqa: F811
+    world: World,
     options: str,
     logged: dict[str, Any],
     is_ours: bool,
@@ -138,14 +139,14 @@ def test_an_argument_of_the_task_is_part_of_whose_log_it_is(
         ("export INSPECT_EVAL_LIMIT=2\ninspect eval tiny --limit 3", False),
     ],
 )
-def test_a_limit_counts_where_the_script_asks_for_it(samples: Path, world: World, command: str, is_asked: bool) -> None:  # noqa: F811
+def test_a_limit_counts_where_the_script_asks_for_it(samples: Path, world: World, command: str, is_asked: bool) -> None:
     world.script("tiny_epoch0.slurm", command)
     (world.logs / "log.eval").write_bytes(sample_log(samples, LIMITED).read_bytes())
     outputs = TOOL.check(world.step(), DISK)
     assert state(outputs) == ((COMPLETE, "LogVerified") if is_asked else (INCOMPLETE, "LimitDiffers"))
 
 
-def test_no_limit_in_eval_yaml_is_the_whole_dataset(samples: Path, world: World) -> None:  # noqa: F811
+def test_no_limit_in_eval_yaml_is_the_whole_dataset(samples: Path, world: World) -> None:
     world.script("tiny_epoch0/cell.slurm", "./evaluate.sh")
     cell = world.directory / "eval" / "tiny_epoch0"
     (cell / "logs").mkdir()
@@ -159,14 +160,14 @@ def test_no_limit_in_eval_yaml_is_the_whole_dataset(samples: Path, world: World)
 # --- whose log it is ---------------------------------------------------------------------------------
 
 
-def test_a_cell_whose_script_tells_nothing_owns_the_logs_beside_it(world: World) -> None:  # noqa: F811
+def test_a_cell_whose_script_tells_nothing_owns_the_logs_beside_it(world: World) -> None:
     world.script("tiny_epoch0/cell.slurm", "./evaluate.sh")
     cell = world.directory / "eval" / "tiny_epoch0"
     world.log("labelled", cell / "logs", world.checkpoints[0], eval={"task": "something else"})
     assert TOOL.check(world.read(("tiny", 0)).steps[0], DISK).state is COMPLETE
 
 
-def test_a_checkpoint_under_another_name_is_no_base_model(world: World) -> None:  # noqa: F811
+def test_a_checkpoint_under_another_name_is_no_base_model(world: World) -> None:
     store, base = world.checkpoints[0].parent / "store", world.checkpoints[0].parent / "base"
     world.checkpoints[0].rename(store)
     world.checkpoints[0].symlink_to(store)
@@ -177,7 +178,7 @@ def test_a_checkpoint_under_another_name_is_no_base_model(world: World) -> None:
 
 
 @pytest.mark.parametrize(("epoch", "expected"), [(0, COMPLETE), (1, ABSENT)])
-def test_the_path_of_a_model_may_follow_its_provider(world: World, epoch: int, expected: OutputState) -> None:  # noqa: F811
+def test_the_path_of_a_model_may_follow_its_provider(world: World, epoch: int, expected: OutputState) -> None:
     world.script("tiny_epoch0.slurm", "inspect eval tasks.py@tiny")
     world.log("tiny", eval={"model": f"hf/{world.checkpoints[epoch]}", "task_args": {}, "task_args_passed": {}})
     assert TOOL.check(world.step(), DISK).state is expected
@@ -194,7 +195,7 @@ def test_the_path_of_a_model_may_follow_its_provider(world: World, epoch: int, e
         ({"task_registry_name": "a/b", "task": "tiny/b"}, False),
     ],
 )
-def test_a_task_is_known_by_the_last_part_of_its_name(world: World, named: dict[str, str], is_ours: bool) -> None:  # noqa: F811
+def test_a_task_is_known_by_the_last_part_of_its_name(world: World, named: dict[str, str], is_ours: bool) -> None:
     assert (judged(world, "inspect eval tasks.py@tiny", eval=named)[0] is COMPLETE) == is_ours
 
 
@@ -208,7 +209,7 @@ def test_a_task_is_known_by_the_last_part_of_its_name(world: World, named: dict[
     ],
 )
 def test_an_epoch_that_was_passed_along_is_no_base_models_and_a_default_says_nothing(
-    world: World,  # noqa: F811
+    world: World,
     told: dict[str, Any],
     is_base: bool,
 ) -> None:
@@ -217,7 +218,7 @@ def test_an_epoch_that_was_passed_along_is_no_base_models_and_a_default_says_not
     assert (TOOL.check(world.step("tiny", None), DISK).state is COMPLETE) == is_base
 
 
-def test_a_question_names_the_evaluations_that_could_claim_a_log(world: World) -> None:  # noqa: F811
+def test_a_question_names_the_evaluations_that_could_claim_a_log(world: World) -> None:
     for epoch in (0, 1):
         world.script(f"tiny_epoch{epoch}.slurm", "./evaluate.sh")
     world.script("tiny_base.slurm", "./evaluate.sh", epoch=None)
@@ -228,7 +229,7 @@ def test_a_question_names_the_evaluations_that_could_claim_a_log(world: World) -
     assert "tiny at epoch 0 or to tiny at epoch 1, tiny of the base model" in outputs.reason.message
 
 
-def test_a_verdict_tells_when_its_log_was_written_and_how_far_it_came(world: World) -> None:  # noqa: F811
+def test_a_verdict_tells_when_its_log_was_written_and_how_far_it_came(world: World) -> None:
     log = world.log("tiny", model_path=world.checkpoints[0])
     outputs = TOOL.check(world.step(), DISK)
     assert outputs.newest == log.stat().st_mtime_ns / 1e9
@@ -241,21 +242,21 @@ def test_a_verdict_tells_when_its_log_was_written_and_how_far_it_came(world: Wor
 # --- what is told of the scaffolding ------------------------------------------------------------------
 
 
-def test_a_missing_script_is_expected_where_the_form_of_the_document_has_it(world: World) -> None:  # noqa: F811
+def test_a_missing_script_is_expected_where_the_form_of_the_document_has_it(world: World) -> None:
     (flat,) = world.read(("tiny", 0)).steps
     assert flat.script == world.directory / "eval" / "tiny_epoch0.slurm"
     (cell,) = world.read(("tiny", 0), document=world.directory.parent / "experiment_summary.yaml").steps
     assert cell.script == world.directory / "eval" / "tiny_epoch0" / "cell.slurm"
 
 
-def test_what_is_missing_is_told_with_its_task_and_its_epoch(world: World) -> None:  # noqa: F811
+def test_what_is_missing_is_told_with_its_task_and_its_epoch(world: World) -> None:
     (with_epoch,) = world.read(("tiny", 0)).problems
     (of_base,) = world.read(("tiny", None), kind=RunKind.CONTROL).problems
     assert "tiny of r8 at epoch 0 has no script" in with_epoch.message
     assert "tiny of r8 has no script" in of_base.message
 
 
-def test_every_fault_says_where_and_of_which_run(world: World) -> None:  # noqa: F811
+def test_every_fault_says_where_and_of_which_run(world: World) -> None:
     script = world.script("tiny_epoch0.slurm", epoch=1)
     (other,) = (p for p in world.read(("tiny", 0)).problems if "it evaluates" in p.message)
     assert (other.file, other.line, other.run, other.warning) == (script, 0, "r8", True)
@@ -276,7 +277,7 @@ def test_every_fault_says_where_and_of_which_run(world: World) -> None:  # noqa:
     assert [(p.file.name, p.line, p.run) for p in hidden.problems] == [("experiment_summary.md", 7, "r8")]
 
 
-def test_what_a_step_is_made_of_is_told_item_by_item(world: World) -> None:  # noqa: F811
+def test_what_a_step_is_made_of_is_told_item_by_item(world: World) -> None:
     step = world.step()
     assert set(step.meaning) == {"task", "checkpoint", "script"}
     assert step.meaning["task"] == "tiny"
@@ -288,13 +289,13 @@ def test_what_a_step_is_made_of_is_told_item_by_item(world: World) -> None:  # n
     assert set(base.meaning) == {"task", "script"}
 
 
-def test_an_eval_yaml_beside_scripts_of_the_older_layout_is_none_of_theirs(world: World) -> None:  # noqa: F811
+def test_an_eval_yaml_beside_scripts_of_the_older_layout_is_none_of_theirs(world: World) -> None:
     before = world.step()
     (world.directory / "eval" / "eval.yaml").write_text("limit: 2\n")
     assert world.step().definition == before.definition
 
 
-def test_a_checkpoint_whose_path_holds_an_equals_sign_is_known_whole(world: World) -> None:  # noqa: F811
+def test_a_checkpoint_whose_path_holds_an_equals_sign_is_known_whole(world: World) -> None:
     odd = world.checkpoints[0].parent / "lr=1e-5" / "epoch_0"
     odd.parent.mkdir()
     world.checkpoints[0].rename(odd)
@@ -302,7 +303,7 @@ def test_a_checkpoint_whose_path_holds_an_equals_sign_is_known_whole(world: Worl
     assert judged(world, "inspect eval tasks.py@tiny")[0] is COMPLETE
 
 
-def test_a_model_path_is_read_from_where_the_command_runs(world: World) -> None:  # noqa: F811
+def test_a_model_path_is_read_from_where_the_command_runs(world: World) -> None:
     world.script("tiny_epoch0.slurm", "inspect eval tasks.py@tiny -M model_path=../../../out/epoch_0")
     world.log("tiny", model_path=Path("../../../../out/epoch_0"))
     world.log("tiny2", model_path=Path("../../../out/epoch_0"))
@@ -311,13 +312,13 @@ def test_a_model_path_is_read_from_where_the_command_runs(world: World) -> None:
     assert Path(outputs.evidence[0].path).name.endswith("_tiny2.eval")
 
 
-def test_a_script_that_tells_nothing_logs_where_scripts_of_its_layout_do(world: World) -> None:  # noqa: F811
+def test_a_script_that_tells_nothing_logs_where_scripts_of_its_layout_do(world: World) -> None:
     world.script("tiny_epoch0.slurm", "./evaluate.sh")
     assert world.step().output_dir == world.directory / "eval" / "logs"
 
 
 @pytest.mark.parametrize("kind", [RunKind.FINE_TUNED, RunKind.CONTROL])
-def test_a_cell_found_without_a_plan_is_of_the_only_epoch_that_a_training_saves(world: World, kind: RunKind) -> None:  # noqa: F811
+def test_a_cell_found_without_a_plan_is_of_the_only_epoch_that_a_training_saves(world: World, kind: RunKind) -> None:
     world.script("tiny/cell.slurm", "true")
     one = {1: world.checkpoints[1]}
     (step,) = world.read(kind=kind, planned=False, checkpoints=one).steps
@@ -336,7 +337,7 @@ class Sealed(Denied):
     stat = RealDisk.stat
 
 
-def test_a_cell_that_cannot_be_read_names_the_file_that_is_at_fault(world: World) -> None:  # noqa: F811
+def test_a_cell_that_cannot_be_read_names_the_file_that_is_at_fault(world: World) -> None:
     script = world.script("tiny_epoch0/cell.slurm", "true")
     (problem,) = TOOL.read(world.run(("tiny", 0)), Sealed("cell.slurm")).problems
     assert (problem.file, problem.line) == (script, 0)
@@ -347,13 +348,13 @@ def test_a_cell_that_cannot_be_read_names_the_file_that_is_at_fault(world: World
     assert "not valid YAML" in problem.message
 
 
-def test_a_failing_disk_leaves_an_evaluation_unknown(world: World) -> None:  # noqa: F811
+def test_a_failing_disk_leaves_an_evaluation_unknown(world: World) -> None:
     step = world.step()
     outputs = TOOL.check(step, Denied("logs"))
     assert (outputs.state, outputs.reason.code) == (OutputState.UNKNOWN, "DiskUnreadable")
 
 
-def test_where_two_scripts_could_be_meant_every_accepted_place_is_named(world: World) -> None:  # noqa: F811
+def test_where_two_scripts_could_be_meant_every_accepted_place_is_named(world: World) -> None:
     (step,) = world.read(("tiny", 1), document=world.directory.parent / "experiment_summary.yaml").steps
     assert step.blocked is not None
     places = ["tiny_epoch1/cell.slurm", "tiny/cell.slurm", "tiny_epoch1.slurm"]
@@ -361,7 +362,7 @@ def test_where_two_scripts_could_be_meant_every_accepted_place_is_named(world: W
 
 
 @pytest.mark.parametrize(("model", "is_ours"), [("", True), (" --model mockllm/model", True), (" --model openai/gpt-4o", False)])
-def test_a_model_that_is_no_directory_is_known_by_its_name(world: World, model: str, is_ours: bool) -> None:  # noqa: F811
+def test_a_model_that_is_no_directory_is_known_by_its_name(world: World, model: str, is_ours: bool) -> None:
     world.script("tiny_base.slurm", f"inspect eval tasks.py@tiny{model}", epoch=None)
     world.log("tiny", eval={"task_args": {}, "task_args_passed": {}})
     assert (TOOL.check(world.step("tiny", None), DISK).state is COMPLETE) == is_ours
@@ -392,7 +393,7 @@ def test_a_model_that_is_no_directory_is_known_by_its_name(world: World, model: 
     ],
 )
 def test_what_a_log_lacks_is_told_in_numbers_and_its_own_words(
-    world: World,  # noqa: F811
+    world: World,
     options: str,
     changes: dict[str, Any],
     code: str,
@@ -405,7 +406,7 @@ def test_what_a_log_lacks_is_told_in_numbers_and_its_own_words(
     assert words in outputs.reason.message
 
 
-def test_a_damaged_and_an_unfinished_log_are_told_by_their_names(samples: Path, world: World) -> None:  # noqa: F811
+def test_a_damaged_and_an_unfinished_log_are_told_by_their_names(samples: Path, world: World) -> None:
     (world.logs / "torn.eval").write_bytes(b"PK")
     outputs = TOOL.check(world.step(), DISK)
     assert state(outputs) == (INCOMPLETE, "LogDamaged")

@@ -111,7 +111,7 @@ def refused(number: int, at: float) -> list:
         ),
         pytest.param(
             {"events": REPLACED, "queue": (job(STEP), HELD), "accounting": ()},
-            ("has-live-job", Verb.CANCEL, Condition.QUEUED, "ReplacementNotNeeded", "102", 2), id="replacement: the lost one lives",
+            ("has-live-job", Verb.CANCEL, Condition.QUEUED, "ReplacementNotNeeded", "102", 2), id="replacement: the lost lives",
         ),
         pytest.param(
             {"events": REPLACED, "queue": (job(STEP, Phase.ENDED), HELD), "accounting": ()},

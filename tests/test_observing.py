@@ -353,7 +353,8 @@ def test_an_event_is_one_line_of_json_with_its_time(ledger):
     assert (
         content
         == (
-            '{"at":5.5,"event":"hold","step":"ä/finetune","why":"line\\nbreak","count":1,"at_once":true}\n{"at":5.5,"event":"release"}\n'
+            '{"at":5.5,"event":"hold","step":"ä/finetune","why":"line\\nbreak","count":1,"at_once":true}\n'
+            '{"at":5.5,"event":"release"}\n'
         ).encode()
     )
     assert [e["event"] for e in Ledger(ledger.path.parent.parent, lambda: 0.0).events()] == ["hold", "release"]

@@ -1,5 +1,6 @@
-"""How an experiment stands, in the words of the document and of the tools' logs; and a pass from its first look to its last note."""
+"""How an experiment stands, in the words of the document and of the tools' logs; and a pass from first look to last note."""
 
+# ruff: noqa: F811 - the fixtures are another module's
 from __future__ import annotations
 
 import os
@@ -20,12 +21,12 @@ from worlds import MemoryCluster, StandInTool
 A, B, EVAL, BASE = "a/finetune", "b/finetune", "a/eval/cap_epoch0", "base/eval/cap_base"
 
 
-def written(lab: Lab, *kinds: str) -> list[dict]:  # noqa: F811
+def written(lab: Lab, *kinds: str) -> list[dict]:
     events = Ledger(lab.directory.resolve(), lambda: 0.0).events()
     return [{k: v for k, v in e.items() if k != "at"} for e in events if e["event"] in kinds]
 
 
-def row(lab: Lab, run: str, table: str = "Fine-tuning Status") -> list[str]:  # noqa: F811
+def row(lab: Lab, run: str, table: str = "Fine-tuning Status") -> list[str]:
     text = lab.document.read_text().split(f"## {table}")[1]
     (line,) = re.findall(rf"^\| {run} .*$", text.split("\n## ")[0], re.MULTILINE)
     return [cell.strip() for cell in line.strip("|").split("|")]
@@ -35,7 +36,7 @@ def local(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
-def log(lab: Lab, tool: str = "trainer") -> str:  # noqa: F811
+def log(lab: Lab, tool: str = "trainer") -> str:
     path = lab.directory / f"run-{tool}.log"
     return path.read_text() if path.exists() else ""
 
@@ -91,7 +92,7 @@ def test_a_duration_is_told_as_readers_of_these_documents_know_it(seconds, text)
 # --- the tables --------------------------------------------------------------------------------------
 
 
-def test_a_row_tells_of_its_job_from_the_queue_to_its_end(lab):  # noqa: F811
+def test_a_row_tells_of_its_job_from_the_queue_to_its_end(lab):
     lab.run()
     job = preview(lab.scene).plan.of(A).job
     assert row(lab, "a") == ["a", "PENDING", job, "-", "-", "-"]
@@ -107,7 +108,7 @@ def test_a_row_tells_of_its_job_from_the_queue_to_its_end(lab):  # noqa: F811
     assert row(lab, "base", "Evaluation Status")[:4] == ["base", "cap", "-", "PENDING"]
 
 
-def test_a_failed_row_tells_when_and_why_and_one_that_is_looked_at_again_that_it_is(lab):  # noqa: F811
+def test_a_failed_row_tells_when_and_why_and_one_that_is_looked_at_again_that_it_is(lab):
     lab.run()
     job = preview(lab.scene).plan.of(A).job
     lab.cluster.jobs[job] = replace(lab.cluster.jobs[job], started=lab.now - 5)
@@ -119,7 +120,7 @@ def test_a_failed_row_tells_when_and_why_and_one_that_is_looked_at_again_that_it
     assert row(lab, "a") == ["a", "TIMEOUT", job, local(failed_at - 5), local(failed_at), "TimeLimit"]
 
 
-def test_what_waits_for_its_turn_has_no_note_and_what_waits_for_something_else_has(lab):  # noqa: F811
+def test_what_waits_for_its_turn_has_no_note_and_what_waits_for_something_else_has(lab):
     lab.policy = replace(lab.policy, max_in_flight=2)
     lab.run()
     assert row(lab, "a", "Evaluation Status") == ["a", "cap", "0", "PENDING", "-", "-", "-"]
@@ -132,7 +133,7 @@ def test_what_waits_for_its_turn_has_no_note_and_what_waits_for_something_else_h
     assert row(lab, failed)[1::4] == ["WAITING", "BackingOff"]
 
 
-def test_work_from_before_this_tool_has_no_times(lab):  # noqa: F811
+def test_work_from_before_this_tool_has_no_times(lab):
     out = lab.directory / "a" / "out" / "finetune"
     out.mkdir(parents=True)
     (out / "result").write_text("whole")
@@ -140,7 +141,7 @@ def test_work_from_before_this_tool_has_no_times(lab):  # noqa: F811
     assert row(lab, "a") == ["a", "COMPLETED", "-", "-", "-", "-"]
 
 
-def test_the_edits_that_change_the_science_stay_beside_the_result_and_going_on_is_none(lab):  # noqa: F811
+def test_the_edits_that_change_the_science_stay_beside_the_result_and_going_on_is_none(lab):
     lab.run()
     ledger = Ledger(lab.directory.resolve(), lambda: lab.now)
     config = lab.directory.resolve() / "a" / "finetune.yaml"
@@ -161,7 +162,7 @@ def test_the_edits_that_change_the_science_stay_beside_the_result_and_going_on_i
     assert row(lab, "a")[5] == "batch_size 4 → 2; resume_from_checkpoint False → True"
 
 
-def test_the_times_of_a_job_stay_when_the_queue_has_forgotten_it(lab):  # noqa: F811
+def test_the_times_of_a_job_stay_when_the_queue_has_forgotten_it(lab):
     lab.run()
     job = preview(lab.scene).plan.of(A).job
     lab.cluster.jobs[job] = replace(lab.cluster.jobs[job], started=lab.now - 5)
@@ -173,7 +174,7 @@ def test_the_times_of_a_job_stay_when_the_queue_has_forgotten_it(lab):  # noqa: 
     assert row(lab, "a") == ["a", "TIMEOUT", job, local(failed_at - 5), local(failed_at), "TimeLimit"]
 
 
-def test_a_document_larger_than_anyone_writes_is_left_alone_and_that_is_told(lab, monkeypatch):  # noqa: F811
+def test_a_document_larger_than_anyone_writes_is_left_alone_and_that_is_told(lab, monkeypatch):
     monkeypatch.setattr("reconciler.record.LARGEST", len(DOCUMENT.encode()) - 1)
     notes = lab.run().notes
     assert lab.document.read_text() == DOCUMENT
@@ -183,7 +184,7 @@ def test_a_document_larger_than_anyone_writes_is_left_alone_and_that_is_told(lab
     assert "PENDING" in lab.document.read_text()
 
 
-def test_a_row_whose_step_nobody_knows_of_stays_as_it_is(lab):  # noqa: F811
+def test_a_row_whose_step_nobody_knows_of_stays_as_it_is(lab):
     lab.run()
     before = lab.document.read_bytes()
     job = preview(lab.scene).plan.of(A).job
@@ -193,7 +194,7 @@ def test_a_row_whose_step_nobody_knows_of_stays_as_it_is(lab):  # noqa: F811
     assert lab.document.read_bytes() == before
 
 
-def test_the_job_in_a_row_is_the_steps_own_and_not_a_later_one_with_its_id(lab):  # noqa: F811
+def test_the_job_in_a_row_is_the_steps_own_and_not_a_later_one_with_its_id(lab):
     lab.run()
     job = preview(lab.scene).plan.of(A).job
     lab.cluster.jobs[job] = replace(lab.cluster.jobs[job], state="RUNNING", phase=Phase.RUNNING, started=lab.now)
@@ -209,14 +210,14 @@ def test_the_job_in_a_row_is_the_steps_own_and_not_a_later_one_with_its_id(lab):
     assert row(lab, "a")[3] == local(began)
 
 
-def test_a_document_that_is_to_be_left_alone_is(lab):  # noqa: F811
+def test_a_document_that_is_to_be_left_alone_is(lab):
     lab.policy = replace(lab.policy, document="none")
     lab.run()
     assert lab.document.read_text() == DOCUMENT
     assert "SUBMIT_JOB" in log(lab)
 
 
-def test_a_document_that_changes_in_the_middle_of_a_pass_is_left_to_the_next(lab):  # noqa: F811
+def test_a_document_that_changes_in_the_middle_of_a_pass_is_left_to_the_next(lab):
     class Editing(MemoryCluster):
         def submit(self, job):
             lab.document.write_text(DOCUMENT + "\nA last word.\n")
@@ -233,7 +234,7 @@ def test_a_document_that_changes_in_the_middle_of_a_pass_is_left_to_the_next(lab
 # --- the tools' logs ---------------------------------------------------------------------------------
 
 
-def test_the_logs_tell_of_each_submission_each_change_and_the_end_once(lab):  # noqa: F811
+def test_the_logs_tell_of_each_submission_each_change_and_the_end_once(lab):
     lab.run()
     at = local(lab.now)
     job = preview(lab.scene).plan.of(A).job
@@ -257,7 +258,7 @@ def test_the_logs_tell_of_each_submission_each_change_and_the_end_once(lab):  # 
     assert log(lab).count("ALL_COMPLETE") == 1
 
 
-def test_a_change_of_a_step_without_a_job_has_no_job_in_the_log(lab):  # noqa: F811
+def test_a_change_of_a_step_without_a_job_has_no_job_in_the_log(lab):
     out = lab.directory / "a" / "out" / "finetune"
     out.mkdir(parents=True)
     (out / "result").write_text("half")
@@ -268,14 +269,14 @@ def test_a_change_of_a_step_without_a_job_has_no_job_in_the_log(lab):  # noqa: F
     assert f"STATE_CHANGE: {A}\nDetails: HELD -> COMPLETED\nResult: success\n" in log(lab)
 
 
-def test_a_submission_that_failed_is_none_in_the_log(lab):  # noqa: F811
+def test_a_submission_that_failed_is_none_in_the_log(lab):
     lab.cluster.fails_with = [SubmissionRefused("Invalid account")]
     lab.run()
     submitted = log(lab) + log(lab, "evaluator")
     assert submitted.count("SUBMIT_") == 2
 
 
-def test_a_log_that_cannot_be_written_is_told_and_the_tables_are_written_all_the_same(lab):  # noqa: F811
+def test_a_log_that_cannot_be_written_is_told_and_the_tables_are_written_all_the_same(lab):
     (lab.directory / "run-trainer.log").mkdir()
     notes = lab.run().notes
     assert any("logs were not written" in note and "run-trainer.log" in note for note in notes)
@@ -285,7 +286,7 @@ def test_a_log_that_cannot_be_written_is_told_and_the_tables_are_written_all_the
 # --- what is news ------------------------------------------------------------------------------------
 
 
-def test_a_note_is_news_once_and_so_is_its_end_none(lab):  # noqa: F811
+def test_a_note_is_news_once_and_so_is_its_end_none(lab):
     lab.run()
     lab.document.chmod(0o444)
     lab.finish(A, None, "FAILED")
@@ -298,7 +299,7 @@ def test_a_note_is_news_once_and_so_is_its_end_none(lab):  # noqa: F811
     assert written(lab, "heard")[-1]["words"] == ""
 
 
-def test_a_pass_that_submitted_something_is_news_though_the_tables_read_as_before(lab):  # noqa: F811
+def test_a_pass_that_submitted_something_is_news_though_the_tables_read_as_before(lab):
     lab.policy = replace(lab.policy, max_in_flight=1)
     lab.run()
     lab.policy = replace(lab.policy, max_in_flight=2)
@@ -309,7 +310,7 @@ def test_a_pass_that_submitted_something_is_news_though_the_tables_read_as_befor
     assert not lab.run().is_news
 
 
-def test_a_warning_is_news_once_and_another_one_again(lab):  # noqa: F811
+def test_a_warning_is_news_once_and_another_one_again(lab):
     class Warning(StandInTool):
         text = "`--array` is many jobs"
 
@@ -324,7 +325,7 @@ def test_a_warning_is_news_once_and_another_one_again(lab):  # noqa: F811
     assert [run_pass(scene).is_news for _ in range(2)] == [True, False]
 
 
-def test_how_steps_stand_is_written_down_where_it_changed(lab):  # noqa: F811
+def test_how_steps_stand_is_written_down_where_it_changed(lab):
     lab.run()
     assert set(written(lab, "stands")[0]["states"].values()) == {"PENDING"}
     lab.run()
@@ -337,7 +338,7 @@ def test_how_steps_stand_is_written_down_where_it_changed(lab):  # noqa: F811
 # --- a pass ------------------------------------------------------------------------------------------
 
 
-def test_the_first_pass_writes_down_whose_experiment_this_is_and_where_outputs_go(lab):  # noqa: F811
+def test_the_first_pass_writes_down_whose_experiment_this_is_and_where_outputs_go(lab):
     lab.environment = {"LOGNAME": "u", "LMOD_CMD": "/lmod"}
     lab.run()
     lab.run()
@@ -364,7 +365,7 @@ def test_the_first_pass_writes_down_whose_experiment_this_is_and_where_outputs_g
         ("LOGNAME", "USER"),
     ],
 )
-def test_an_environment_without_what_the_first_pass_had_submits_nothing_and_says_what_is_missing(lab, variable, fact):  # noqa: F811
+def test_an_environment_without_what_the_first_pass_had_submits_nothing_and_says_what_is_missing(lab, variable, fact):
     lab.policy = replace(lab.policy, max_in_flight=1)
     lab.environment = {variable: "x"}
     lab.run()
@@ -381,7 +382,7 @@ def test_an_environment_without_what_the_first_pass_had_submits_nothing_and_says
     assert len(lab.cluster.submissions) == 3
 
 
-def test_another_cluster_is_refused_until_a_person_says_so_but_not_where_all_is_done(lab):  # noqa: F811
+def test_another_cluster_is_refused_until_a_person_says_so_but_not_where_all_is_done(lab):
     class Elsewhere(MemoryCluster):
         def identity(self):
             return "slurm:other"
@@ -401,7 +402,7 @@ def test_another_cluster_is_refused_until_a_person_says_so_but_not_where_all_is_
     assert lab.run().converged
 
 
-def test_an_empty_queue_is_doubted_before_anything_is_submitted(lab):  # noqa: F811
+def test_an_empty_queue_is_doubted_before_anything_is_submitted(lab):
     lab.run()
     hidden = dict(lab.cluster.jobs)
 
@@ -422,7 +423,7 @@ def test_an_empty_queue_is_doubted_before_anything_is_submitted(lab):  # noqa: F
     assert [doubt.since for doubt in asked] == [lab.now - 3600]
 
 
-def test_a_selection_limits_what_is_shown_and_not_what_is_known(lab):  # noqa: F811
+def test_a_selection_limits_what_is_shown_and_not_what_is_known(lab):
     seen = run_pass(replace(lab.scene, select="a/*"))
     assert [o.action.step for o in seen.shown] == [A, EVAL]
     assert len(seen.outcomes) == 5
@@ -433,20 +434,20 @@ def test_a_selection_limits_what_is_shown_and_not_what_is_known(lab):  # noqa: F
     assert [o.result for o in shown.shown] == [""]
 
 
-def test_a_selection_holds_also_where_the_queue_is_not_empty(lab):  # noqa: F811
+def test_a_selection_holds_also_where_the_queue_is_not_empty(lab):
     run_pass(replace(lab.scene, select="a/*"))
     run_pass(replace(lab.scene, select="base/*"))
     assert [job.script.name for job in lab.cluster.submissions] == ["finetune.slurm", "cap_base.slurm"]
 
 
-def test_a_pass_tells_which_step_it_looks_at_and_what_it_submitted(lab):  # noqa: F811
+def test_a_pass_tells_which_step_it_looks_at_and_what_it_submitted(lab):
     ticks, said = [], []
     run_pass(replace(lab.scene, tick=ticks.append, say=said.append))
     assert ticks == [A, EVAL, B, "b/eval/cap_epoch0", BASE]
     assert [line.split(":")[0] for line in said] == [BASE, A, B]
 
 
-def test_a_deep_pass_looks_deeply(lab):  # noqa: F811
+def test_a_deep_pass_looks_deeply(lab):
     looked = []
 
     class Deep(StandInTool):
@@ -463,7 +464,7 @@ def test_a_deep_pass_looks_deeply(lab):  # noqa: F811
     assert set(looked) == {False}
 
 
-def test_jobs_are_requeued_and_staggered_as_the_settings_say(lab):  # noqa: F811
+def test_jobs_are_requeued_and_staggered_as_the_settings_say(lab):
     lab.policy = replace(lab.policy, requeue=True, stagger=7)
     lab.run()
     assert all(job.requeue for job in lab.cluster.submissions)

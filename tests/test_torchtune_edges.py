@@ -1,5 +1,6 @@
 """torchtune's outputs where it matters by a hair: what a launch can go on from, equal times, and how much is told."""
 
+# ruff: noqa: F811 - the fixtures are another module's
 from __future__ import annotations
 
 import os
@@ -17,12 +18,13 @@ from reconciler.tools.torchtune import TOOL
 from test_torchtune import DISK, Sample, Sealed, complete, rewrite, sample, truncate, unpacked  # noqa: F401 - the fixtures
 
 BROKEN = OutputState.INCOMPLETE
+STEPS = "gradient_accumulation_steps"
 KILLED = "killed9_between_epochs"  # after epoch 0, whose end is recorded
 IN_SAVE = "killed_during_save_epoch1_adapter_pt"
 EVERYTHING = ["epoch_0", "recipe_state", "torchtune_config.yaml"]
 
 
-def test_a_training_goes_on_from_the_epochs_whose_end_was_recorded(sample: Callable[[str], Sample]) -> None:  # noqa: F811
+def test_a_training_goes_on_from_the_epochs_whose_end_was_recorded(sample: Callable[[str], Sample]) -> None:
     between, within = sample(KILLED), sample(IN_SAVE)
     outputs = between.check()
     assert (outputs.state, outputs.resumable, outputs.torn_to_resume) == (BROKEN, 1, ())
@@ -32,10 +34,7 @@ def test_a_training_goes_on_from_the_epochs_whose_end_was_recorded(sample: Calla
 
 
 @pytest.mark.parametrize("lost", ["recipe_state", "an epoch that is whole", "its adapter", "the record cannot be read"])
-def test_nothing_is_gone_on_from_that_the_trainer_would_not_find_whole(
-    sample: Callable[[str], Sample],  # noqa: F811
-    lost: str,
-) -> None:
+def test_nothing_is_gone_on_from_that_the_trainer_would_not_find_whole(sample: Callable[[str], Sample], lost: str) -> None:
     killed = sample(KILLED)
     epoch, disk = killed.output / "epoch_0", DISK
     names = EVERYTHING
@@ -54,7 +53,7 @@ def test_nothing_is_gone_on_from_that_the_trainer_would_not_find_whole(
     assert outputs.torn == outputs.torn_to_resume == tuple(killed.output / name for name in names)
 
 
-def test_what_was_written_at_the_very_time_of_the_launch_is_the_launchs(complete: Sample) -> None:  # noqa: F811
+def test_what_was_written_at_the_very_time_of_the_launch_is_the_launchs(complete: Sample) -> None:
     complete.set(epochs_to_save="[0]")
     at = complete.launched.stat().st_mtime_ns
     for path in complete.output.rglob("*"):
@@ -66,7 +65,7 @@ def test_what_was_written_at_the_very_time_of_the_launch_is_the_launchs(complete
     assert complete.check().state is BROKEN
 
 
-def test_three_faults_are_told_and_the_others_counted(complete: Sample) -> None:  # noqa: F811
+def test_three_faults_are_told_and_the_others_counted(complete: Sample) -> None:
     epoch = complete.output / "epoch_1"
     names = ["adapter_model.pt", "adapter_model.safetensors", "adapter_config.json", "config.json", "generation_config.json"]
     (epoch / names[0]).unlink()
@@ -82,7 +81,7 @@ def test_three_faults_are_told_and_the_others_counted(complete: Sample) -> None:
     assert message.endswith("and 2 more")
 
 
-def test_a_launch_that_cannot_be_read_is_told_before_what_it_left(complete: Sample) -> None:  # noqa: F811
+def test_a_launch_that_cannot_be_read_is_told_before_what_it_left(complete: Sample) -> None:
     complete.launched.unlink()
     truncate(complete.output / "epoch_1" / "adapter_model.pt", 100)
     message = complete.check().reason.message
@@ -90,7 +89,7 @@ def test_a_launch_that_cannot_be_read_is_told_before_what_it_left(complete: Samp
     assert "adapter_model.pt" in message
 
 
-def test_what_cannot_be_read_is_told_with_its_path(complete: Sample) -> None:  # noqa: F811
+def test_what_cannot_be_read_is_told_with_its_path(complete: Sample) -> None:
     complete.set(epochs_to_save="[0]")
     shutil.rmtree(complete.output / "epoch_1")
     outputs = complete.check(Sealed(lambda path: path.name == "recipe_state.pt"))
@@ -98,7 +97,7 @@ def test_what_cannot_be_read_is_told_with_its_path(complete: Sample) -> None:  #
     assert "recipe_state.pt: Permission denied" in outputs.reason.message
 
 
-def test_a_disk_that_fails_in_the_middle_of_a_look_leaves_everything_unknown(complete: Sample) -> None:  # noqa: F811
+def test_a_disk_that_fails_in_the_middle_of_a_look_leaves_everything_unknown(complete: Sample) -> None:
     class Failing(Sealed):
         def names(self, directory):
             raise DiskUnreadable(f"{directory}: Input/output error")
@@ -111,7 +110,7 @@ def test_a_disk_that_fails_in_the_middle_of_a_look_leaves_everything_unknown(com
 # --- all that is told of outputs ---------------------------------------------------------------------
 
 
-def test_a_verdict_tells_all_that_a_plan_needs_of_it(sample: Callable[[str], Sample], complete: Sample) -> None:  # noqa: F811
+def test_a_verdict_tells_all_that_a_plan_needs_of_it(sample: Callable[[str], Sample], complete: Sample) -> None:
     newest = max(path.stat().st_mtime_ns / 1e9 for path in complete.output.rglob("*"))
     whole = complete.check()
     assert (whole.reason.code, whole.newest, whole.has_work, whole.torn) == ("Verified", newest, False, ())
@@ -139,7 +138,7 @@ def test_a_verdict_tells_all_that_a_plan_needs_of_it(sample: Callable[[str], Sam
 @pytest.mark.parametrize(
     ("launched", "wanted"), [("/data/one", "/data/two"), ("a//b", "a/b"), ("/data", "data"), ("data", "/data")]
 )
-def test_another_path_or_word_is_another_training(complete: Sample, launched: str, wanted: str) -> None:  # noqa: F811
+def test_another_path_or_word_is_another_training(complete: Sample, launched: str, wanted: str) -> None:
     complete.set(data=launched)
     assert complete.check().state is OutputState.COMPLETE
     complete.edit((f"data: {launched}\n", f"data: {wanted}\n"))
@@ -148,7 +147,7 @@ def test_another_path_or_word_is_another_training(complete: Sample, launched: st
     assert f"data {launched} → {wanted}" in outputs.reason.message
 
 
-def test_a_longer_way_to_the_same_path_is_the_same_training(complete: Sample) -> None:  # noqa: F811
+def test_a_longer_way_to_the_same_path_is_the_same_training(complete: Sample) -> None:
     complete.set(data="/data/one")
     complete.edit(("data: /data/one\n", "data: /data/../data//one\n"))
     assert complete.check().state is OutputState.COMPLETE
@@ -157,7 +156,7 @@ def test_a_longer_way_to_the_same_path_is_the_same_training(complete: Sample) ->
 # --- the configuration and the script -----------------------------------------------------------------
 
 
-def settled(sample: Sample, *lines: str) -> Step:  # noqa: F811
+def settled(sample: Sample, *lines: str) -> Step:
     """The step, with top-level settings given in finetune.yaml alone."""
     names = "|".join(line.partition(":")[0] for line in lines)
     rewrite(sample.config, lambda text: re.sub(rf"^({names}):.*\n", "", text, flags=re.MULTILINE) + "\n".join(lines) + "\n")
@@ -165,7 +164,7 @@ def settled(sample: Sample, *lines: str) -> Step:  # noqa: F811
 
 
 @pytest.mark.parametrize(("value", "before"), [("False", "False"), ("True", "True"), ("null", None)])
-def test_going_on_is_one_value_of_the_configuration(complete: Sample, value: str, before: str | None) -> None:  # noqa: F811
+def test_going_on_is_one_value_of_the_configuration(complete: Sample, value: str, before: str | None) -> None:
     step = settled(complete, f"resume_from_checkpoint: {value}")
     assert step.resume == Edit(complete.config, "resume_from_checkpoint", before, "True")
 
@@ -173,9 +172,9 @@ def test_going_on_is_one_value_of_the_configuration(complete: Sample, value: str
 @pytest.mark.parametrize(
     ("lines", "edits"),
     [
-        (("batch_size: 4", "gradient_accumulation_steps: 8"), [("batch_size", "4", "2"), ("gradient_accumulation_steps", "8", "16")]),
-        (("batch_size: 2", "gradient_accumulation_steps: 1"), [("batch_size", "2", "1"), ("gradient_accumulation_steps", "1", "2")]),
-        (("batch_size: 2", "gradient_accumulation_steps: null"), [("batch_size", "2", "1"), ("gradient_accumulation_steps", None, "2")]),
+        (("batch_size: 4", f"{STEPS}: 8"), [("batch_size", "4", "2"), (STEPS, "8", "16")]),
+        (("batch_size: 2", f"{STEPS}: 1"), [("batch_size", "2", "1"), (STEPS, "1", "2")]),
+        (("batch_size: 2", f"{STEPS}: null"), [("batch_size", "2", "1"), (STEPS, None, "2")]),
         (("batch_size: 1",), []),
         (("batch_size: 3",), []),
         (("batch_size: 0",), []),
@@ -184,7 +183,7 @@ def test_going_on_is_one_value_of_the_configuration(complete: Sample, value: str
     ],
 )  # fmt: skip
 def test_half_the_batch_is_accumulated_over_twice_the_steps(
-    complete: Sample,  # noqa: F811
+    complete: Sample,
     lines: tuple[str, ...],
     edits: list[tuple[str, str | None, str]],
 ) -> None:
@@ -193,7 +192,7 @@ def test_half_the_batch_is_accumulated_over_twice_the_steps(
     assert bool(step.why_no_smaller_batch) == (not edits)
 
 
-def test_what_the_document_varies_is_not_ours_to_halve(complete: Sample) -> None:  # noqa: F811
+def test_what_the_document_varies_is_not_ours_to_halve(complete: Sample) -> None:
     settled(complete, "batch_size: 4", "gradient_accumulation_steps: 1")
     for varied, is_ours in (({"lr"}, True), ({"batch_size"}, False), ({"gradient_accumulation_steps", "lr"}, False)):
         (step,) = TOOL.read(replace(complete.run, parameters=dict.fromkeys(varied, "1"), varied=frozenset(varied)), DISK).steps
@@ -202,7 +201,7 @@ def test_what_the_document_varies_is_not_ours_to_halve(complete: Sample) -> None
 
 
 @pytest.mark.parametrize("value", ["''", "'  '", "$SCRATCH/out", "/scratch/$USER", "~/out", "'~ana/out'", "3", "[a]"])
-def test_an_output_directory_must_be_written_out(complete: Sample, value: str) -> None:  # noqa: F811
+def test_an_output_directory_must_be_written_out(complete: Sample, value: str) -> None:
     complete.edit((f"output_dir: {complete.output}", f"output_dir: {value}"))
     step, (problem,) = complete.read()
     assert step.blocked is not None
@@ -223,7 +222,7 @@ def test_an_output_directory_must_be_written_out(complete: Sample, value: str) -
         ("null", False),
     ],
 )
-def test_a_model_with_adapters_is_known_by_its_name_or_its_settings(complete: Sample, model: str, has_adapters: bool) -> None:  # noqa: F811
+def test_a_model_with_adapters_is_known_by_its_name_or_its_settings(complete: Sample, model: str, has_adapters: bool) -> None:
     drop = re.compile(r"^model:.*\n(?:[ \t]+.*\n|\n)*", re.MULTILINE)
     for path in (complete.config, complete.launched):
         rewrite(path, lambda text: drop.sub("", text) + f"model: {model}\n")
@@ -244,14 +243,14 @@ def test_a_model_with_adapters_is_known_by_its_name_or_its_settings(complete: Sa
         ("echo --config x=1", None),
     ],
 )
-def test_settings_on_the_command_line_are_found_wherever_it_is_broken(complete: Sample, command: str, found: str | None) -> None:  # noqa: F811
+def test_settings_on_the_command_line_are_found_wherever_it_is_broken(complete: Sample, command: str, found: str | None) -> None:
     (complete.run.directory / "finetune.slurm").write_text(f"#!/bin/bash\n{command}\n")
     problems = complete.read()[1]
     assert [p.message.split("`")[1] for p in problems] == ([found] if found else [])
     assert all((p.file.name, p.line, p.run, p.warning) == ("finetune.slurm", 0, "complete", True) for p in problems)
 
 
-def test_a_disagreement_names_both_and_where_it_stands(complete: Sample, tmp_path: Path) -> None:  # noqa: F811
+def test_a_disagreement_names_both_and_where_it_stands(complete: Sample, tmp_path: Path) -> None:
     run = replace(complete.run, epochs=5, checkpoint_dir=tmp_path / "elsewhere")
     where, how_many = TOOL.read(run, DISK).problems
     assert (where.file, where.run, how_many.file, how_many.run) == (complete.config, "complete", complete.config, "complete")
@@ -264,13 +263,13 @@ def test_a_disagreement_names_both_and_where_it_stands(complete: Sample, tmp_pat
 @pytest.mark.parametrize(
     ("options", "requeue"), [(["--requeue"], True), (["--requeue", "--no-requeue"], False), (["--no-requeue", "--requeue"], True)]
 )
-def test_the_last_word_on_requeueing_counts(complete: Sample, options: list[str], requeue: bool) -> None:  # noqa: F811
+def test_the_last_word_on_requeueing_counts(complete: Sample, options: list[str], requeue: bool) -> None:
     lines = "".join(f"#SBATCH {option}\n" for option in options)
     (complete.run.directory / "finetune.slurm").write_text(f"#!/bin/bash\n{lines}true\n")
     assert complete.read()[0].requeue is requeue
 
 
-def test_a_launch_that_left_nothing_but_its_log_was_one(complete: Sample) -> None:  # noqa: F811
+def test_a_launch_that_left_nothing_but_its_log_was_one(complete: Sample) -> None:
     for name in ("epoch_0", "epoch_1", "recipe_state"):
         shutil.rmtree(complete.output / name)
     complete.launched.unlink()
@@ -282,21 +281,21 @@ def test_a_launch_that_left_nothing_but_its_log_was_one(complete: Sample) -> Non
 
 
 @pytest.mark.parametrize("where", ["config", "launched"])
-def test_a_setting_that_is_null_is_the_same_as_none(complete: Sample, where: str) -> None:  # noqa: F811
+def test_a_setting_that_is_null_is_the_same_as_none(complete: Sample, where: str) -> None:
     rewrite(getattr(complete, where), lambda text: text + "extra: null\n")
     assert complete.check().state is OutputState.COMPLETE
     rewrite(getattr(complete, where), lambda text: text.replace("extra: null", "extra: 1"))
     assert complete.check().state is OutputState.MISMATCH
 
 
-def test_without_the_trainers_record_nothing_is_gone_on_from_though_an_epoch_is_whole(complete: Sample) -> None:  # noqa: F811
+def test_without_the_trainers_record_nothing_is_gone_on_from_though_an_epoch_is_whole(complete: Sample) -> None:
     complete.edit(("epochs: 2", "epochs: 3"), launched=True)
     assert complete.check().resumable == 1
     shutil.rmtree(complete.output / "recipe_state")
     assert complete.check().resumable == 0
 
 
-def test_a_run_that_cannot_be_looked_at_is_not_called_missing(complete: Sample) -> None:  # noqa: F811
+def test_a_run_that_cannot_be_looked_at_is_not_called_missing(complete: Sample) -> None:
     class Stale(Sealed):
         def stat(self, path):
             if path == complete.run.directory:
@@ -318,7 +317,7 @@ def test_a_run_that_cannot_be_looked_at_is_not_called_missing(complete: Sample) 
         (b"#" * (32 << 20), "is larger than"),
     ],
 )
-def test_what_is_no_configuration_is_told_without_a_line(complete: Sample, content: bytes, words: str) -> None:  # noqa: F811
+def test_what_is_no_configuration_is_told_without_a_line(complete: Sample, content: bytes, words: str) -> None:
     complete.config.write_bytes(content)
     step, (problem,) = complete.read()
     assert words in problem.message
@@ -327,7 +326,7 @@ def test_what_is_no_configuration_is_told_without_a_line(complete: Sample, conte
     assert step.blocked.code == "ConfigInvalid"
 
 
-def test_as_many_epochs_as_are_allowed_are_allowed(complete: Sample, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_as_many_epochs_as_are_allowed_are_allowed(complete: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
     for most, is_fault in ((2, False), (1, True)):
         monkeypatch.setattr("reconciler.tools.torchtune._MOST_EPOCHS", most)
         assert (complete.read()[0].blocked is not None) == is_fault

@@ -1,5 +1,6 @@
 """A person's word, verb by verb and by how the step stands: what becomes of its job, what is written down, what is answered."""
 
+# ruff: noqa: F811 - the fixtures are another module's
 from __future__ import annotations
 
 import shutil
@@ -21,37 +22,37 @@ A, B, EVAL, BASE = "a/finetune", "b/finetune", "a/eval/cap_epoch0", "base/eval/c
 
 
 @pytest.fixture
-def queued(lab: Lab) -> Lab:  # noqa: F811
+def queued(lab: Lab) -> Lab:
     """An experiment whose three first steps are in the queue."""
     lab.run()
     return lab
 
 
-def job_of(lab: Lab, key: str) -> str:  # noqa: F811
+def job_of(lab: Lab, key: str) -> str:
     found = preview(lab.scene).plan.of(key).job
     assert found is not None
     return found
 
 
-def written(lab: Lab, *kinds: str) -> list[dict]:  # noqa: F811
+def written(lab: Lab, *kinds: str) -> list[dict]:
     events = Ledger(lab.directory.resolve(), lambda: 0.0).events()
     return [{k: v for k, v in e.items() if k != "at"} for e in events if e["event"] in kinds]
 
 
-def finished(lab: Lab, key: str = A, content: str | None = "whole", state: str = "COMPLETED") -> None:  # noqa: F811
+def finished(lab: Lab, key: str = A, content: str | None = "whole", state: str = "COMPLETED") -> None:
     lab.finish(key, content, state)
     lab.run()
     lab.run()
 
 
-def code(lab: Lab, key: str) -> str:  # noqa: F811
+def code(lab: Lab, key: str) -> str:
     return preview(lab.scene).plan.of(key).reason.code
 
 
 # --- hold --------------------------------------------------------------------------------------------
 
 
-def test_hold_keeps_a_step_that_was_not_submitted_from_being_submitted(lab):  # noqa: F811
+def test_hold_keeps_a_step_that_was_not_submitted_from_being_submitted(lab):
     answer = order(lab, "hold", B, why="wait for Ana")
     assert [(d.step, d.message) for d in answer] == [(B, "held until you release it")]
     lab.run()
@@ -94,7 +95,7 @@ def test_release_of_a_job_that_nobody_held_leaves_the_queue_alone(queued):
     assert written(queued, "release") == [{"event": "release", "step": A, "user": "u", "why": ""}]
 
 
-def test_release_leaves_a_replacement_held_that_may_not_start_yet(lab):  # noqa: F811
+def test_release_leaves_a_replacement_held_that_may_not_start_yet(lab):
     lab.policy = replace(lab.policy, max_in_flight=1)
     lab.cluster.fails_with = [SubmissionUncertain("timed out")]
     lab.run()
@@ -137,7 +138,7 @@ def test_cancel_ends_a_queued_and_a_running_job_and_holds_their_steps(queued):
     assert len(queued.cluster.submissions) == 3
 
 
-def test_cancel_of_a_step_that_was_not_submitted_holds_it(lab):  # noqa: F811
+def test_cancel_of_a_step_that_was_not_submitted_holds_it(lab):
     (answer,) = order(lab, "cancel", A)
     assert answer.message.startswith("held")
     lab.run()
@@ -256,7 +257,7 @@ class Other(StandInTool):
         return self.found or super().check(step, disk, deep)
 
 
-def told_otherwise(lab: Lab, tool: StandInTool) -> Scene:  # noqa: F811
+def told_otherwise(lab: Lab, tool: StandInTool) -> Scene:
     return replace(lab.scene, tools={**lab.scene.tools, "trainer": tool})
 
 
@@ -393,7 +394,7 @@ def test_the_job_of_a_dropped_run_is_nobodys_to_cancel_by_its_old_name(queued):
 # --- whose experiment it is --------------------------------------------------------------------------
 
 
-def test_nothing_can_be_accepted_of_an_experiment_never_seen(lab):  # noqa: F811
+def test_nothing_can_be_accepted_of_an_experiment_never_seen(lab):
     with pytest.raises(UsageError, match="nothing is known"):
         accept_identity(lab.scene, "moved")
     assert written(lab, "opened") == []
