@@ -330,5 +330,28 @@ def test_a_job_that_surfaced_is_not_forgotten_when_its_replacement_was_not_taken
     history.close()
 
 
+def test_a_checkpoint_is_not_made_anew_under_an_evaluation_that_comes_to_light_after_the_rerun():
+    """Nothing shows the evaluation's job while the person says ``rerun``; it starts later, and must find its checkpoint."""
+    history = History(Site(shows_waiting=False))
+    history.edit_runs(["a"])
+    history.apply()
+    history.pass_time(60)
+    for job in history.live_jobs():
+        history.end_job(job, "whole", State.COMPLETED)
+    history.pass_time(400)
+    history.policy = replace(history.policy, stagger=5000.0)
+    history.inject("submit", Kind.LOST_AFTER, 0.0, 1)
+    history.apply()
+    history.pass_time(601)
+    history.inject("queue", Kind.EMPTY, 0.0, 2)
+    history.apply()
+    assert {job.name.partition(".")[0] for job in history.live_jobs()} == {"cap_epoch0"}
+    history.say("rerun", "a/finetune")
+    history.apply()
+    history.pass_time(20_000)
+    history.settle_down()
+    history.close()
+
+
 def test_every_promise_holds_in_every_history():
     run_state_machine_as_test(Histories, settings=SETTINGS)

@@ -35,6 +35,8 @@ BY_HAND = replace(STEP, job_name="train-a")
 LOST = [*submitted(STEP)[:1], event("lost", STEP, NOW - 300, attempt=1)]
 REPLACED = [*LOST, *submitted(STEP, 2, NOW - 200, held=True)]
 HELD = job(STEP, Phase.QUEUED, attempt=2, held=True)
+EVALUATION, OTHER_TASK = evaluation(), evaluation(task="other")
+COMPLETE_BEFORE = replace(COMPLETE, newest=NOW - 5000)
 SLURMDBD_DOWN = Unknown("slurmdbd is down")
 
 
@@ -505,6 +507,35 @@ def test_a_directory_that_another_runs_job_writes_to_is_not_trained_in():
     )  # fmt: skip
     assert all(part in action.reason.message for part in ("101", old.key, str(STEP.output_dir)))
     assert [(o.job.id, o.step, o.output_dir) for o in plan.orphans] == [("101", old.key, str(STEP.output_dir))]
+
+
+@pytest.mark.parametrize(
+    ("world", "words"),
+    [
+        ({"queue": (job(EVALUATION),)}, f"job 101 of {EVALUATION.key}"),
+        ({"queue": (job(EVALUATION, Phase.QUEUED),), "events": submitted(EVALUATION)}, f"job 101 of {EVALUATION.key}"),
+        ({"events": submitted(EVALUATION)}, f"a job of {EVALUATION.key} that is not seen to have ended"),
+        ({"events": submitted(EVALUATION)[:1]}, f"a job of {EVALUATION.key} that is not seen to have ended"),
+        ({"queue": (job(OTHER_TASK),), "events": submitted(OTHER_TASK)}, f"job 101 of {OTHER_TASK.key}, which the document"),
+    ],
+)
+def test_a_checkpoint_that_an_evaluation_may_be_reading_is_not_made_anew(world, words):
+    """``rerun`` refuses where it sees such a job: this one came to light later."""
+    asked = event("rerun", STEP, NOW - 10)
+    events = [done(STEP), *world.get("events", []), asked]
+    plan = plan_for(STEP, EVALUATION, **{**world, "events": events, "accounting": (), "seen": {STEP.key: COMPLETE_BEFORE}})
+    action = plan.of(STEP.key)
+    assert (action.rule, action.verb, action.reason.code) == ("is-checkpoint-in-use", Verb.WAIT, "CheckpointInUse")
+    assert action.reason.message.startswith(words)
+    assert str(STEP.output_dir) in action.reason.message
+
+
+def test_a_checkpoint_whose_readers_are_over_or_that_is_not_there_yet_is_made():
+    asked = [done(STEP), event("rerun", STEP, NOW - 10)]
+    over = plan_for(STEP, EVALUATION, events=[*ended(EVALUATION, "UserError"), *asked], seen={STEP.key: COMPLETE_BEFORE})
+    assert over.of(STEP.key).verb is Verb.SUBMIT
+    new = plan_for(STEP, EVALUATION, queue=(job(EVALUATION),), events=asked)
+    assert new.of(STEP.key).verb is Verb.SUBMIT
 
 
 def test_a_tool_that_objects_holds_the_step_with_its_own_words_unless_a_person_asked_for_a_rerun():

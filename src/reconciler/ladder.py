@@ -366,6 +366,15 @@ def _is_directory_in_use(s: Situation) -> Action | None:
     return s.decide(Verb.WAIT, Condition.WAITING, "OutputsInUse", f"{message}; cancel it, or wait for its end")
 
 
+def _is_checkpoint_in_use(s: Situation) -> Action | None:
+    """A new attempt moves aside, or writes over, what an evaluation may be reading. ``rerun`` refuses while it sees such a job;
+    this is for one that comes to light later."""
+    if not s.reader or s.outputs is None or s.outputs.state is OutputState.ABSENT:
+        return None
+    message = f"{s.reader} may be reading what is in {s.step.output_dir}; cancel it, or wait for its end"
+    return s.decide(Verb.WAIT, Condition.WAITING, "CheckpointInUse", message)
+
+
 def _does_the_tool_object(s: Situation) -> Action | None:
     """Last before a submission: the tool knows best over which outputs it can start afresh."""
     objection = None if s.is_superseded else s.observed.objections.get(s.step.key)
@@ -422,6 +431,7 @@ _RULES: tuple[Rule, ...] = (
     _is_backing_off,
     _are_needs_unmet,
     _is_directory_in_use,
+    _is_checkpoint_in_use,
     _does_the_tool_object,
     _submit,
 )

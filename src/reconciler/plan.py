@@ -68,6 +68,7 @@ def make_plan(
     learned: list[Mapping[str, Any]] = []
     ours = whose_jobs(desired, observed, memory)
     occupants = {orphan.output_dir: orphan for orphan in ours.orphans if orphan.output_dir}
+    readers = _readers(desired, memory, ours)
     for step in _needs_first(desired.steps):
         situation = Situation(
             step,
@@ -83,6 +84,7 @@ def make_plan(
             occupants.get(str(step.output_dir)) if step.stage is Stage.FINETUNE else None,
             need_memory=memory.of(step.need) if step.need else None,
             pause=memory.pause if memory.pause is not None and memory.pause.is_on(now) else None,
+            reader=readers.get(step.key, ""),
         )
         situation.memory = known[step.key] = remember_ends(situation)
         supersede(situation)
@@ -107,6 +109,24 @@ def make_plan(
     held_back = _hold_back(desired, decided, order, limits)
     actions = tuple(held_back[step.key] for step in desired.steps)
     return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill)
+
+
+def _readers(desired: Desired, memory: Memory, ours: Ownership) -> dict[str, str]:
+    """For steps that others need: a job of those, or of an orphan of the run, that is live or may be, in words."""
+    found: dict[str, str] = {}
+    for step in desired.steps:
+        if step.need is None:
+            continue
+        live = next((f"job {job.id} of {step.key}" for job in ours.of(step.key) if job.is_live), "")
+        unsettled = f"a job of {step.key} that is not seen to have ended" if memory.of(step.key).open else ""
+        if live or unsettled:
+            found[step.need] = live or unsettled
+    runs = {orphan.step.partition("/")[0]: orphan for orphan in ours.orphans}
+    for step in desired.steps:
+        if step.stage is Stage.FINETUNE and step.run in runs:
+            orphan = runs[step.run]
+            found.setdefault(step.key, f"job {orphan.job.id} of {orphan.step}, which the document does not have,")
+    return found
 
 
 def _ends_of_dropped_steps(

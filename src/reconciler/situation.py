@@ -40,11 +40,12 @@ CLOCK_SKEW = 300.0
 class Situation:
     """What one pass knows of one step when the ladder is tried on it.
 
-    ``need`` and ``need_word`` are what was decided for the step that must be done before it, and a person's standing word on that
-    one. ``shared`` are ids of jobs that a person submitted and that may be another step's, ``occupant`` an orphan that writes
-    where this step would. ``is_superseded``: the outputs there are from before a person's ``rerun``.
-    ``unread_log`` tells of a job that ended in a way that only its log explains, where that could not be read. ``pause`` is a
-    person's, while it lasts, ``need_memory`` is what is in writing of the step before it.
+    ``need`` and ``need_word`` are what was decided for the step that must be done before it, and a person's standing word on
+    that one. ``shared`` are ids of jobs that a person submitted and that may be another step's, ``occupant`` an orphan that
+    writes where this step would, ``reader`` names a job that may be reading what this step made. ``is_superseded``: the outputs
+    there are from before a person's ``rerun``. ``unread_log`` tells of a job that ended in a way that only its log explains,
+    where that could not be read. ``pause`` is a person's, while it lasts, ``need_memory`` is what is in writing of the step
+    before it.
     """
 
     step: Step
@@ -62,6 +63,7 @@ class Situation:
     unread_log: str = ""
     pause: Pause | None = None
     need_memory: StepMemory | None = None
+    reader: str = ""
     learned: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
