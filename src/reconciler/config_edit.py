@@ -82,7 +82,7 @@ def _parse(path: Path, text: str) -> Any:
 
     try:
         values = YAML(typ="rt", pure=True).load(text.encode("utf-8", "replace").decode())
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, TypeError) as error:  # TypeError: a key that holds a list
         raise PermanentError(f"{path}: is not YAML any more, so it cannot be edited") from error
     if not isinstance(values, dict):
         raise PermanentError(f"{path}: is no map of values, so it cannot be edited")

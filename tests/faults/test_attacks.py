@@ -27,12 +27,14 @@ from reconciler.backends.local import parse_begin
 from reconciler.backends.slurm_api import SlurmApi
 from reconciler.backends.slurm_cli import parse_sacct, parse_squeue, read_submission
 from reconciler.batch_script import parse_batch_script, parse_time_limit
+from reconciler.config_edit import open_edits
 from reconciler.disk import RealDisk
 from reconciler.errors import (
     ClusterUnreachable,
     DiskUnreadable,
     InvalidExperiment,
     LedgerDamaged,
+    PermanentError,
     ReconcileError,
     SubmissionRefused,
     SubmissionUncertain,
@@ -41,7 +43,7 @@ from reconciler.experiment.load import load
 from reconciler.experiment.settings import read_settings
 from reconciler.ledger import Ledger
 from reconciler.memory import fold
-from reconciler.model import EvaluationInput, RunInput, RunKind
+from reconciler.model import Edit, EvaluationInput, RunInput, RunKind
 from reconciler.ports import Submission
 from reconciler.tools import all_tools
 from reconciler.tools.formats.epoch_directory import small_files
@@ -275,6 +277,17 @@ def test_bytes_that_are_no_document_are_an_answer_and_never_a_traceback(director
     assert ended.code in ((0, 2) if b"All Runs" in content else (2,)), ended
     assert "Traceback" not in ended.err
     assert "\x1b" not in ended.err + ended.out
+
+
+@pytest.mark.parametrize("text", ["runs: [{? {run: b, tasks: [cap]}}]\n", "? {a: [1]}\n: 1\n", "{{a: [b]}: 1, {a: [b]}: 2}\n"])
+def test_a_key_that_holds_a_list_is_no_document_and_no_bug(directory, text):
+    (directory / "experiment_summary.md").unlink(missing_ok=True)
+    (directory / "experiment_summary.yaml").write_text(text)
+    one_clear_error(reconcile("validate", directory), "accepted: words for keys")
+    config = directory / "finetune.yaml"
+    config.write_text(text)
+    with pytest.raises(PermanentError, match="is not YAML any more"):
+        open_edits(config, (Edit(config, "epochs", "1", "2"),))
 
 
 def test_variables_of_a_script_that_double_without_end_are_left_as_they_are(directory):

@@ -43,6 +43,8 @@ def parse_yaml(text: str, file: Path) -> Any:
         raise InvalidExperiment(Problem(file, line, wrong)) from error
     except RecursionError as error:
         raise InvalidExperiment(Problem(file, 0, "is nested too deeply for an experiment's file")) from error
+    except TypeError as error:  # CommentedKeyMap.__hash__: keys that hold lists
+        raise InvalidExperiment(Problem(file, 0, "has a map with a list in it for a key; accepted: words for keys")) from error
     except (YAMLError, ValueError) as error:
         raise InvalidExperiment(Problem(file, 0, f"is not YAML: {str(error)[:_LONGEST]}")) from error
     _check_values(root, file)
