@@ -87,6 +87,7 @@ class History:
         self._failed: set[str] = set()
         self._done: set[str] = set()
         self._foreign: set[str] = set()
+        self._begun: set[str] = set()
         self._held: set[str] = set()
         self._has_lost_ledger = False
         self.ahead = 0.0
@@ -301,9 +302,9 @@ class History:
         self.ahead = ahead
 
     def stranger_trains(self, run: str) -> None:
-        """Somebody begins a training where a step of ours would write, and no job of ours ever did."""
+        """Somebody begins a training where a step of ours would write, and no job of ours ever did: the ledger may have lost it."""
         key = f"{run}/finetune"
-        has_jobs = self._submitting or any(self._key(job) == key for job in self.cluster.queue())
+        has_jobs = self._submitting or key in self._begun or any(self._key(job) == key for job in self.cluster.queue())
         known = self._memory().of(key)
         is_untouched = not known.attempts and known.rerun is None and not self.result(key).exists()
         if run in self.runs and not has_jobs and is_untouched:
@@ -433,6 +434,7 @@ class History:
     def _job_starts(self, job: Job) -> None:
         """Told by the cluster when a job begins to run."""
         key = self._key(job)
+        self._begun.add(key or "")
         if key in self._cancelled:
             self._break(f"{key} was cancelled by a person and runs again, unasked")
         if key in self._failed:
