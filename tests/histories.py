@@ -269,10 +269,9 @@ class History:
             self._write(key, "ha")
 
     def act_on_job(self, job: Job, verb: str) -> None:
-        """A person's ``scancel`` or ``scontrol hold|release|requeue``. Who lets a replacement start beside the job that it replaces
-        has two by their own hand: that is nobody's promise."""
-        beside = [other for other in self.live_jobs() if other.id != job.id and self._key(other) == self._key(job)]
-        if verb == "release" and job.request.held and beside:
+        """A person's ``scancel`` or ``scontrol hold|release|requeue``. Who lets a replacement start by hand, beside the job that it
+        replaces or after that one's failure, has it so by their own word: that is nobody's promise."""
+        if verb == "release" and job.request.held:
             return
         try:
             getattr(self.cluster, verb)(job.id, 1000)
