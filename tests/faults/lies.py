@@ -31,7 +31,7 @@ from reconciler.errors import ReconcileError
 from reconciler.loop import Scene, run_pass
 from reconciler.ports import Backend, Submission
 
-ALL = os.environ.get("RECONCILE_FAULTS") == "all"
+ALL = os.environ.get("RECONCILE_FAULTS", "") not in ("", "some")
 TRAINING = "a/finetune"
 KEYS = (TRAINING, "a/eval/cap_epoch0", "base/eval/cap_base")
 

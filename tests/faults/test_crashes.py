@@ -24,7 +24,7 @@ from syscalls import Call, Traced, can_trace, run_traced
 from fake_slurm.faults import Fault, Kind
 from reconciler.ledger import Ledger
 
-# ``all`` boundaries, or ``some`` more than a plain run of the tests tries; either way they must run.
+# ``all`` boundaries, so many of each kind, or ``some`` more than a plain run of the tests tries; in each case they must run.
 ASKED_FOR = os.environ.get("RECONCILE_FAULTS", "")
 ALL = ASKED_FOR == "all"
 _PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -78,7 +78,9 @@ def run(world: HalfWay, injection: str | None = None) -> Traced:
 
 def share(cases: Sequence[object], of: int, seed: int) -> list:
     """All cases, or so many of them, always the same."""
-    if ASKED_FOR == "some":
+    if ASKED_FOR.isdecimal():
+        of = int(ASKED_FOR)
+    elif ASKED_FOR == "some":
         of, seed = 4 * of, seed + 100
     return list(cases) if ALL or len(cases) <= of else random.Random(seed).sample(list(cases), of)
 
