@@ -287,8 +287,10 @@ class History:
 
     def _will_be_told(self, job: Job, key: str) -> bool:
         """Without accounting a job that ended and was forgotten by the queue between two passes left no trace anywhere, and none that
-        anybody looks for where the ledger was lost before."""
-        return self.site.has_accounting and any(attempt.name == job.name for attempt in self._memory().of(key).attempts)
+        anybody looks for where the ledger was lost before. How a job ends that a rerun replaces does not matter any more."""
+        known = self._memory().of(key)
+        replaced = known.rerun.order if known.rerun is not None else 0
+        return self.site.has_accounting and any(a.name == job.name and a.order > replaced for a in known.attempts)
 
     def purge(self, key: str) -> None:
         """A file system's cleaning takes the outputs of an evaluation that was done."""
@@ -329,11 +331,14 @@ class History:
     # --- what people do
 
     def say(self, verb: str, key: str, *, now: bool = False) -> None:
-        """A person's word on a step; refused ones change nothing."""
+        """A person's word on a step; refused ones change nothing. One that is in writing holds, also where the cluster then failed."""
+        before = len(self._memory().of(key).words)
         try:
-            said = carry_out(self.scene(), Order(verb, (key,), now=now), lambda prospect: True)
+            said = bool(carry_out(self.scene(), Order(verb, (key,), now=now), lambda prospect: True))
         except ReconcileError:
-            return
+            said = len(self._memory().of(key).words) > before
+            if not said:
+                return
         if said and verb == "rerun":
             self._asked.add(key)
             self._done.discard(key)
