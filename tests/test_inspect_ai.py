@@ -561,6 +561,16 @@ def test_a_log_without_its_checkpoint_waits_for_the_training(world: World) -> No
     assert state(TOOL.check(world.step(), DISK)) == (OutputState.ABSENT, "CheckpointAbsent")
 
 
+def test_while_the_whole_training_is_out_of_sight_a_log_is_neither_current_nor_outdated(world: World) -> None:
+    """An unmounted root: the evaluation of a checkpoint that was there is not made again, nor called failed."""
+    world.log("tiny", model_path=world.checkpoints[0])
+    trained = world.checkpoints[0].parent
+    away = trained.rename(trained.with_name("unmounted"))
+    assert state(TOOL.check(world.step(), DISK)) == (OutputState.UNKNOWN, "CheckpointUnseen")
+    away.rename(trained)
+    assert state(TOOL.check(world.step(), DISK)) == (OutputState.COMPLETE, "LogVerified")
+
+
 # --- what cannot be read ----------------------------------------------------------------------------------------------
 
 

@@ -580,6 +580,10 @@ def _judge_log(step: Step, path: Path, weights: float | None, disk: Disk, *, dee
         return _Finding(worth, Reason(code, message), file, log.created, progress)
 
     if wanted.model_path and weights is None and step.need:
+        trained = wanted.model_path.parent
+        if disk.stat(trained) is None:  # a training leaves its directory where it is, also when a rerun moves its epochs aside
+            message = f"{trained} is not there, so nothing tells whether {path.name} is current; is its filesystem mounted?"
+            return found(_Worth.UNREADABLE, "CheckpointUnseen", message)
         return found(
             _Worth.OUTDATED,
             "CheckpointAbsent",
