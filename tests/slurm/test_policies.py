@@ -102,7 +102,9 @@ def test_a_smaller_batch_is_previewed_made_recorded_and_taken_back_by_rerun(pers
     line = "echo 'torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB' >&2; exit 1"
     path.write_text(f"{head}\nif grep -q '^batch_size: 4' finetune.yaml; then {line}; fi{found}{trained}")
     before = config.read_text()
-    until(lambda: person.reconcile("apply", experiment, **QUICK) and started(experiment)["r/finetune"] == 1)
+    assert person.reconcile("apply", experiment, **QUICK).returncode == 0
+    until(lambda: conditions(person, experiment)["r/finetune"] == "Verifying")
+    assert person.reconcile("apply", experiment, **QUICK).returncode == 0  # writes down that it ended; settle counts from here
     until(lambda: changes(person, experiment) != [])
     assert config.read_text() == before
     assert changes(person, experiment) == [
