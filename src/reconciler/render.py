@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,7 @@ _GROUPS: tuple[tuple[str, str, str], ...] = (
     ("Done", "=", "dim"),
 )
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "dim": "2", "bold": "1"}
+_UNUSUAL = re.compile("[^ -~]")
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Paint:
 
 def plain(text: str) -> str:
     """Text that cannot steer a terminal: control and bidirectional characters are shown as escapes."""
-    return "".join(f"\\u{ord(c):04x}" if _steers(c) else c for c in text)
+    return _UNUSUAL.sub(lambda found: f"\\u{ord(found[0]):04x}" if _steers(found[0]) else found[0], text)
 
 
 def _steers(char: str) -> bool:
@@ -59,7 +61,7 @@ def _steers(char: str) -> bool:
 def json_text(value: Mapping[str, Any]) -> str:
     """A value as JSON with the same care: whatever could steer a terminal, or cannot be encoded, is one of JSON's escapes."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    return "".join(json.dumps(c)[1:-1] if _steers(c) and c != "\n" else c for c in text)
+    return _UNUSUAL.sub(lambda found: json.dumps(found[0])[1:-1] if _steers(found[0]) and found[0] != "\n" else found[0], text)
 
 
 def why(seen: Pass, action: Action) -> str:

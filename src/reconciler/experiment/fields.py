@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from markdown_it.token import Token
+    from markdown_it import MarkdownIt
 
 # Every repetition before the value has a bound: a line of ten thousand spaces must not take minutes.
 _FIELD = re.compile(r"(?P<mark>\*\*|__|\*|_|)(?P<key>[^*:`|]{1,60}?)\s{0,9}(?::(?P=mark)|(?P=mark)\s{0,9}:)(?P<value>.*)")
@@ -38,7 +39,7 @@ def find_fields(text: str) -> tuple[Field, ...]:
 
 def title_of(text: str) -> str | None:
     """The text of the first top-level heading, or None."""
-    tokens = _parse(text)
+    tokens = _parser().parse(text)
     heads = (tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open" and token.tag == "h1")
     return next((plain(head) for head in heads), None)
 
@@ -48,10 +49,12 @@ def plain(text: str) -> str:
     return _ESCAPED.sub(r"\1", text.strip().strip("*_`").strip())
 
 
-def _parse(text: str) -> list[Token]:
+@cache
+def _parser() -> MarkdownIt:
+    """Of blocks alone: no line is read as a browser would, only its text is looked at."""
     from markdown_it import MarkdownIt
 
-    return MarkdownIt("commonmark").enable("table").parse(text)
+    return MarkdownIt("commonmark").enable("table").disable("inline")
 
 
 def _lines(text: str) -> Iterator[tuple[int, str, tuple[str, ...]]]:
@@ -59,7 +62,7 @@ def _lines(text: str) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     headings: dict[int, str] = {}
     level = 0  # of the heading whose text comes next; 0: prose comes next
     in_table = False
-    for token in _parse(text):
+    for token in _parser().parse(text):
         if token.type in ("table_open", "table_close"):
             in_table = token.type == "table_open"
         elif token.type == "heading_open":

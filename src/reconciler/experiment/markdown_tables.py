@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
     from markdown_it.rules_block import StateBlock
     from markdown_it.token import Token
 
@@ -100,14 +102,11 @@ class _Document:
     """A text, parsed; what the parser says of places is turned into offsets of the text itself."""
 
     def __init__(self, text: str) -> None:
-        from markdown_it import MarkdownIt
-
         self.text = text
         self.bom = len(text) - len(text.removeprefix(_BOM))
         self.lines = find_lines(text)
         self.env: MutableMapping[str, Any] = {}  # the link references, which cells may use
-        self.parser = MarkdownIt("commonmark").enable("table").disable("inline")  # only what is asked for is read
-        self.parser.block.ruler.at("table", _table_with_places, {"alt": ["paragraph", "reference"]})
+        self.parser = _parser()
         self.tokens = self.parser.parse(text[self.bom :], self.env)
 
     def tables(self) -> Iterator[Table]:
@@ -145,6 +144,16 @@ class _Document:
         words: list[Token] = []
         self.parser.inline.parse(raw.strip(), self.parser, self.env, words)
         return _read(words)
+
+
+@cache
+def _parser() -> MarkdownIt:
+    """One for all documents: it keeps nothing of what it parses, and making one takes longer than many a document."""
+    from markdown_it import MarkdownIt
+
+    parser = MarkdownIt("commonmark").enable("table").disable("inline")  # only what is asked for is read
+    parser.block.ruler.at("table", _table_with_places, {"alt": ["paragraph", "reference"]})
+    return parser
 
 
 def _table_with_places(state: StateBlock, first: int, end: int, silent: bool) -> bool:
