@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
 import tarfile
 import tracemalloc
@@ -569,6 +570,20 @@ def test_while_the_whole_training_is_out_of_sight_a_log_is_neither_current_nor_o
     assert state(TOOL.check(world.step(), DISK)) == (OutputState.UNKNOWN, "CheckpointUnseen")
     away.rename(trained)
     assert state(TOOL.check(world.step(), DISK)) == (OutputState.COMPLETE, "LogVerified")
+
+
+@pytest.mark.parametrize("hide", [shutil.rmtree, lambda epoch: next(epoch.glob("*.safetensors")).unlink()])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_an_evaluation_whose_checkpoint_is_out_of_sight_lacks_it(
+    world: World, hide: Callable[[Path], object], is_there: bool
+) -> None:
+    if is_there:
+        world.log("tiny", model_path=world.checkpoints[0], status="error")
+    assert TOOL.check(world.step(), DISK).lacks is None
+    hide(world.checkpoints[0])
+    lacks = TOOL.check(world.step(), DISK).lacks
+    assert lacks is not None
+    assert (lacks.code, str(world.checkpoints[0]) in lacks.message) == ("CheckpointUnseen", True)
 
 
 # --- what cannot be read ----------------------------------------------------------------------------------------------

@@ -360,7 +360,8 @@ def test_a_job_that_surfaced_may_be_alive_although_its_replacement_came_to_nothi
     nothing = [submitted(STEP, 2, NOW - 200)[0], event(kind, STEP, NOW - 199, attempt=2, **facts)]
     surfaced = event("adopted", STEP, NOW - 100, attempt=1, job="101", name=name_of(STEP))
     plan = plan_for(STEP, events=[*lost, *nothing, surfaced], accounting=accounting, policy=Policy(backoff=0.0))
-    assert (plan.of(STEP.key).verb, plan.of(STEP.key).condition) == (Verb.WAIT, Condition.UNKNOWN)
+    action = plan.of(STEP.key)
+    assert (action.verb, action.condition, action.job, action.attempt) == (Verb.WAIT, Condition.UNKNOWN, "101", 1)
     assert {e["event"] for e in plan.learned} <= {"unseen"}
 
 

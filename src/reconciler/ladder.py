@@ -213,17 +213,21 @@ def _is_unconfirmed(s: Situation) -> Action | None:
     if not s.memory.open:
         return None
     last = s.memory.open[-1]
+
+    def waits(code: str, message: str) -> Action:
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, code, message, job=last.job, attempt=last.number)
+
     if s.unread_log:
-        return s.decide(Verb.WAIT, Condition.UNKNOWN, "DiskUnknown", s.unread_log)
+        return waits("DiskUnknown", s.unread_log)
     if isinstance(s.observed.accounting, Unknown):
         what = f"job {last.job} left the queue" if last.job else "a submission is unconfirmed"
         message = f"{what} and the accounting cannot be asked: {s.observed.accounting.why}"
-        return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message)
+        return waits("AccountingUnknown", message)
     if last.job is not None:
         told = next((job.state for job in s.jobs if job.id == last.job), None)
         message = f"the accounting has job {last.job} as {told}" if told else f"the accounting does not know job {last.job} yet"
-        return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobNotSeen", f"{message}, and the queue does not show it")
-    return s.decide(Verb.WAIT, Condition.UNKNOWN, "Unconfirmed", "a submission was begun and its job has not been seen yet")
+        return waits("JobNotSeen", f"{message}, and the queue does not show it")
+    return waits("Unconfirmed", "a submission was begun and its job has not been seen yet")
 
 
 def _is_disk_unknown(s: Situation) -> Action | None:
@@ -357,6 +361,12 @@ def _is_checkpoint_freed(s: Situation) -> Action | None:
     return s.decide(Verb.HOLD, Condition.HELD, "NeedFreed", message)
 
 
+def _is_input_unseen(s: Situation) -> Action | None:
+    """After the needs: a training that is not done has no checkpoint yet. One that is done by the ledger may be out of sight."""
+    lacks = s.outputs.lacks if s.outputs is not None else None
+    return s.decide(Verb.WAIT, Condition.UNKNOWN, lacks.code, lacks.message) if lacks else None
+
+
 def _is_directory_in_use(s: Situation) -> Action | None:
     """A run was renamed or dropped while its job runs, and this step would write where that job does."""
     if s.occupant is None:
@@ -430,6 +440,7 @@ _RULES: tuple[Rule, ...] = (
     _are_retries_spent,
     _is_backing_off,
     _are_needs_unmet,
+    _is_input_unseen,
     _is_directory_in_use,
     _is_checkpoint_in_use,
     _does_the_tool_object,

@@ -541,7 +541,9 @@ def _judge(step: Step, disk: Disk, *, deep: bool) -> Outputs:
     wanted = cast(_Wanted, step.spec["wanted"])
     names = disk.names(step.output_dir)
     logs = [name for name in names or () if name.endswith((".eval", ".json"))]
-    weights = _newest_weights(wanted.model_path, disk) if logs and wanted.model_path else None
+    weights = _newest_weights(wanted.model_path, disk) if wanted.model_path else None
+    unseen = f"no weights are in {wanted.model_path}; is its filesystem mounted? If they were deleted, rerun {step.need}"
+    lacks = Reason("CheckpointUnseen", unseen) if wanted.model_path and weights is None and step.need else None
     findings: list[_Finding] = []
     for name in reversed(logs):  # names begin with the time: the newest first, and nothing beats a good one
         if finding := _judge_log(step, step.output_dir / name, weights, disk, deep=deep):
@@ -550,7 +552,7 @@ def _judge(step: Step, disk: Disk, *, deep: bool) -> Outputs:
                 break
     best = min(findings, key=lambda finding: (finding.worth, -finding.created), default=None)
     if best is None:
-        return Outputs(OutputState.ABSENT, Reason("NoLog", f"no log of this evaluation is in {step.output_dir}"))
+        return Outputs(OutputState.ABSENT, Reason("NoLog", f"no log of this evaluation is in {step.output_dir}"), lacks=lacks)
     return Outputs(
         _STATES[best.worth],
         best.reason,
@@ -558,6 +560,7 @@ def _judge(step: Step, disk: Disk, *, deep: bool) -> Outputs:
         newest=best.file.mtime_ns / 1e9 if best.file else None,
         evidence=(best.file,) if best.file and best.worth is _Worth.GOOD else (),
         progress=best.progress,
+        lacks=lacks,
     )
 
 
