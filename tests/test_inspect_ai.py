@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from reconciler.disk import RealDisk
 from reconciler.errors import DiskUnreadable
-from reconciler.model import EvaluationInput, Outputs, OutputState, Reading, RunInput, RunKind, Step
+from reconciler.model import EvaluationInput, Outputs, OutputState, Reading, Reason, RunInput, RunKind, Step, Unknown
 from reconciler.ports import FileInfo
 from reconciler.tools.formats.eval_log import LARGEST, LogDamaged, read_eval_log
 from reconciler.tools.inspect_ai import TOOL
@@ -572,18 +572,26 @@ def test_while_the_whole_training_is_out_of_sight_a_log_is_neither_current_nor_o
     assert state(TOOL.check(world.step(), DISK)) == (OutputState.COMPLETE, "LogVerified")
 
 
-@pytest.mark.parametrize("hide", [shutil.rmtree, lambda epoch: next(epoch.glob("*.safetensors")).unlink()])
-@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize(
+    ("hide", "expected"),
+    [
+        (lambda epoch: next(epoch.glob("*.safetensors")).unlink(), Reason),
+        (shutil.rmtree, Reason),
+        (lambda epoch: shutil.rmtree(epoch.parent), Unknown),
+    ],
+    ids=["weights deleted", "epoch deleted", "training out of sight"],
+)
+@pytest.mark.parametrize("has_failed_log", [False, True])
 def test_an_evaluation_whose_checkpoint_is_out_of_sight_lacks_it(
-    world: World, hide: Callable[[Path], object], is_there: bool
+    world: World, hide: Callable[[Path], object], expected: type, has_failed_log: bool
 ) -> None:
-    if is_there:
+    if has_failed_log:
         world.log("tiny", model_path=world.checkpoints[0], status="error")
     assert TOOL.check(world.step(), DISK).lacks is None
     hide(world.checkpoints[0])
     lacks = TOOL.check(world.step(), DISK).lacks
-    assert lacks is not None
-    assert (lacks.code, str(world.checkpoints[0]) in lacks.message) == ("CheckpointUnseen", True)
+    assert isinstance(lacks, expected)
+    assert str(world.checkpoints[0].parent) in (lacks.why if isinstance(lacks, Unknown) else lacks.message)
 
 
 # --- what cannot be read ----------------------------------------------------------------------------------------------

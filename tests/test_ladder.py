@@ -538,13 +538,19 @@ def test_a_checkpoint_whose_readers_are_over_or_that_is_not_there_yet_is_made():
     assert new.of(STEP.key).verb is Verb.SUBMIT
 
 
-def test_an_evaluation_whose_checkpoint_is_out_of_sight_waits_once_its_training_is_done():
-    unseen = {EVALUATION.key: replace(outputs(OutputState.ABSENT), lacks=Reason("CheckpointUnseen", "no weights are in /o"))}
+@pytest.mark.parametrize(
+    ("lacks", "expected"),
+    [
+        (Unknown("/o is not there"), (Verb.WAIT, Condition.UNKNOWN, Reason("InputUnseen", "/o is not there"))),
+        (Reason("CheckpointGone", "no weights"), (Verb.HOLD, Condition.HELD, Reason("CheckpointGone", "no weights"))),
+    ],
+)
+def test_an_evaluation_whose_checkpoint_is_out_of_sight_is_not_begun_once_its_training_is_done(lacks, expected):
+    unseen = {EVALUATION.key: replace(outputs(OutputState.ABSENT), lacks=lacks)}
     before = plan_for(STEP, EVALUATION, seen=unseen).of(EVALUATION.key)
     assert (before.verb, before.reason.code) == (Verb.WAIT, "NeedUnmet")
     after = plan_for(STEP, EVALUATION, seen=unseen, events=[done(STEP)]).of(EVALUATION.key)
-    assert (after.rule, after.verb, after.condition) == ("is-input-unseen", Verb.WAIT, Condition.UNKNOWN)
-    assert after.reason == Reason("CheckpointUnseen", "no weights are in /o")
+    assert (after.rule, after.verb, after.condition, after.reason) == ("is-input-missing", *expected)
     seen = plan_for(STEP, EVALUATION, seen={EVALUATION.key: outputs(OutputState.ABSENT)}, events=[done(STEP)])
     assert seen.of(EVALUATION.key).verb is Verb.SUBMIT
 

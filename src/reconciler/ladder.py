@@ -361,10 +361,12 @@ def _is_checkpoint_freed(s: Situation) -> Action | None:
     return s.decide(Verb.HOLD, Condition.HELD, "NeedFreed", message)
 
 
-def _is_input_unseen(s: Situation) -> Action | None:
-    """After the needs: a training that is not done has no checkpoint yet. One that is done by the ledger may be out of sight."""
+def _is_input_missing(s: Situation) -> Action | None:
+    """After the needs: a training that is not done has no checkpoint yet, one that is done in writing may have none any more."""
     lacks = s.outputs.lacks if s.outputs is not None else None
-    return s.decide(Verb.WAIT, Condition.UNKNOWN, lacks.code, lacks.message) if lacks else None
+    if isinstance(lacks, Unknown):
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "InputUnseen", lacks.why)
+    return s.decide(Verb.HOLD, Condition.HELD, lacks.code, lacks.message) if lacks else None
 
 
 def _is_directory_in_use(s: Situation) -> Action | None:
@@ -440,7 +442,7 @@ _RULES: tuple[Rule, ...] = (
     _are_retries_spent,
     _is_backing_off,
     _are_needs_unmet,
-    _is_input_unseen,
+    _is_input_missing,
     _is_directory_in_use,
     _is_checkpoint_in_use,
     _does_the_tool_object,

@@ -346,8 +346,8 @@ class Outputs:
     ``resumable`` is how many whole epochs a resumed training would go on from (0: there is nothing sound to resume), and
     ``torn_to_resume`` what it must not find. ``evidence`` identifies the files that were verified; ``torn`` names what must be
     moved aside before another attempt (empty for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh
-    attempt would overwrite or build on what is there. ``progress`` is a few words for status. ``lacks`` says which input of
-    another attempt is not to be seen now: none is begun, though nothing be wrong with the outputs.
+    attempt would overwrite or build on what is there. ``progress`` is a few words for status. ``lacks`` is set where
+    another attempt would not find its input: a Reason where that is surely gone, Unknown where it may only be out of sight.
     """
 
     state: OutputState
@@ -360,7 +360,7 @@ class Outputs:
     progress: str = ""
     resumable: int = 0
     torn_to_resume: tuple[Path, ...] = ()
-    lacks: Reason | None = None
+    lacks: Reason | Unknown | None = None
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from reconciler.model import (
     RunKind,
     Stage,
     Step,
+    Unknown,
     digest,
 )
 from reconciler.ports import Disk
@@ -542,8 +543,7 @@ def _judge(step: Step, disk: Disk, *, deep: bool) -> Outputs:
     names = disk.names(step.output_dir)
     logs = [name for name in names or () if name.endswith((".eval", ".json"))]
     weights = _newest_weights(wanted.model_path, disk) if wanted.model_path else None
-    unseen = f"no weights are in {wanted.model_path}; is its filesystem mounted? If they were deleted, rerun {step.need}"
-    lacks = Reason("CheckpointUnseen", unseen) if wanted.model_path and weights is None and step.need else None
+    lacks = _lacks(step, wanted.model_path, disk) if wanted.model_path and weights is None and step.need else None
     findings: list[_Finding] = []
     for name in reversed(logs):  # names begin with the time: the newest first, and nothing beats a good one
         if finding := _judge_log(step, step.output_dir / name, weights, disk, deep=deep):
@@ -583,10 +583,9 @@ def _judge_log(step: Step, path: Path, weights: float | None, disk: Disk, *, dee
         return _Finding(worth, Reason(code, message), file, log.created, progress)
 
     if wanted.model_path and weights is None and step.need:
-        trained = wanted.model_path.parent
-        if disk.stat(trained) is None:  # a training leaves its directory where it is, also when a rerun moves its epochs aside
-            message = f"{trained} is not there, so nothing tells whether {path.name} is current; is its filesystem mounted?"
-            return found(_Worth.UNREADABLE, "CheckpointUnseen", message)
+        lacks = _lacks(step, wanted.model_path, disk)
+        if isinstance(lacks, Unknown):
+            return found(_Worth.UNREADABLE, "CheckpointUnseen", f"nothing tells whether {path.name} is current: {lacks.why}")
         return found(
             _Worth.OUTDATED,
             "CheckpointAbsent",
@@ -635,6 +634,15 @@ def _is_limit_asked(found: object, asked: str | None) -> bool:
     if asked is None or not _is_literal(asked) or isinstance(found, list):
         return asked is not None
     return str(found) == asked.strip("\"'")
+
+
+def _lacks(step: Step, checkpoint: Path, disk: Disk) -> Reason | Unknown:
+    """What to make of a checkpoint without weights: a training leaves its directory where it is, also when a rerun moves its
+    epochs aside, so where even that is not there nobody deleted the weights alone."""
+    trained = checkpoint.parent
+    if disk.stat(trained) is None:
+        return Unknown(f"{trained} is not there; is its filesystem mounted? If it was deleted, rerun {step.need}")
+    return Reason("CheckpointGone", f"no weights are in {checkpoint} any more; rerun {step.need}, or put them back")
 
 
 def _newest_weights(directory: Path, disk: Disk) -> float | None:
