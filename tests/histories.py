@@ -29,8 +29,9 @@ from reconciler.ledger import Ledger
 from reconciler.loop import Pass, Scene, preview, run_pass
 from reconciler.memory import Memory
 from reconciler.model import Condition, Policy, Stage, Token, Verb, digest
+from reconciler.model import Job as SeenJob
 from reconciler.pausing import pause, resume
-from reconciler.ports import Submission
+from reconciler.ports import Doubt, Submission
 from reconciler.words import Order, carry_out, release_experiment
 from worlds import StandInTool
 
@@ -291,6 +292,13 @@ class History:
         known = self._memory().of(key)
         replaced = known.rerun.order if known.rerun is not None else 0
         return self.site.has_accounting and any(a.name == job.name and a.order > replaced for a in known.attempts)
+
+    def accounting_denied(self, names: set[str]) -> None:
+        """How a job ended that was given up for lost is told by the accounting alone: where it denies that job, nobody can know."""
+        for key, step in self._memory().steps.items():
+            if any(a.name in names and a.lost and a.end is None for a in step.attempts):
+                self._failed.discard(key)
+                self._cancelled.discard(key)
 
     def purge(self, key: str) -> None:
         """A file system's cleaning takes the outputs of an evaluation that was done."""
@@ -566,6 +574,12 @@ class _WatchedBackend(FakeBackend):
         except ReconcileError:
             self._history.queue_was_not_seen()
             raise
+
+    def accounting(self, doubt: Doubt) -> tuple[SeenJob, ...]:
+        told = super().accounting(doubt)
+        truth = FakeBackend(Wire(self._history.cluster)).accounting(doubt)
+        self._history.accounting_denied({job.name for job in truth} - {job.name for job in told})
+        return told
 
     def submit(self, job: Submission) -> str:
         mortality, fate = self._history._mortality, self._history._fate

@@ -353,5 +353,24 @@ def test_a_checkpoint_is_not_made_anew_under_an_evaluation_that_comes_to_light_a
     history.close()
 
 
+def test_a_failure_that_the_accounting_denied_is_tried_again_and_there_is_one_job_all_the_same():
+    """Nobody heard that the job was accepted, squeue missed it once, and sacct twice: that it ran and failed, nothing tells."""
+    history = History(Site(min_job_age=2.0))
+    history.inject("submit", Kind.LOST_AFTER, 0.0, 1)
+    history.apply()
+    history.pass_time(601)
+    history.inject("queue", Kind.EMPTY, 0.0, 2)  # a pass that submits reads a name back
+    history.inject("accounting", Kind.EMPTY, 0.0, 2)
+    history.apply()
+    (first, replacement) = history.live_jobs()
+    assert replacement.hold
+    history.end_job(first, "half", State.FAILED, 1)
+    history.pass_time(10)
+    history.apply()
+    assert replacement.id in {job.id for job in history.live_jobs() if job.state is State.RUNNING}
+    history.settle_down()
+    history.close()
+
+
 def test_every_promise_holds_in_every_history():
     run_state_machine_as_test(Histories, settings=SETTINGS)
