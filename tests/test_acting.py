@@ -408,7 +408,7 @@ def test_a_job_that_is_cancelled_before_it_could_start_is_no_attempt(bench):
 def test_a_replacement_that_may_start_is_released_and_that_is_written_down(bench):
     here = bench()
     (step,) = here.steps
-    lost = [submitted(step)[0], event("lost", step, NOW - 300, attempt=1), *submitted(step, 2, NOW - 200, held=True)]
+    lost = [submitted(step)[0], event("lost", step, NOW - 400, attempt=1), *submitted(step, 2, NOW - 300, held=True)]
     held = job(step, Phase.QUEUED, 2, held=True, name=lost[2]["name"])
     here.cluster.jobs["102"] = held
     (outcome,) = here.act(lost, queue=(held,), accounting=())

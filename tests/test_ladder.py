@@ -33,7 +33,7 @@ STEP = finetune()
 AT_FAULT = replace(STEP, blocked=Reason("NotScaffolded", "no script"))
 BY_HAND = replace(STEP, job_name="train-a")
 LOST = [*submitted(STEP)[:1], event("lost", STEP, NOW - 300, attempt=1)]
-REPLACED = [*LOST, *submitted(STEP, 2, NOW - 200, held=True)]
+REPLACED = [*LOST, *submitted(STEP, 2, NOW - 300, held=True)]
 HELD = job(STEP, Phase.QUEUED, attempt=2, held=True)
 EVALUATION, OTHER_TASK = evaluation(), evaluation(task="other")
 COMPLETE_BEFORE = replace(COMPLETE, newest=NOW - 5000)

@@ -176,10 +176,10 @@ def test_a_site_limit_costs_no_attempt_and_is_tried_again_by_the_next_pass():
 
 
 def test_a_lost_submission_is_made_again_held_and_freed_only_when_nothing_surfaced():
-    lost = [*submitted(STEP)[:1], event("lost", STEP, NOW - 300, attempt=1)]
+    lost = [*submitted(STEP)[:1], event("lost", STEP, NOW - 400, attempt=1)]
     again = decide(STEP, events=lost)
     assert again.held
-    replacement = [*lost, *submitted(STEP, 2, NOW - 200, held=True)]
+    replacement = [*lost, *submitted(STEP, 2, NOW - 300, held=True)]
     held = job(STEP, Phase.QUEUED, attempt=2, held=True)
     freed = decide(STEP, events=replacement, queue=(held,), accounting=())
     assert (freed.release, freed.job) == (True, "102")
@@ -191,8 +191,18 @@ def test_a_lost_submission_is_made_again_held_and_freed_only_when_nothing_surfac
     assert (ran.verb, ran.job) == (Verb.CANCEL, "102")
 
 
-REPLACED = [*submitted(STEP)[:1], event("lost", STEP, NOW - 300, attempt=1), *submitted(STEP, 2, NOW - 200, held=True)]
+REPLACED = [*submitted(STEP)[:1], event("lost", STEP, NOW - 400, attempt=1), *submitted(STEP, 2, NOW - 300, held=True)]
 HELD = job(STEP, Phase.QUEUED, attempt=2, held=True)
+
+
+@pytest.mark.parametrize(("ago", "is_freed"), [(299, False), (300, True), (-299, False), (-9000, True)])
+def test_a_held_replacement_is_not_freed_before_two_looks_settle_apart(ago, is_freed):
+    """An accounting may be behind for minutes. A clock that was ahead while it was submitted holds it no longer than that."""
+    lost = [*submitted(STEP)[:1], event("lost", STEP, NOW - 400, attempt=1)]
+    action = decide(STEP, events=[*lost, *submitted(STEP, 2, NOW - ago, held=True)], queue=(HELD,), accounting=())
+    expected = ("Confirmed", Condition.QUEUED) if is_freed else ("Unconfirmed", Condition.UNKNOWN)
+    assert (action.release, action.verb, action.job, action.attempt) == (is_freed, Verb.WAIT, "102", 2)
+    assert (action.reason.code, action.condition) == expected
 
 
 def test_a_held_replacement_obeys_a_persons_word():
@@ -500,7 +510,7 @@ def test_a_replacement_is_not_given_up_for_a_lost_job_whose_end_was_known_before
     first = [*submitted(step, 1, NOW - 9000)[:1], event("lost", step, NOW - 8000, attempt=1)]
     surfaced = ended(step, "NodeFailure", 1, NOW - 7000)[2:]
     second = [*submitted(step, 2, NOW - 3000)[:1], event("lost", step, NOW - 2000, attempt=2)]
-    events = [*first, *surfaced, *second, *submitted(step, 3, NOW - 100, held=True)]
+    events = [*first, *surfaced, *second, *submitted(step, 3, NOW - 300, held=True)]
     action = decide(step, events=events, queue=(job(step, Phase.QUEUED, 3, held=True),), accounting=())
     assert (action.reason.code, action.release) == ("Confirmed", True)
     late = decide(

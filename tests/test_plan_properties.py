@@ -37,7 +37,7 @@ def pasts(step):
             [
                 *submitted(step)[:1],
                 event("lost", step, NOW - 300, attempt=1),
-                *submitted(step, 2, NOW - 200, held=True),
+                *submitted(step, 2, NOW - 300, held=True),
             ],
             [*submitted(step)[:1], event("refused", step, NOW - 9, attempt=1, message="Invalid account")],
             [*submitted(step)[:1], event("limited", step, NOW - 9, attempt=1, message="QOS")],

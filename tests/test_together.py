@@ -175,7 +175,7 @@ def test_a_step_that_was_not_selected_is_looked_at_and_nothing_is_done_about_it(
     replaced = [
         *submitted(STEPS[1])[:1],
         event("lost", STEPS[1], NOW - 300, attempt=1),
-        *submitted(STEPS[1], 2, NOW - 200, held=True),
+        *submitted(STEPS[1], 2, NOW - 300, held=True),
     ]
     events = [*ended(STEPS[0], "NodeFailure"), *replaced, *submitted(STEPS[2])]
     queue = (job(STEPS[1], Phase.QUEUED, 2, held=True), replace(job(STEPS[2]), id="101"))

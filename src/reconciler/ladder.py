@@ -162,6 +162,9 @@ def _held_resubmission(s: Situation, job: Job, others: Sequence[Job]) -> Action:
     if not isinstance(s.observed.accounting, tuple):
         message = f"job {job.id} stays held until the accounting tells that the job it replaces never was"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", message, job=job.id, attempt=number)
+    if attempt is not None and abs(s.now - attempt.at) < s.policy.settle:
+        message = f"job {job.id} stays held for {s.policy.settle:.0f} s, in case the job that it replaces comes to light"
+        return s.decide(Verb.WAIT, Condition.UNKNOWN, "Unconfirmed", message, job=job.id, attempt=number)
     if s.pause is not None:
         message = f"{s.pause}; job {job.id} stays held"
         return s.decide(Verb.WAIT, Condition.WAITING, "Paused", message, job=job.id, attempt=number)
