@@ -27,7 +27,7 @@ from reconciler.disk import RealDisk
 from reconciler.errors import ReconcileError
 from reconciler.ledger import Ledger
 from reconciler.loop import Pass, Scene, preview, run_pass
-from reconciler.memory import Memory
+from reconciler.memory import Memory, fold
 from reconciler.model import Condition, Policy, Stage, Token, Verb, digest
 from reconciler.model import Job as SeenJob
 from reconciler.pausing import pause, resume
@@ -86,6 +86,7 @@ class History:
         self._asked: set[str] = set()
         self._cancelled: set[str] = set()
         self._failed: set[str] = set()
+        self._folded = b"", fold([])
         self._done: set[str] = set()
         self._foreign: set[str] = set()
         self._begun: set[str] = set()
@@ -495,7 +496,12 @@ class History:
         return {digest(key)[:10]: key for key in keys}
 
     def _memory(self) -> Memory:
-        return Ledger(self.directory, lambda: self.cluster.now).memory()
+        """What the ledger says, folded again only where it is another."""
+        ledger = Ledger(self.directory, lambda: self.cluster.now)
+        content = ledger.path.read_bytes() if ledger.path.exists() else b""
+        if self._folded[0] != content:
+            self._folded = content, ledger.memory()
+        return self._folded[1]
 
     def _recorded_done(self) -> set[str]:
         return {key for key, step in self._memory().steps.items() if step.done is not None}

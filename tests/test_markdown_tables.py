@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reconciler.experiment import markdown_tables
 from reconciler.experiment.markdown_tables import Table, find_headings, find_lines, find_tables
 
 DOCUMENTS = sorted((Path(__file__).parent / "documents").glob("*.md"))
@@ -181,6 +183,14 @@ def test_every_cell_is_the_part_of_the_document_that_it_says(lines: list[str], n
 
 
 @settings(deadline=None)
+@given(st.from_regex(markdown_tables._WORDS, fullmatch=True))
+def test_words_that_nothing_marks_up_read_as_the_parser_reads_them(raw: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(markdown_tables, "_WORDS", re.compile("(?!)"))
+        parsed = find_tables.__wrapped__(f"| A | B |\n|---|---|\n| {raw} | end |\n")
+    assert parsed == find_tables.__wrapped__(f"| A | B |\n|---|---|\n| {raw} | end |\n")
+
+
 @given(st.text(alphabet="|-: \\`ab\n>*_&;<[]()!#\t\r", max_size=120))
 def test_no_text_breaks_the_reader(text: str) -> None:
     assert all(table.line < table.end_line for table in find_tables(text))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,11 +32,13 @@ class Field:
     headings: tuple[str, ...]
 
 
+@lru_cache(maxsize=1)
 def find_fields(text: str) -> tuple[Field, ...]:
     """Every field of a document, in its order."""
     return tuple(field for line, content, headings in _lines(text) if (field := _field(line, content, headings)))
 
 
+@lru_cache(maxsize=1)
 def title_of(text: str) -> str | None:
     """The text of the first top-level heading, or None."""
     tokens = _parser().parse(text)

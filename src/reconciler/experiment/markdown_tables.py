@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, MutableMapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,9 @@ _NEWLINE = re.compile(r"\r\n?|\n")  # what ends a line for CommonMark, and nothi
 _PIPE = re.compile(r"(?<!\\)\|")  # behind a backslash it is text; any other splits, also inside backticks (GFM, "Tables")
 _BOM = "\ufeff"
 _SPACES = " \t\v\f"
+_WORDS = re.compile(
+    r"[A-Za-z0-9 .,:;/()+%=-]*(?:(?<=[A-Za-z0-9])_(?=[A-Za-z0-9])[A-Za-z0-9 .,:;/()+%=-]*)*"
+)  # nothing is marked up
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Line:
     end: int
 
 
+@lru_cache(maxsize=4)  # a pass asks again of the same text when it writes its cells
 def find_tables(text: str) -> tuple[Table, ...]:
     """Every table of a document, in its order."""
     return tuple(_Document(text).tables())
@@ -141,6 +145,8 @@ class _Document:
 
     def read(self, raw: str) -> str:
         """What a person reads of inline markdown."""
+        if _WORDS.fullmatch(raw):
+            return raw.strip()
         words: list[Token] = []
         self.parser.inline.parse(raw.strip(), self.parser, self.env, words)
         return _read(words)
