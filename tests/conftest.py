@@ -4,6 +4,7 @@ What the tests marked as faults tried is counted for docs/reliability.md where R
 """
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:  # in the background, or under nohup: the commands would inherit it
+            signal.signal(number, handler)
     directory = os.environ.get("RECONCILE_RELIABILITY")
     if directory:
         config.pluginmanager.register(Counting(Path(directory)))
