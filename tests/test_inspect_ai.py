@@ -594,6 +594,15 @@ def test_an_evaluation_whose_checkpoint_is_out_of_sight_lacks_it(
     assert str(world.checkpoints[0].parent) in (lacks.why if isinstance(lacks, Unknown) else lacks.message)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "adapter_model.pt", "consolidated.00.pth", "pytorch_model.bin"])
+def test_weights_of_any_format_are_a_checkpoint_that_is_there(world: World, name: str) -> None:
+    shutil.rmtree(world.checkpoints[0])
+    world.checkpoints[0].mkdir()
+    assert TOOL.check(world.step(), DISK).lacks is not None
+    (world.checkpoints[0] / name).write_bytes(b"weights")
+    assert TOOL.check(world.step(), DISK).lacks is None
+
+
 # --- what cannot be read ----------------------------------------------------------------------------------------------
 
 
