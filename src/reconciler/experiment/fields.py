@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
+    from markdown_it.token import Token
 
 # Every repetition before the value has a bound: a line of ten thousand spaces must not take minutes.
 _FIELD = re.compile(r"(?P<mark>\*\*|__|\*|_|)(?P<key>[^*:`|]{1,60}?)\s{0,9}(?::(?P=mark)|(?P=mark)\s{0,9}:)(?P<value>.*)")
@@ -32,16 +33,14 @@ class Field:
     headings: tuple[str, ...]
 
 
-@lru_cache(maxsize=1)
 def find_fields(text: str) -> tuple[Field, ...]:
     """Every field of a document, in its order."""
     return tuple(field for line, content, headings in _lines(text) if (field := _field(line, content, headings)))
 
 
-@lru_cache(maxsize=1)
 def title_of(text: str) -> str | None:
     """The text of the first top-level heading, or None."""
-    tokens = _parser().parse(text)
+    tokens = _blocks(text)
     heads = (tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open" and token.tag == "h1")
     return next((plain(head) for head in heads), None)
 
@@ -49,6 +48,11 @@ def title_of(text: str) -> str | None:
 def plain(text: str) -> str:
     """A heading or a key without its emphasis."""
     return _ESCAPED.sub(r"\1", text.strip().strip("*_`").strip())
+
+
+@lru_cache(maxsize=1)  # the title and the fields are asked for one after the other
+def _blocks(text: str) -> list[Token]:
+    return _parser().parse(text)
 
 
 @cache
@@ -64,7 +68,7 @@ def _lines(text: str) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     headings: dict[int, str] = {}
     level = 0  # of the heading whose text comes next; 0: prose comes next
     in_table = False
-    for token in _parser().parse(text):
+    for token in _blocks(text):
         if token.type in ("table_open", "table_close"):
             in_table = token.type == "table_open"
         elif token.type == "heading_open":

@@ -546,7 +546,7 @@ def _judge(step: Step, disk: Disk, *, deep: bool) -> Outputs:
     lacks = _lacks(step, wanted.model_path, disk) if wanted.model_path and weights is None and step.need else None
     findings: list[_Finding] = []
     for name in reversed(logs):  # names begin with the time: the newest first, and nothing beats a good one
-        if finding := _judge_log(step, step.output_dir / name, weights, disk, deep=deep):
+        if finding := _judge_log(step, step.output_dir / name, weights, lacks, disk, deep=deep):
             findings.append(finding)
             if finding.worth is _Worth.GOOD:
                 break
@@ -564,7 +564,9 @@ def _judge(step: Step, disk: Disk, *, deep: bool) -> Outputs:
     )
 
 
-def _judge_log(step: Step, path: Path, weights: float | None, disk: Disk, *, deep: bool) -> _Finding | None:
+def _judge_log(
+    step: Step, path: Path, weights: float | None, lacks: Reason | Unknown | None, disk: Disk, *, deep: bool
+) -> _Finding | None:
     """What one log says of a step; None where it is another's."""
     wanted, rivals = cast(_Wanted, step.spec["wanted"]), cast("tuple[_Wanted, ...]", step.spec["rivals"])
     try:
@@ -582,10 +584,9 @@ def _judge_log(step: Step, path: Path, weights: float | None, disk: Disk, *, dee
     def found(worth: _Worth, code: str, message: str) -> _Finding:
         return _Finding(worth, Reason(code, message), file, log.created, progress)
 
-    if wanted.model_path and weights is None and step.need:
-        lacks = _lacks(step, wanted.model_path, disk)
-        if isinstance(lacks, Unknown):
-            return found(_Worth.UNREADABLE, "CheckpointUnseen", f"nothing tells whether {path.name} is current: {lacks.why}")
+    if isinstance(lacks, Unknown):
+        return found(_Worth.UNREADABLE, "CheckpointUnseen", f"nothing tells whether {path.name} is current: {lacks.why}")
+    if lacks is not None:
         return found(
             _Worth.OUTDATED,
             "CheckpointAbsent",
