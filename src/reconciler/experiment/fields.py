@@ -9,12 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
-    from markdown_it.token import Token
+from reconciler.experiment.markdown_blocks import parse_blocks
 
 # Every repetition before the value has a bound: a line of ten thousand spaces must not take minutes.
 _FIELD = re.compile(r"(?P<mark>\*\*|__|\*|_|)(?P<key>[^*:`|]{1,60}?)\s{0,9}(?::(?P=mark)|(?P=mark)\s{0,9}:)(?P<value>.*)")
@@ -40,7 +36,7 @@ def find_fields(text: str) -> tuple[Field, ...]:
 
 def title_of(text: str) -> str | None:
     """The text of the first top-level heading, or None."""
-    tokens = _blocks(text)
+    tokens = parse_blocks(text).tokens
     heads = (tokens[i + 1].content for i, token in enumerate(tokens) if token.type == "heading_open" and token.tag == "h1")
     return next((plain(head) for head in heads), None)
 
@@ -50,25 +46,12 @@ def plain(text: str) -> str:
     return _ESCAPED.sub(r"\1", text.strip().strip("*_`").strip())
 
 
-@lru_cache(maxsize=1)  # the title and the fields are asked for one after the other
-def _blocks(text: str) -> list[Token]:
-    return _parser().parse(text)
-
-
-@cache
-def _parser() -> MarkdownIt:
-    """Of blocks alone: no line is read as a browser would, only its text is looked at."""
-    from markdown_it import MarkdownIt
-
-    return MarkdownIt("commonmark").enable("table").disable("inline")
-
-
 def _lines(text: str) -> Iterator[tuple[int, str, tuple[str, ...]]]:
     """Every line of prose with its number and the headings above it; table cells are no prose."""
     headings: dict[int, str] = {}
     level = 0  # of the heading whose text comes next; 0: prose comes next
     in_table = False
-    for token in _blocks(text):
+    for token in parse_blocks(text).tokens:
         if token.type in ("table_open", "table_close"):
             in_table = token.type == "table_open"
         elif token.type == "heading_open":

@@ -1,26 +1,25 @@
 """The tables of a markdown document, each cell as a person reads it and with its place in the text.
 
-Pure. Blocks are told apart by a real CommonMark parser, so that what stands in a code fence, in indented code or in an HTML
-comment is no table; it never looks at what a table means, and never changes a document.
+Pure. What stands in a code fence, in indented code or in an HTML comment is no table; it never looks at what a table means, and
+never changes a document.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from reconciler.experiment.markdown_blocks import BOM, parse_blocks
 
 if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
-    from markdown_it.rules_block import StateBlock
     from markdown_it.token import Token
 
 _NEWLINE = re.compile(r"\r\n?|\n")  # what ends a line for CommonMark, and nothing else does
 _PIPE = re.compile(r"(?<!\\)\|")  # behind a backslash it is text; any other splits, also inside backticks (GFM, "Tables")
-_BOM = "\ufeff"
 _SPACES = " \t\v\f"
 _WORDS = re.compile(
     r"[A-Za-z0-9 .,:;/()+%=-]*(?:(?<=[A-Za-z0-9])_(?=[A-Za-z0-9])[A-Za-z0-9 .,:;/()+%=-]*)*"
@@ -103,15 +102,14 @@ def find_lines(text: str) -> tuple[Line, ...]:
 
 
 class _Document:
-    """A text, parsed; what the parser says of places is turned into offsets of the text itself."""
+    """A text and its blocks; what the parser says of places is turned into offsets of the text itself."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.bom = len(text) - len(text.removeprefix(_BOM))
+        self.bom = len(text) - len(text.removeprefix(BOM))
         self.lines = find_lines(text)
-        self.env: MutableMapping[str, Any] = {}  # the link references, which cells may use
-        self.parser = _parser()
-        self.tokens = self.parser.parse(text[self.bom :], self.env)
+        self.blocks = parse_blocks(text)
+        self.tokens = self.blocks.tokens
 
     def tables(self) -> Iterator[Table]:
         above: dict[int, str] = {}
@@ -147,35 +145,7 @@ class _Document:
         """What a person reads of inline markdown."""
         if _WORDS.fullmatch(raw):
             return raw.strip()
-        words: list[Token] = []
-        self.parser.inline.parse(raw.strip(), self.parser, self.env, words)
-        return _read(words)
-
-
-@cache
-def _parser() -> MarkdownIt:
-    """One for all documents: it keeps nothing of what it parses, and making one takes longer than many a document."""
-    from markdown_it import MarkdownIt
-
-    parser = MarkdownIt("commonmark").enable("table").disable("inline")  # only what is asked for is read
-    parser.block.ruler.at("table", _table_with_places, {"alt": ["paragraph", "reference"]})
-    return parser
-
-
-def _table_with_places(state: StateBlock, first: int, end: int, silent: bool) -> bool:
-    """The parser's own rule, which also notes how far into its line each row begins, behind any ``>`` and indentation.
-
-    Only while parsing is that known: a quotation moves the marks of its lines and puts them back afterwards.
-    """
-    from markdown_it.rules_block import table
-
-    opened = len(state.tokens)
-    if not table(state, first, end, silent):
-        return False
-    if not silent:
-        places = [state.bMarks[line] + state.tShift[line] for line in range(first, state.line)]
-        state.tokens[opened].meta = {"starts": [place - (state.src.rfind("\n", 0, place) + 1) for place in places]}
-    return True
+        return _read(self.blocks.read(raw))
 
 
 # --- words ---------------------------------------------------------------------------------------

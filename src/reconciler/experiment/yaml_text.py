@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,19 @@ def line_of(root: Any, place: Place) -> int:
 
 def schema_faults(root: Any, schema: Mapping[str, Any], file: Path) -> tuple[Problem, ...]:
     """Every way in which the values do not follow the schema, by line."""
+    errors = _validator()(schema).iter_errors(root)
+    found = (Problem(file, line, message) for error in errors for line, message in _told(root, error))
+    return tuple(sorted(set(found), key=lambda problem: problem.line))
+
+
+@cache
+def _validator() -> Any:
+    """The class that checks against a schema; making it takes longer than checking a file of settings."""
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
 
     types = Draft202012Validator.TYPE_CHECKER.redefine("number", lambda _, value: _is_finite(value))
-    validator: Any = extend(Draft202012Validator, type_checker=types)  # type: ignore[no-untyped-call]
-    errors = validator(schema).iter_errors(root)
-    found = (Problem(file, line, message) for error in errors for line, message in _told(root, error))
-    return tuple(sorted(set(found), key=lambda problem: problem.line))
+    return extend(Draft202012Validator, type_checker=types)  # type: ignore[no-untyped-call]
 
 
 def _check_values(root: Any, file: Path) -> None:
