@@ -387,6 +387,11 @@ def test_which_definition_a_result_is_of(bench, step, before, definition, meanin
     assert (result["definition"], result["meaning"]) == (definition, meaning)
 
 
+class Deaf(MemoryCluster):
+    def cancel(self, job_id):
+        raise ClusterUnreachable("scancel: Socket timed out")
+
+
 def test_a_job_that_is_cancelled_before_it_could_start_is_no_attempt(bench):
     here = bench()
     (step,) = here.steps
@@ -405,6 +410,16 @@ def test_a_job_that_is_cancelled_before_it_could_start_is_no_attempt(bench):
     assert here.written("withdrawn") == [{"event": "withdrawn", "step": step.key, "attempt": 1}]
 
 
+def test_that_a_held_job_is_about_to_be_cancelled_is_in_writing_first(bench):
+    here = bench()
+    here.cluster = Deaf()
+    (step,) = here.steps
+    held = job(step, Phase.QUEUED, name=submitted(step)[0]["name"], held=True)
+    here.act([*submitted(step), event("cancel", step, NOW)], queue=(held,))
+    assert here.written("withdrawing") == [{"event": "withdrawing", "step": step.key, "attempt": 1}]
+    assert here.written("withdrawn") == []
+
+
 def test_a_replacement_that_may_start_is_released_and_that_is_written_down(bench):
     here = bench()
     (step,) = here.steps
@@ -419,11 +434,6 @@ def test_a_replacement_that_may_start_is_released_and_that_is_written_down(bench
 
 def test_a_cluster_that_goes_away_in_the_middle_leaves_the_step_unknown_and_the_others_go_on(bench):
     here = bench(finetune("a"), finetune("b"))
-
-    class Deaf(MemoryCluster):
-        def cancel(self, job_id):
-            raise ClusterUnreachable("scancel: Socket timed out")
-
     here.cluster = Deaf()
     step = here.steps[0]
     live = job(step, name=submitted(step)[0]["name"])

@@ -13,7 +13,7 @@ from reconciler.deletion import delete, examine
 from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene, preview, run_pass
-from reconciler.model import Condition, FileId, OutputState
+from reconciler.model import Condition, FileId, Job, OutputState, Phase
 from reconciler.words import Prospect
 from test_pass import Lab, lab, order  # noqa: F401 - the fixture
 from worlds import StandInTool
@@ -165,6 +165,35 @@ def test_what_an_unfinished_evaluation_needs_stays(world):
     world.train("b")
     with pytest.raises(UsageError, match="b/eval/cap_epoch0 needs it"):
         world.free("b/finetune")
+
+
+def test_a_job_that_a_person_submitted_though_all_is_done_keeps_its_checkpoint(world):
+    _leave_only_what_is_done(world)
+    step = preview(world.scene).desired.step("a/eval/cap_epoch0")
+    world.lab.cluster.jobs["90"] = Job("90", step.job_name, "RUNNING", Phase.RUNNING, str(step.workdir))
+    with pytest.raises(UsageError, match="job 90"):
+        world.free()
+    assert len(world.files()) == 3
+
+
+@pytest.mark.parametrize("verb", ["free", "rerun"])
+def test_nothing_is_freed_or_replaced_while_the_queue_cannot_be_asked_though_all_is_done(world, verb):
+    _leave_only_what_is_done(world)
+    assert preview(world.scene).converged
+    world.lab.cluster.is_down = True
+    before = world.lab.tree()
+    with pytest.raises(ClusterUnreachable):
+        world.free() if verb == "free" else order(world, "rerun", "a/finetune")
+    assert world.lab.tree() == before
+
+
+def _leave_only_what_is_done(world: Done) -> None:
+    order(world, "cancel", "b/*", "base/*")
+    world.run()
+    document = world.lab.document
+    document.write_text(
+        "".join(line for line in document.read_text().splitlines(True) if not line.startswith(("| b ", "| base ")))
+    )
 
 
 def test_what_is_not_done_not_ours_to_judge_or_no_fine_tune_is_refused_and_nothing_goes(world):

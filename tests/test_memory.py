@@ -41,6 +41,7 @@ def test_an_intent_is_remembered_with_everything_that_it_says():
         ({"event": "limited", "message": "QOS"}, {"limited": True}),
         ({"event": "lost"}, {"lost": True}),
         ({"event": "unseen"}, {"unseen_at": 20.0}),
+        ({"event": "withdrawing"}, {"withdrawing": True}),
         ({"event": "withdrawn"}, {"withdrawn": True, "held": False}),
         ({"event": "unheld"}, {"held": False}),
         ({"event": "missing"}, {"missing_at": 20.0}),

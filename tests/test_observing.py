@@ -172,7 +172,7 @@ def test_an_empty_queue_is_doubted_once_with_all_of_the_last_hour():
 def test_a_finished_experiment_needs_no_cluster_and_no_disk():
     silent, tool = Asked(AssertionError("asked"), AssertionError("asked")), Judge()
     events = [*ended(STEP, "Failed"), done(STEP)]
-    assert look(events=events, cluster=silent, tool=tool) == Observed((), None, {})
+    assert look(events=events, cluster=silent, tool=tool) == Observed(None, None, {})
     assert tool.looked == []
     assert not asks_cluster(experiment(STEP), fold(events))
     assert asks_cluster(experiment(STEP), fold([*submitted(STEP), done(STEP)]))

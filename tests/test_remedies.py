@@ -298,6 +298,14 @@ def test_a_node_that_fails_several_jobs_is_avoided_and_named():
     assert excluded(*TWICE, exclude_after=3) == excluded(*TWICE, exclude_after=0) == {""}
 
 
+def test_nodes_that_the_script_keeps_away_from_stay_excluded():
+    step = replace(finetune("c"), asks={"exclude": "n7,n[8-9]"})
+    action = plan_for(step, finetune("a"), finetune("b"), events=TWICE, policy=policy()).of(step.key)
+    assert action.options["exclude"] == "n7,n[8-9],n1"
+    assert "--exclude=n7,n[8-9],n1" in action.changes
+    assert "exclude" not in plan_for(step, policy=policy()).of(step.key).options
+
+
 def test_jobs_that_one_failure_took_together_count_once():
     assert excluded(*on("n1", "a"), *on("n1", "b", at=NOW - 890), *on("n1", "c", at=NOW - 800)) == {""}
 

@@ -320,6 +320,32 @@ def test_it_is_told_who_had_a_job_cancelled(events, by, failure):
     assert ("uid 0" in end["detail"]) == (failure == "CancelledByAdmin")
 
 
+SURFACED = [*submitted(STEP)[:1], event("lost", STEP, NOW - 800, attempt=1), *ended(STEP, "NodeFailure")[1:]]
+WITHDRAWING = [*SURFACED, *submitted(STEP, 2, NOW - 700, held=True), event("withdrawing", STEP, NOW - 600, attempt=2)]
+
+
+@pytest.mark.parametrize(
+    ("events", "queue"),
+    [
+        pytest.param(WITHDRAWING, (job(STEP, Phase.ENDED, attempt=2, state="CANCELLED"),), id="and it shows"),
+        pytest.param([*WITHDRAWING, event("unseen", STEP, NOW - 600, attempt=2)], (), id="and nothing tells of it any more"),
+    ],
+)
+def test_a_replacement_that_a_dying_pass_cancelled_is_no_attempt_that_a_person_cancelled(events, queue):
+    plan = plan_for(STEP, events=events, queue=queue, accounting=(), policy=Policy(backoff=0.0, settle=0.0))
+    assert plan.learned[0]["event"] == "withdrawn"
+    assert plan.of(STEP.key).reason.code != "CancelledByPerson"
+    later = [*events, *plan.learned, event("missing", STEP, NOW - 600, attempt=1)]
+    action = decide(STEP, events=[{"at": NOW, **e} for e in later], policy=Policy(backoff=0.0, settle=0.0))
+    assert (action.verb, action.reason.code) == (Verb.SUBMIT, "Retry")
+
+
+def test_a_job_that_was_to_be_withdrawn_and_was_let_go_instead_is_a_persons_to_cancel():
+    events = [*submitted(STEP, held=True), event("withdrawing", STEP, NOW, attempt=1), event("unheld", STEP, NOW, attempt=1)]
+    (end, _) = learned(events=events, queue=(job(STEP, Phase.ENDED, state="CANCELLED"),))
+    assert (end["event"], end["failure"]) == ("ended", "CancelledByPerson")
+
+
 FAILED = ended(STEP, "NodeFailure")
 UNSEEN = [*submitted(STEP), event("unseen", STEP, NOW - 600, attempt=1)]
 

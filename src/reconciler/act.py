@@ -258,10 +258,14 @@ class _Pass:
     # --- the past
 
     def _cancel(self, action: Action, step: Step) -> None:
-        """A job that is cancelled before it could start is no attempt that failed."""
+        """A job that is cancelled before it could start is no attempt that failed. The intent first: a job that nothing in
+        writing has us cancel would look as if a person had."""
         assert action.job is not None
+        is_held = any(job.id == action.job and job.held for job in all_jobs(self._observed))
+        if is_held:
+            self._world.ledger.append("withdrawing", step=step.key, attempt=action.attempt)
         self._world.backend.cancel(action.job)
-        if any(job.id == action.job and job.held for job in all_jobs(self._observed)):
+        if is_held:
             self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
 
     def _hold(self, action: Action, step: Step) -> None:

@@ -107,7 +107,7 @@ class InFlight:
     """``max_in_flight``: the user's jobs in the queue, other work's counted."""
 
     def __init__(self, observed: Observed, policy: Policy) -> None:
-        self._count = 0 if isinstance(observed.queue, Unknown) else sum(_jobs_of(job) for job in observed.queue)
+        self._count = sum(_jobs_of(job) for job in observed.queue) if isinstance(observed.queue, tuple) else 0
         self._most = policy.max_in_flight
 
     def refuses(self, step: Step) -> Gate | None:

@@ -82,11 +82,11 @@ class Pass:
         return all(o.action.condition is Condition.DONE for o in self.outcomes) if self.outcomes else self.plan.converged
 
 
-def preview(scene: Scene) -> Pass:
-    """What a pass would do now. Changes nothing at all."""
+def preview(scene: Scene, *, always_ask: bool = False) -> Pass:
+    """What a pass would do now. Changes nothing at all. ``always_ask`` asks the cluster also where everything is done."""
     desired = _load(scene)
     memory = Ledger(desired.directory, scene.clock).memory()
-    return _look_and_plan(scene, desired, memory)
+    return _look_and_plan(scene, desired, memory, always_ask)
 
 
 def run_pass(scene: Scene) -> Pass:
@@ -114,9 +114,10 @@ def _load(scene: Scene) -> Desired:
     return desired
 
 
-def _look_and_plan(scene: Scene, desired: Desired, memory: Memory) -> Pass:
-    _refuse_strangers(memory, scene, desired)
-    observed = observe(desired, memory, scene.backend, scene.disk, scene.tools, deep=scene.deep, tick=scene.tick)
+def _look_and_plan(scene: Scene, desired: Desired, memory: Memory, always_ask: bool = False) -> Pass:
+    _refuse_strangers(memory, scene, desired, always_ask or asks_cluster(desired, memory))
+    edges = scene.backend, scene.disk, scene.tools
+    observed = observe(desired, memory, *edges, deep=scene.deep, always=always_ask, tick=scene.tick)
     now = scene.clock()
     gate = _environment_gate(memory, scene.environment) or _budget_gate(scene.policy, scene.environment)
     plan = make_plan(desired, observed, memory, scene.policy, now, gate, scene.select)
@@ -140,7 +141,7 @@ def _open(scene: Scene, desired: Desired, ledger: Ledger) -> None:
     ledger.append("opened", **facts, environment=environment_facts(scene.environment))
 
 
-def _refuse_strangers(memory: Memory, scene: Scene, desired: Desired) -> None:
+def _refuse_strangers(memory: Memory, scene: Scene, desired: Desired, is_cluster_asked: bool) -> None:
     known = memory.identity
     if known is None:
         return
@@ -154,7 +155,7 @@ def _refuse_strangers(memory: Memory, scene: Scene, desired: Desired) -> None:
             f"{desired.directory}: this experiment is reconciled by {known.user}; their jobs cannot be seen as {scene.user}. "
             f"To take it over, say `reconcile adopt {desired.directory} --user`"
         )
-    cluster = scene.backend.identity() if asks_cluster(desired, memory) else known.cluster
+    cluster = scene.backend.identity() if is_cluster_asked else known.cluster
     if known.cluster != cluster:
         raise UsageError(
             f"{desired.directory}: this experiment runs on {known.cluster}, and this is {cluster}. "

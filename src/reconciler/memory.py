@@ -46,8 +46,8 @@ class Attempt:
     ``job`` None with none of ``refused``, ``limited`` and ``lost`` is an unconfirmed submission. ``unseen_at`` is when its job
     was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
     ``options`` are those that it was submitted with over its script's own, ``from_epoch`` how many whole epochs it went on from.
-    ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start. ``ask`` is what
-    its job asked for, None where an earlier version did not write that down; ``worked`` (s) is how long earlier starts of a job
+    ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start,
+    ``withdrawing`` that we set out to. ``ask`` is what its job asked for, None where an earlier version did not write that down; ``worked`` (s) is how long earlier starts of a job
     took that Slurm requeued.
     ``queue_hold`` tells of a queued job that a person's word (``hold`` or ``pause``) has us hold: ``asked`` before it is done,
     ``held`` after that, empty where we do not.
@@ -71,6 +71,7 @@ class Attempt:
     refused: str | None = None
     limited: bool = False
     lost: bool = False
+    withdrawing: bool = False
     withdrawn: bool = False
     queue_hold: str = ""
     end: End | None = None
@@ -525,10 +526,11 @@ _OUTCOMES: Mapping[str, Any] = {
     "lost": lambda order, e: {"lost": True},
     "unseen": lambda order, e: {"unseen_at": float(e["at"])},
     "seen": lambda order, e: {"unseen_at": None},
+    "withdrawing": lambda order, e: {"withdrawing": True},
     "withdrawn": lambda order, e: {"withdrawn": True, "held": False},
     "queue-holding": lambda order, e: {"queue_hold": "asked"},
     "queue-held": lambda order, e: {"queue_hold": "held"},
-    "unheld": lambda order, e: {"held": False, "queue_hold": ""},
+    "unheld": lambda order, e: {"held": False, "queue_hold": "", "withdrawing": False},
     "missing": lambda order, e: {"missing_at": float(e["at"])},
     "ended": lambda order, e: {
         "job": str(e["job"]),

@@ -374,12 +374,13 @@ class Unknown:
 class Observed:
     """The world at one moment. ``queue`` and ``accounting`` are jobs of this user, or Unknown.
 
-    ``accounting`` is None where it was not asked because nothing was in doubt. ``outputs`` has one entry per step examined;
+    Each is None where it was not asked: the queue because everything is done, the accounting because nothing was in doubt.
+    ``outputs`` has one entry per step examined;
     ``objections`` are the tools' own sentences against a fresh attempt over them. ``logs`` has the tail of the log of each job
     (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
     """
 
-    queue: tuple[Job, ...] | Unknown
+    queue: tuple[Job, ...] | Unknown | None
     accounting: tuple[Job, ...] | Unknown | None
     outputs: Mapping[str, Outputs]
     objections: Mapping[str, str] = field(default_factory=dict)

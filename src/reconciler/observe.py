@@ -29,12 +29,14 @@ def observe(
     tools: Tools,
     *,
     deep: bool = False,
+    always: bool = False,
     tick: Callable[[str], None] = lambda step: None,
 ) -> Observed:
-    """The facts that a plan needs. ``tick`` hears of each step whose outputs are about to be examined."""
+    """The facts that a plan needs; ``always`` asks the queue also where everything is done. ``tick`` hears of each step whose
+    outputs are about to be examined."""
     open_steps = _open_steps(desired, memory)
-    if not asks_cluster(desired, memory):
-        return Observed((), None, {})
+    if not always and not asks_cluster(desired, memory):
+        return Observed(None, None, {})
     queue = _ask_queue(backend)
     accounting = None if isinstance(queue, Unknown) else _ask_accounting(memory, queue, backend)
     roots: dict[Path, Outputs | None] = {}

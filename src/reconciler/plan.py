@@ -92,7 +92,7 @@ def make_plan(
         learned += situation.learned
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
-    decided = _avoid_nodes(decided, failing_nodes(known, policy), known)
+    decided = _avoid_nodes(decided, failing_nodes(known, policy), known, desired)
     gate = _pause_gate(memory, now) or gate
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
     desired = replace(desired, steps=tuple(replace(s, ask=s.ask.under(decided[s.key].options)) for s in desired.steps))
@@ -157,17 +157,21 @@ def failing_nodes(known: Mapping[str, StepMemory], policy: Policy) -> tuple[str,
     return tuple(sorted(node for node, times in failures.items() if 0 < policy.exclude_after <= len(times)))
 
 
-def _avoid_nodes(decided: Mapping[str, Action], nodes: Sequence[str], known: Mapping[str, StepMemory]) -> dict[str, Action]:
-    """Submissions keep away from nodes that fail jobs, and say so; not where that left no node that would do."""
+def _avoid_nodes(
+    decided: Mapping[str, Action], nodes: Sequence[str], known: Mapping[str, StepMemory], desired: Desired
+) -> dict[str, Action]:
+    """Submissions keep away from nodes that fail jobs, and say so; not where that left no node that would do. What the script
+    keeps away from stays excluded: sbatch takes its own option instead of the script's."""
     if not nodes:
         return dict(decided)
-    listed = ",".join(nodes)
+    own = {step.key: step.asks.get("exclude", "") for step in desired.steps}
 
     def avoiding(action: Action) -> Action:
         last = known[action.step].last
         was_refused = last is not None and last.refused is not None and "exclude" in last.options
         if action.verb is not Verb.SUBMIT or was_refused:
             return action
+        listed = ",".join(filter(None, (own[action.step], *nodes)))
         told = (*action.changes, f"--exclude={listed}")
         return replace(action, options={**action.options, "exclude": listed}, changes=told)
 

@@ -86,7 +86,7 @@ class Situation:
 def all_jobs(observed: Observed) -> tuple[Job, ...]:
     """Every job seen, once: where queue and accounting both show one, the queue is believed (facts: a job that ignored
     TERM was CANCELLED in sacct while squeue still said COMPLETING). What the accounting alone calls live is UNLISTED."""
-    queue = () if isinstance(observed.queue, Unknown) else observed.queue
+    queue = observed.queue if isinstance(observed.queue, tuple) else ()
     accounting = observed.accounting if isinstance(observed.accounting, tuple) else ()
     told = (replace(job, phase=Phase.UNLISTED) if job.is_live else job for job in accounting)
     # By name too: ids come back, and an old job of ours may have the id of somebody's new one.
@@ -214,7 +214,7 @@ def supersede(situation: Situation) -> None:
 
 
 def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:
-    if isinstance(situation.observed.queue, Unknown):
+    if not isinstance(situation.observed.queue, tuple):
         return attempt
     live = [job for job in jobs if job.is_live]
     if live:
@@ -263,6 +263,8 @@ def _unseen(situation: Situation, attempt: Attempt) -> Attempt:
         return replace(attempt, unseen_at=situation.now)
     if situation.now - attempt.unseen_at < situation.policy.grace:
         return attempt
+    if attempt.withdrawing:
+        return _withdrawn(situation, attempt)
     return _ended(situation, attempt, attempt.job, End("UNKNOWN", "Vanished", situation.now))
 
 
@@ -275,10 +277,18 @@ def _over(situation: Situation, attempt: Attempt, job: Job) -> Attempt:
         return attempt if attempt.job is not None else replace(attempt, job=job.id)
     word = memory.word is not None and memory.word.verb == "cancel" and attempt.order < memory.word.order
     rerun = memory.rerun is not None and attempt.order < memory.rerun.order
+    if attempt.withdrawing and not attempt.withdrawn:
+        attempt = _withdrawn(situation, attempt)
     signs = observed.signs.get(situation.step.key, ())
     why = classify(job, log, signs, observed.uid, was_asked=word or rerun or attempt.withdrawn)
     end = End(job.state, why.code, job.ended or situation.now, job.started, job.exit_code, detail=why.detail, nodes=job.nodes)
     return _ended(situation, attempt, job.id, end)
+
+
+def _withdrawn(situation: Situation, attempt: Attempt) -> Attempt:
+    """The pass that cancelled its held job died before it could say so."""
+    situation.learn("withdrawn", attempt=attempt.number)
+    return replace(attempt, withdrawn=True, held=False)
 
 
 def _ended(situation: Situation, attempt: Attempt, job_id: str, end: End) -> Attempt:

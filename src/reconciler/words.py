@@ -176,8 +176,9 @@ def _look(scene: Scene, order: Order) -> list[_Case]:
 
 
 def look_at(scene: Scene) -> Pass:
-    """The experiment as it stands. Raises ClusterUnreachable where the queue cannot be asked: no word is taken then."""
-    seen = preview(scene)
+    """The experiment as it stands; a job may be live although everything is done, submitted by hand. Raises ClusterUnreachable
+    where the queue cannot be asked: no word is taken then."""
+    seen = preview(scene, always_ask=True)
     if isinstance(seen.observed.queue, Unknown):
         raise ClusterUnreachable(f"the queue cannot be asked, and nothing was done: {seen.observed.queue.why}")
     return seen
