@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -586,19 +587,44 @@ def test_a_ledger_that_cannot_be_read_any_more_stops_everything(bench):
 @pytest.mark.parametrize("moment", ["claim", "move_aside"])
 def test_a_pass_that_stands_still_in_the_middle_of_a_submission_does_not_go_on_with_it(bench, tmp_path, monkeypatch, moment):
     here = bench(finetune("a"), finetune("b"))
+    torn = tmp_path / "torn"
+    torn.write_text("half")
 
-    def slow(*_):
+    def slow(real, *arguments):
         here.now += 400
-        return True
+        return real(*arguments)
 
     if moment == "claim":
-        monkeypatch.setattr(here.ledger, "claim", slow)
+        monkeypatch.setattr(here.ledger, "claim", partial(slow, here.ledger.claim))
     else:
-        monkeypatch.setattr("reconciler.act.move_aside", slow)
-    outcomes = here.act(change=lambda action: replace(action, move_aside=(tmp_path / "x",)))
+        monkeypatch.setattr("reconciler.act.move_aside", partial(slow, move_aside))
+    outcomes = here.act(change=lambda action: replace(action, move_aside=(torn,)))
     assert [told(o)[3] for o in outcomes] == ["LookedTooLongAgo"] * 2
     assert here.cluster.submissions == []
-    assert len(here.written("moved")) == (moment == "move_aside")
+    assert here.written("moved") == []
+    assert torn.read_text() == "half"
+
+
+@pytest.mark.parametrize("anew", ["", "anew"])
+def test_what_another_pass_makes_while_something_is_moved_aside_is_put_back_or_stays(bench, tmp_path, monkeypatch, anew):
+    """Under a lock that lies: by the time the name is changed, another pass's job may have made it whole, or be making it anew."""
+    here = bench()
+    torn = tmp_path / "torn"
+    torn.write_text("half")
+
+    def overtaken(path, now):
+        here.ledger.path.write_text(here.ledger.path.read_text() + '{"at": 1, "event": "seen", "step": "x", "attempt": 1}\n')
+        path.write_text("whole")
+        found = move_aside(path, now)
+        if anew:
+            path.write_text(anew)
+        return found
+
+    monkeypatch.setattr("reconciler.act.move_aside", overtaken)
+    (outcome,) = here.act(change=lambda action: replace(action, move_aside=(torn,)))
+    assert told(outcome)[3] == "NotAlone"
+    assert torn.read_text() == (anew or "whole")
+    assert here.cluster.submissions == []
 
 
 def test_an_attempt_is_claimed_under_its_token_beside_the_ledger(bench):

@@ -151,7 +151,9 @@ class _Pass:
         if why is not None:
             return self._stop(action, why)
         try:
-            self._move_aside(action, step)
+            why = self._move_aside(action, step)
+            if why is not None:
+                return self._stop(action, why)
             self._edit(action, step)
         except (OSError, DiskUnreadable, TemporaryError) as error:
             self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
@@ -240,10 +242,17 @@ class _Pass:
         if not self._names_kept:
             self._stopped = Reason("NamesRewritten", f"the site shows job {job_id} as {shown[-1]!r} instead of {name!r}")
 
-    def _move_aside(self, action: Action, step: Step) -> None:
+    def _move_aside(self, action: Action, step: Step) -> Reason | None:
+        """What was in the way may be another pass's whole result by the time it is moved: then it is put back, and why is returned."""
         for path in action.move_aside:
             destination = move_aside(path, self._world.clock())
+            why = self.obstacle()
+            if why is not None:
+                if not os.path.lexists(path):
+                    move(destination, path)
+                return why
             self._world.ledger.append("moved", step=step.key, path=str(path), to=str(destination))
+        return None
 
     def _edit(self, action: Action, step: Step) -> None:
         """Each edit is in writing before it is made: what is written down and not made, the next pass makes."""
