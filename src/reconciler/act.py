@@ -243,7 +243,7 @@ class _Pass:
             self._stopped = Reason("NamesRewritten", f"the site shows job {job_id} as {shown[-1]!r} instead of {name!r}")
 
     def _move_aside(self, action: Action, step: Step) -> Reason | None:
-        """What was in the way may be another pass's whole result by the time it is moved: then it is put back, and why is returned."""
+        """What was in the way may be another pass's result by the time it is moved: then it is put back, and why is returned."""
         for path in action.move_aside:
             destination = move_aside(path, self._world.clock())
             why = self.obstacle()
