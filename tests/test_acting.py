@@ -18,8 +18,9 @@ from reconciler.errors import (
     SubmissionRefused,
     SubmissionUncertain,
 )
+from reconciler.fold import fold
 from reconciler.ledger import Ledger
-from reconciler.memory import Memory, fold
+from reconciler.memory import Memory
 from reconciler.model import Condition, Desired, Edit, FileId, Observed, OutputState, Phase, Policy, Step, Token, Verb
 from reconciler.plan import make_plan
 from worlds import ABSENT, NOW, MemoryCluster, done, ended, evaluation, event, finetune, job, outputs, submitted

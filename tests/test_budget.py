@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from reconciler.batch_script import parse_batch_script
 from reconciler.budget import at_most, told
+from reconciler.fold import fold
 from reconciler.ledger import Ledger
 from reconciler.loop import Pass, preview
-from reconciler.memory import fold
 from reconciler.model import Ask, Condition, Observed, Phase, Policy, Reason, Verb
 from reconciler.plan import make_plan
 from reconciler.render import Paint, actions_json, diff_text, status_text

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from reconciler.failures import sentence
+from reconciler.fold import fold
 from reconciler.ladder import backoff, drift
-from reconciler.memory import fold
 from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Reason, Unknown, Verb
 from reconciler.plan import make_plan
 from reconciler.situation import CLOCK_SKEW

@@ -14,9 +14,9 @@ import pytest
 
 from reconciler.disk import RealDisk
 from reconciler.errors import AccountingDisabled, AnotherPass, ClusterUnreachable, DiskUnreadable, LedgerDamaged
+from reconciler.fold import fold
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
-from reconciler.memory import fold
 from reconciler.model import Observed, Outputs, OutputState, Phase, Reason, Sign, Step, Unknown
 from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
 from reconciler.ports import Doubt, FileInfo

@@ -9,8 +9,8 @@ import jsonschema
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.fold import fold
 from reconciler.loop import Pass
-from reconciler.memory import fold
 from reconciler.model import Observed, OutputState, Phase, Policy, Reason, Unknown, Verb
 from reconciler.plan import Gate, make_plan
 from reconciler.render import Paint, actions_json, applied_text, diff_text, explain_text, explained, status_json, status_text

@@ -10,7 +10,7 @@ import pytest
 
 from reconciler.config_edit import make_edits, open_edits
 from reconciler.errors import DiskUnreadable, PermanentError
-from reconciler.memory import fold
+from reconciler.fold import fold
 from reconciler.model import Action, Condition, Edit, Outputs, OutputState, Policy, Raise, Reason, Verb
 from worlds import NOW, TORN, decide, ended, event, finetune, name_of, plan_for
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from reconciler.memory import fold
+from reconciler.fold import fold
 from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Token, Unknown, Verb
 from reconciler.situation import CLOCK_SKEW, Situation, all_jobs, remember_ends, whose_jobs
 from worlds import (

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.errors import ClusterUnreachable, DiskUnreadable
-from reconciler.memory import Event, fold
+from reconciler.events import Event
+from reconciler.fold import fold
 from reconciler.model import (
     Action,
     Desired,

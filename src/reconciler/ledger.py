@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.errors import DiskUnreadable, LedgerDamaged
+from reconciler.events import Event
 from reconciler.files import append_line, create_once, read_file
-from reconciler.memory import Event, MalformedEvent, Memory, fold
+from reconciler.fold import MalformedEvent, fold
+from reconciler.memory import Memory
 
 DIRECTORY = ".reconcile"
 LARGEST = 64 << 20  # bytes; some hundred thousand events

@@ -41,8 +41,8 @@ from reconciler.errors import (
 )
 from reconciler.experiment.load import load
 from reconciler.experiment.settings import read_settings
+from reconciler.fold import fold
 from reconciler.ledger import Ledger
-from reconciler.memory import fold
 from reconciler.model import Edit, EvaluationInput, RunInput, RunKind
 from reconciler.ports import Submission
 from reconciler.tools import all_tools
@@ -525,7 +525,7 @@ def test_bytes_that_are_no_utf8_come_back_from_the_ledger_as_they_were(tmp_path)
     ],
 )
 def test_an_intent_in_another_form_is_damage(change):
-    from reconciler.memory import MalformedEvent
+    from reconciler.fold import MalformedEvent
 
     intent, confirmed = submitted(finetune())
     with pytest.raises(MalformedEvent):
@@ -548,7 +548,7 @@ def test_an_intent_in_another_form_is_damage(change):
     ],
 )
 def test_an_event_of_a_step_in_another_form_is_damage(event):
-    from reconciler.memory import MalformedEvent
+    from reconciler.fold import MalformedEvent
 
     with pytest.raises(MalformedEvent):
         fold([*submitted(finetune()), {"at": 5.0, "step": "a/finetune", "attempt": 1, **event}])

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from fuzz import containers
-from reconciler.memory import Event
+from reconciler.events import Event
 from reconciler.model import Token
 from worlds import NOW, done, ended, evaluation, finetune, submitted
 

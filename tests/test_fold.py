@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.failures import sentence
-from reconciler.memory import Attempt, Done, End, Identity, MalformedEvent, Memory, Rerun, StepMemory, Word, fold
+from reconciler.fold import MalformedEvent, fold
+from reconciler.memory import Attempt, Done, End, Identity, Memory, Rerun, StepMemory, Word
 from reconciler.model import Edit
 
 KEY = "a/finetune"
