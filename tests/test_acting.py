@@ -23,7 +23,7 @@ from reconciler.ledger import Ledger
 from reconciler.memory import Memory
 from reconciler.model import Condition, Desired, Edit, FileId, Observed, OutputState, Phase, Policy, Step, Token, Verb
 from reconciler.plan import make_plan
-from worlds import ABSENT, NOW, MemoryCluster, done, ended, evaluation, event, finetune, job, outputs, submitted
+from worlds import ABSENT, NOW, MemoryCluster, decide, done, ended, evaluation, event, finetune, job, outputs, submitted
 
 LOCK = 7
 
@@ -377,7 +377,7 @@ def test_a_result_is_written_down_with_its_evidence_and_the_definition_that_it_i
         pytest.param(evaluation(), "def", "def", {"lr": "1"}, id="and that may be what it still is"),
         pytest.param(evaluation(), None, "def", {"lr": "1"}, id="an evaluation that nobody submitted"),
         pytest.param(evaluation(), "", "def", {"lr": "1"}, id="an evaluation whose submission says nothing"),
-        pytest.param(finetune(), "older", "def", {"lr": "1"}, id="a fine-tune's outputs tell for themselves"),
+        pytest.param(finetune(), "older", "def", {"lr": "1"}, id="a fine-tune's outputs tell its configuration themselves"),
     ],
 )
 def test_which_definition_a_result_is_of(bench, step, before, definition, meaning):
@@ -387,6 +387,26 @@ def test_which_definition_a_result_is_of(bench, step, before, definition, meanin
     here.act(attempt, seen={step.key: outputs(OutputState.COMPLETE)})
     (result,) = here.written("done")
     assert (result["definition"], result["meaning"]) == (definition, meaning)
+
+
+def test_a_fine_tune_is_of_the_script_that_was_submitted_and_drifts_where_that_is_another_by_now(bench):
+    here = bench()
+    (step,) = here.steps
+    step = replace(step, meaning={"lr": "1", step.script.name: "commands new"})
+    here.steps = (step,)
+    here.act()
+    (intent,) = here.written("intent")
+    assert intent["meaning"] == {step.script.name: "commands new"}
+    for script, definition in (("commands old", "older"), ("commands new", "def")):
+        here.ledger.path.unlink(missing_ok=True)
+        submitted_as = {**intent, "definition": "older", "meaning": {step.script.name: script}, "at": NOW - 900}
+        over = [event for event in ended(step, "Failed") if event["event"] != "intent"]
+        here.act([submitted_as, *over], seen={step.key: outputs(OutputState.COMPLETE)})
+        (result,) = here.written("done")
+        assert (result["definition"], result["meaning"]) == (definition, {"lr": "1", step.script.name: script})
+    drifted = decide(step, events=[{**result, "at": NOW, "definition": "older", "meaning": {"lr": "1", step.script.name: "x"}}])
+    assert drifted.condition is Condition.DRIFTED
+    assert f"{step.script.name} x → commands new" in drifted.reason.message
 
 
 class Deaf(MemoryCluster):
