@@ -57,6 +57,8 @@ def script(*options: str) -> str:
         (["--gres=shard:2"], None, None),
         (["--gres=gpu:many"], 1, None),
         (["--gpus=all"], None, None),
+        (["--gpus=1000000"], 10**6, None),
+        (["--gpus=9999999999"], None, None),
         (["--gres=gpu:1", "--nodelist=n[1-4]"], None, None),
         (["--gres=gpu:1", "--nodes=1k"], None, None),
     ],

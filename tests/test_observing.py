@@ -347,17 +347,16 @@ def ledger(tmp_path):
 
 
 def test_an_event_is_one_line_of_json_with_its_time(ledger):
-    ledger.append("hold", step="ä/finetune", why="line\nbreak", count=1, at_once=True)
+    ledger.append("rerun", step="ä/finetune", why="line\nbreak", newest=1.5)
     ledger.append("release")
     content = ledger.path.read_bytes()
     assert (
         content
         == (
-            '{"at":5.5,"event":"hold","step":"ä/finetune","why":"line\\nbreak","count":1,"at_once":true}\n'
-            '{"at":5.5,"event":"release"}\n'
+            '{"at":5.5,"event":"rerun","step":"ä/finetune","why":"line\\nbreak","newest":1.5}\n{"at":5.5,"event":"release"}\n'
         ).encode()
     )
-    assert [e["event"] for e in Ledger(ledger.path.parent.parent, lambda: 0.0).events()] == ["hold", "release"]
+    assert [e["event"] for e in Ledger(ledger.path.parent.parent, lambda: 0.0).events()] == ["rerun", "release"]
 
 
 def test_a_path_that_is_no_unicode_comes_back_as_it_was(ledger):

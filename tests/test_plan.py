@@ -489,6 +489,12 @@ def test_a_job_name_keeps_its_token_whatever_the_scripts_name():
     assert Token.parse("finetune") is None
 
 
+def test_a_number_that_no_attempt_of_ours_reaches_makes_no_token():
+    token = Token.of(HERE, "a/finetune", 99_999_999)
+    assert Token.parse(token.job_name("job")) == token
+    assert Token.parse(Token.of(HERE, "a/finetune", 100_000_000).job_name("job")) is None
+
+
 def test_a_job_recorded_and_missing_everywhere_is_given_up_only_after_grace():
     unseen = [*submitted(STEP), event("unseen", STEP, NOW - 100, attempt=1)]
     assert decide(STEP, events=unseen, accounting=()).reason.code == "JobNotSeen"

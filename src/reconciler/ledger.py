@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.errors import DiskUnreadable, LedgerDamaged
-from reconciler.events import Event
+from reconciler.events import Event, check_own
 from reconciler.files import append_line, create_once, read_file
 from reconciler.fold import MalformedEvent, fold
 from reconciler.memory import Memory
@@ -50,10 +50,13 @@ class Ledger:
             raise self._damaged(error.order) from error
 
     def append(self, event: str, **facts: Any) -> None:
-        """One event, safely on disk when this returns."""
+        """One event, safely on disk when this returns. Raises ValueError, and writes nothing, where it is not in the form of its
+        kind: no later pass could read the ledger."""
+        whole = {"at": self._clock(), "event": event, **facts}
+        check_own(whole)
         if not self._mended:
             self._cut_torn_line()
-        text = json.dumps({"at": self._clock(), "event": event, **facts}, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
         # A byte that is no UTF-8 (of a path, of a message) becomes JSON's escape of a lone surrogate, and comes back as it was.
         line = text.encode("utf-8", "backslashreplace") + b"\n"
         append_line(self.path, line)

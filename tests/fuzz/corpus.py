@@ -160,7 +160,7 @@ def _ledger() -> list[bytes]:
         [{"event": "rerun", "at": NOW, "step": tune.key, "newest": NOW}, {"event": "heard", "at": NOW, "words": "x"}],
         [
             {"event": "writing", "at": NOW, "cells": {"a|||Status": "RUNNING"}},
-            {"event": "unwritten", "at": NOW, "cells": ["a|||Status"]},
+            {"event": "unwritten", "at": NOW, "cells": {"a|||Status": "RUNNING"}},
         ],
         [{"event": "stands", "at": NOW, "states": {tune.key: "RUNNING"}}, {"event": "root", "at": NOW, "path": "/o"}],
         [{"event": "names", "at": NOW, "kept": True}, {"event": "of a later version", "at": NOW, "anything": [1]}],
