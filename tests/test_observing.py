@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from reconciler.disk import RealDisk
-from reconciler.errors import AccountingDisabled, AnotherPass, ClusterUnreachable, DiskUnreadable, LedgerDamaged
+from reconciler.errors import AccountingDisabled, AnotherPass, ClusterUnreachable, DiskUnreadable, LedgerDamaged, TemporaryError
 from reconciler.fold import fold
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
@@ -433,6 +435,41 @@ def test_a_ledger_knows_whether_somebody_else_wrote_to_it(ledger):
     assert not Ledger(home, lambda: 8.0).is_left_alone()
     ledger.path.unlink()
     assert not fresh.is_left_alone()
+
+
+def test_an_event_that_may_not_have_reached_the_disk_is_none_and_nobody_elses(ledger, monkeypatch):
+    ledger.append("release")
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", _refuse)
+        with pytest.raises(TemporaryError):
+            ledger.append("hold", step="a/finetune")
+    assert ledger.is_left_alone()
+    ledger.append("release")
+    assert ledger.is_left_alone()
+    assert [e["event"] for e in ledger.events()] == ["release", "release"]
+
+
+def test_a_part_of_an_event_that_could_not_be_taken_back_is_cut_off_by_the_next_one(ledger, monkeypatch):
+    ledger.append("release")
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "ftruncate", _refuse)
+        failing.setattr(os, "write", partial(_write_a_part, os.write))
+        with pytest.raises(TemporaryError):
+            ledger.append("hold", step="a/finetune")
+    assert not ledger.path.read_bytes().endswith(b"\n")
+    ledger.append("release")
+    assert [e["event"] for e in ledger.events()] == ["release", "release"]
+    assert ledger.is_left_alone()
+
+
+def _refuse(*call):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _write_a_part(write, descriptor, content):
+    if len(content) < 20:
+        _refuse()
+    return write(descriptor, content[:20])
 
 
 def test_a_ledger_larger_than_any_experiment_fills_is_damage(ledger, monkeypatch):

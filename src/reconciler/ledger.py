@@ -59,7 +59,9 @@ class Ledger:
         text = json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
         # A byte that is no UTF-8 (of a path, of a message) becomes JSON's escape of a lone surrogate, and comes back as it was.
         line = text.encode("utf-8", "backslashreplace") + b"\n"
+        self._mended = False  # where this fails, a part of the line may stay
         append_line(self.path, line)
+        self._mended = True
         self._size += len(line)
 
     def claim(self, attempt: str) -> bool:
@@ -109,5 +111,5 @@ class Ledger:
             with self.path.open("r+b") as file:
                 file.truncate(whole)
                 os.fsync(file.fileno())
-            self._size -= len(content) - whole
+            self._size = min(self._size, whole)
         self._mended = True
