@@ -29,7 +29,7 @@ from reconciler.pending import never_starts, tell
 from reconciler.queue_holds import watch_hold
 from reconciler.remedies import advanced, remedy_for, suggestion
 from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
-from reconciler.staleness import drift, is_trained_anew, outdated_inputs
+from reconciler.staleness import changed_since, drift, is_trained_anew, outdated_inputs, shortened
 
 _MAX_REFUSALS = 3
 _MAX_BACKOFF = 3600.0
@@ -76,7 +76,7 @@ def _is_drifted(s: Situation) -> Action | None:
         return None
     outdated = outdated_inputs(done, s.step)
     changes = drift(done.meaning, s.step.meaning, s.step.config)
-    told = [f"done under another definition: {'; '.join(changes[:3]) or 'its definition changed'}"]
+    told = [f"done under another definition: {shortened(changes) or 'its definition changed'}"]
     if done.definition == s.step.definition:
         told = []
     if outdated:
@@ -184,11 +184,12 @@ def _adoption(s: Situation, job: Job) -> Action:
 
 def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
     number = attempt.number
+    changes = changed_since(attempt, s.step)
+    changed = f"; changed since it was submitted: {shortened(changes)} (`rerun` replaces the job)" if changes else ""
     if job.phase is Phase.RUNNING:
         progress = f", {s.outputs.progress}" if s.outputs and s.outputs.progress else ""
-        return s.decide(
-            Verb.WAIT, Condition.RUNNING, "JobRunning", f"job {job.id} is running{progress}", job=job.id, attempt=number
-        )
+        message = f"job {job.id} is running{progress}{changed}"
+        return s.decide(Verb.WAIT, Condition.RUNNING, "JobRunning", message, job=job.id, attempt=number)
     if job.phase is Phase.UNKNOWN:
         message = f"job {job.id} is in state {job.state}, which may be live"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobStateUnknown", message, job=job.id, attempt=number)
@@ -208,6 +209,7 @@ def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
     why = f": {told}" if told else ""
     if attempt.placement and attempt.placement != s.step.placement:
         why += "; its script asks for other resources by now (rerun replaces the job, accept lets it stand)"
+    why += changed
     return s.decide(Verb.WAIT, Condition.QUEUED, "JobQueued", f"job {job.id} is in the queue{why}", job=job.id, attempt=number)
 
 

@@ -94,7 +94,11 @@ def reopened(attempt: Attempt) -> Attempt:
 
 @dataclass(frozen=True)
 class Done:
-    """A step's result, once verified (or accepted by a person), under which definition and by which files."""
+    """A step's result, once verified (or accepted by a person), under which definition and by which files.
+
+    ``generation`` is the definition that it was really made from: a person's word may let it stand under another one, and what
+    was made from it stays so.
+    """
 
     definition: str
     order: int
@@ -103,6 +107,7 @@ class Done:
     meaning: Mapping[str, str] = field(default_factory=dict)
     word: Word | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
+    generation: str = ""
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,6 @@ class RunInput:
     planned: bool = True
     checkpoints: Mapping[int, Path] = field(default_factory=dict)
     preparation_key: str | None = None
-    checkpoint_generation: str = ""
     varied: frozenset[str] = frozenset()
 
 
@@ -206,6 +205,15 @@ class Desired:
                 known = ", ".join(step.key for step in self.steps[:5]) + (", …" if len(self.steps) > 5 else "")
                 raise UsageError(f"no step matches {pattern!r}; the steps are {known}")
         return tuple(step for step in self.steps if any(fnmatchcase(step.key, pattern) for pattern in patterns))
+
+
+CHECKPOINT = "checkpoint"
+"""The name among a step's ``inputs`` of what the step before it made."""
+
+
+def of_generation(definition: str) -> str:
+    """The version of a checkpoint that was made under this definition."""
+    return f"of definition {definition[:8]}"
 
 
 def digest(*parts: str) -> str:
