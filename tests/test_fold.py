@@ -53,14 +53,14 @@ def test_an_intent_is_remembered_with_everything_that_it_says():
         ({"event": "placed", "placement": "other"}, {"placement": "other"}),
         (
             {
-                "event": "ended", "job": "7", "state": "FAILED", "failure": "Failed", "ended": 19, "started": 12.0,
+                "event": "ended", "job": "7", "state": "FAILED", "failure": "UserError", "ended": 19, "started": 12.0,
                 "exit_code": "1:0", "detail": "killed", "nodes": "n1",
             },
-            {"job": "7", "end": End("FAILED", "Failed", 19.0, 12.0, "1:0", 2, "killed", "n1")},
+            {"job": "7", "end": End("FAILED", "UserError", 19.0, 12.0, "1:0", 2, "killed", "n1")},
         ),
         (
-            {"event": "ended", "job": "7", "state": "FAILED", "failure": "Failed", "ended": 19},
-            {"job": "7", "end": End("FAILED", "Failed", 19.0, None, "", 2)},
+            {"event": "ended", "job": "7", "state": "FAILED", "failure": "UserError", "ended": 19},
+            {"job": "7", "end": End("FAILED", "UserError", 19.0, None, "", 2)},
         ),
     ],
 )  # fmt: skip

@@ -57,7 +57,7 @@ def refused(number: int, at: float) -> list:
     ("world", "told"),
     [
         pytest.param(
-            {"events": [*ended(STEP, "Failed"), done(STEP)]}, ("is-done", Verb.KEEP, Condition.DONE, "Done", "101", 1), id="done"
+            {"events": [*ended(STEP, "UserError"), done(STEP)]}, ("is-done", Verb.KEEP, Condition.DONE, "Done", "101", 1), id="done"
         ),
         pytest.param(
             {"step": AT_FAULT, "events": submitted(STEP, 3)[:1]},
@@ -72,7 +72,7 @@ def refused(number: int, at: float) -> list:
             ("is-blocked", Verb.KEEP, Condition.DONE, "Done", None, None), id="done before its run was at fault",
         ),
         pytest.param(
-            {"step": replace(STEP, definition="new"), "events": [*ended(STEP, "Failed"), done(STEP)]},
+            {"step": replace(STEP, definition="new"), "events": [*ended(STEP, "UserError"), done(STEP)]},
             ("is-drifted", Verb.HOLD, Condition.DRIFTED, "Drifted", "101", 1), id="done under another definition",
         ),
         pytest.param(
@@ -138,7 +138,7 @@ def refused(number: int, at: float) -> list:
             ("has-live-job", Verb.ADOPT, Condition.RUNNING, "LiveJobFound", "104", 4), id="adopted under its token's number",
         ),
         pytest.param(
-            {"step": BY_HAND, "queue": (typed_in(phase=Phase.QUEUED),), "events": ended(STEP, "Failed", 3)},
+            {"step": BY_HAND, "queue": (typed_in(phase=Phase.QUEUED),), "events": ended(STEP, "UserError", 3)},
             ("has-live-job", Verb.ADOPT, Condition.QUEUED, "LiveJobFound", "7", 4), id="a person's own job is the next attempt",
         ),
         pytest.param(
@@ -170,19 +170,19 @@ def refused(number: int, at: float) -> list:
             ("is-unconfirmed", Verb.WAIT, Condition.UNKNOWN, "Unconfirmed", None, 1), id="begun, and not seen yet",
         ),
         pytest.param(
-            {"seen": {STEP.key: outputs(OutputState.UNKNOWN)}, "events": ended(STEP, "Failed")},
+            {"seen": {STEP.key: outputs(OutputState.UNKNOWN)}, "events": ended(STEP, "UserError")},
             ("is-disk-unknown", Verb.WAIT, Condition.UNKNOWN, "Seen", "101", 1), id="the disk cannot be read",
         ),
         pytest.param(
-            {"seen": {STEP.key: None}, "events": ended(STEP, "Failed")},
+            {"seen": {STEP.key: None}, "events": ended(STEP, "UserError")},
             ("is-disk-unknown", Verb.WAIT, Condition.UNKNOWN, "DiskUnknown", "101", 1), id="the disk was not looked at",
         ),
         pytest.param(
-            {"seen": {STEP.key: outputs(OutputState.COMPLETE, marked=False, newest=NOW)}, "events": ended(STEP, "Failed")},
+            {"seen": {STEP.key: outputs(OutputState.COMPLETE, marked=False, newest=NOW)}, "events": ended(STEP, "UserError")},
             ("is-verified", Verb.WAIT, Condition.VERIFYING, "Settling", "101", 1), id="verifies, and must stay quiet",
         ),
         pytest.param(
-            {"seen": {STEP.key: COMPLETE}, "events": ended(STEP, "Failed")},
+            {"seen": {STEP.key: COMPLETE}, "events": ended(STEP, "UserError")},
             ("is-verified", Verb.MARK_DONE, Condition.DONE, "Verified", "101", 1), id="verified",
         ),
         pytest.param(
@@ -226,7 +226,7 @@ def refused(number: int, at: float) -> list:
             ("is-backing-off", Verb.WAIT, Condition.WAITING, "BackingOff", "101", 1), id="backing off",
         ),
         pytest.param(
-            {"events": [*ended(STEP, "Failed"), event("rerun", STEP, NOW)]},
+            {"events": [*ended(STEP, "UserError"), event("rerun", STEP, NOW)]},
             ("submit", Verb.SUBMIT, Condition.WAITING, "Rerun", None, 2), id="asked for again",
         ),
         pytest.param({}, ("submit", Verb.SUBMIT, Condition.WAITING, "NotStarted", None, 1), id="never tried"),
@@ -290,7 +290,7 @@ def test_a_job_that_may_be_another_steps_is_named_and_holds_the_step():
     ("of_need", "code"),
     [
         ([], "NeedUnmet"),
-        (ended(STEP, "Failed"), "NeedBlocked"),
+        (ended(STEP, "UserError"), "NeedBlocked"),
         ([done(STEP), event("hold", STEP, NOW)], "NeedHeld"),
         ([done(STEP)], "NotStarted"),
     ],
@@ -316,9 +316,9 @@ UNSEEN = [*submitted(STEP), event("unseen", STEP, NOW, attempt=1)]
         pytest.param("grace", 600, submitted(STEP, at=NOW)[:1], None, "Unconfirmed", "SubmissionLost", id="never seen"),
         pytest.param("grace", 600, UNSEEN, None, "JobNotSeen", "OutputsMissing", id="gone without a trace"),
         pytest.param("settle", 300, [], UNMARKED, "Settling", "Verified", id="quiet"),
-        pytest.param("settle", 300, ended(STEP, "Failed", at=NOW), None, "OutputsMissing", "Failed", id="seen missing twice"),
+        pytest.param("settle", 300, ended(STEP, "UserError", at=NOW), None, "OutputsMissing", "UserError", id="seen missing twice"),
         pytest.param(
-            "settle", 300, ended(STEP, "Failed", at=NOW - 900), TORN, "OutputsMissing", "Failed", id="still written to"
+            "settle", 300, ended(STEP, "UserError", at=NOW - 900), TORN, "OutputsMissing", "UserError", id="still written to"
         ),
     ],
 )  # fmt: skip
@@ -385,7 +385,7 @@ def test_outputs_may_be_ours_as_far_as_two_clocks_may_differ_and_no_further():
 
 
 def test_outputs_of_a_job_that_a_person_cancelled_while_it_ran_are_ours():
-    ran = [*ended(STEP, "Cancelled", started=NOW - 950), event("release", STEP, NOW)]
+    ran = [*ended(STEP, "CancelledByPerson", started=NOW - 950), event("release", STEP, NOW)]
     action = decide(STEP, events=ran, seen={STEP.key: TORN})
     assert (action.verb, action.move_aside) == (Verb.SUBMIT, TORN.torn)
 
@@ -430,9 +430,9 @@ def test_a_persons_word_is_told_with_who_gave_it_and_why():
 
 
 def test_a_failure_is_told_with_its_job_its_exit_code_and_what_it_left():
-    message = decide(STEP, events=ended(STEP, "Failed", detail="exit code 1:0"), seen={STEP.key: TORN}).reason.message
+    message = decide(STEP, events=ended(STEP, "UserError", detail="exit code 1:0"), seen={STEP.key: TORN}).reason.message
     assert all(part in message for part in ("101", "failed", "1:0", TORN.reason.message))
-    assert decide(STEP, events=ended(STEP, "Failed")).reason.message == f"job 101: {sentence('Failed')}"
+    assert decide(STEP, events=ended(STEP, "UserError")).reason.message == f"job 101: {sentence('UserError')}"
 
 
 def test_what_was_accepted_by_a_person_is_not_said_to_be_verified():
@@ -473,7 +473,7 @@ def test_a_job_that_left_the_queue_is_named_with_what_the_accounting_has_of_it()
     assert "job 101 as RUNNING" in decide(STEP, **world, accounting=(job(STEP),)).reason.message
     assert "does not know job 101" in decide(STEP, **world, accounting=()).reason.message
     other = job(STEP, Phase.ENDED, attempt=3, state="FAILED")
-    begun = [*ended(STEP, "Failed", 3), *submitted(STEP, 4)]
+    begun = [*ended(STEP, "UserError", 3), *submitted(STEP, 4)]
     assert "does not know job 104" in decide(STEP, events=begun, accounting=(other,)).reason.message
     assert "job" not in decide(STEP, events=submitted(STEP)[:1], accounting=SLURMDBD_DOWN).reason.message
 

@@ -118,7 +118,7 @@ def test_the_accounting_is_asked_about_what_the_queue_does_not_show():
         pytest.param(submitted(STEP), (job(STEP),), id="the queue shows the job"),
         pytest.param(submitted(STEP)[:1], (replace(job(STEP), id="9"),), id="the queue shows it by name"),
         pytest.param(submitted(STEP), (replace(job(STEP), name="short"),), id="the queue shows it by id"),
-        pytest.param(ended(STEP, "Failed"), (), id="its end is known"),
+        pytest.param(ended(STEP, "UserError"), (), id="its end is known"),
         pytest.param([*submitted(STEP)[:1], event("lost", STEP, NOW, attempt=1)], (), id="it was given up"),
     ],
 )
@@ -135,7 +135,7 @@ def test_who_cancelled_a_job_is_asked_of_the_accounting_because_the_queue_does_n
         look(events=submitted(STEP), cluster=cluster)
         assert len(cluster.doubts) == asked
     cluster = Asked((cancelled,))
-    look(events=ended(STEP, "Failed"), cluster=cluster)
+    look(events=ended(STEP, "UserError"), cluster=cluster)
     assert cluster.doubts == []
 
 
@@ -173,7 +173,7 @@ def test_an_empty_queue_is_doubted_once_with_all_of_the_last_hour():
 
 def test_a_finished_experiment_needs_no_cluster_and_no_disk():
     silent, tool = Asked(AssertionError("asked"), AssertionError("asked")), Judge()
-    events = [*ended(STEP, "Failed"), done(STEP)]
+    events = [*ended(STEP, "UserError"), done(STEP)]
     assert look(events=events, cluster=silent, tool=tool) == Observed(None, None, {})
     assert tool.looked == []
     assert not asks_cluster(experiment(STEP), fold(events))
@@ -198,10 +198,10 @@ def test_the_outputs_of_every_step_that_is_not_done_are_looked_at():
     [
         ([], False, False),
         ([], True, True),
-        (ended(STEP, "Failed"), False, False),
+        (ended(STEP, "UserError"), False, False),
         (submitted(STEP), False, False),
         *((ended(STEP, failure), False, True) for failure in ("NodeFailure", "BootFailure", "Vanished")),
-        ([*ended(STEP, "NodeFailure"), *ended(STEP, "Failed", 2)], False, False),
+        ([*ended(STEP, "NodeFailure"), *ended(STEP, "UserError", 2)], False, False),
     ],
 )
 def test_what_a_node_failure_left_is_verified_in_full(events, asked, deep):
@@ -313,8 +313,8 @@ def test_the_end_of_a_failed_jobs_log_is_read_and_an_unreadable_one_is_unknown(t
         (submitted(STEP), {"state": "CANCELLED", "exit_code": "0:15"}, False),
         (submitted(STEP), {"state": "FAILED", "exit_code": "0:53"}, False),
         (submitted(STEP), {"state": "RUNNING", "phase": Phase.RUNNING}, False),
-        (ended(STEP, "Failed"), {"state": "FAILED", "exit_code": "1:0"}, False),
-        (ended(STEP, "Failed"), {"state": "FAILED", "exit_code": "1:0", "id": "9"}, True),
+        (ended(STEP, "UserError"), {"state": "FAILED", "exit_code": "1:0"}, False),
+        (ended(STEP, "UserError"), {"state": "FAILED", "exit_code": "1:0", "id": "9"}, True),
     ],
 )
 def test_a_log_is_read_where_only_it_tells_why_and_once(events, ended_as, is_read):

@@ -19,7 +19,7 @@ from reconciler.situation import Situation, remember_ends, whose_jobs
 from worlds import NOW, done, ended, evaluation, event, experiment, finetune, job, outputs, submitted
 
 STEPS = [step for run in "abc" for step in (finetune(run), evaluation(run))]
-FAILURES = ["Failed", "NodeFailure", "Cancelled", "CompletedWithoutEvidence", "TimeLimit", "Vanished"]
+FAILURES = ["UserError", "NodeFailure", "CancelledByPerson", "CompletedWithoutEvidence", "TimeLimit", "Vanished"]
 
 
 def pasts(step):
@@ -43,7 +43,7 @@ def pasts(step):
             [*submitted(step)[:1], event("limited", step, NOW - 9, attempt=1, message="QOS")],
             *(ended(step, failure) for failure in FAILURES),
             *([*submitted(step), word] for word in words),
-            *([*ended(step, "Failed"), word] for word in words),
+            *([*ended(step, "UserError"), word] for word in words),
             *([word] for word in words),
         ]
     )

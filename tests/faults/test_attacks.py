@@ -542,7 +542,7 @@ def test_an_intent_in_another_form_is_damage(change):
         {"event": "done", "definition": "d", "evidence": [{"path": 1, "size": 2, "mtime_ns": 3}]},
         {"event": "done", "definition": "d", "meaning": {"a": 1}},
         {"event": "refused", "message": ["no"]},
-        {"event": "ended", "job": "1", "state": 3, "failure": "Failed", "ended": 5.0},
+        {"event": "ended", "job": "1", "state": 3, "failure": "UserError", "ended": 5.0},
         {"event": "hold", "why": {}},
         {"event": "rerun", "newest": "yesterday"},
     ],

@@ -86,7 +86,7 @@ def _yaml() -> list[bytes]:
 def _settings() -> list[bytes]:
     return [
         (EXAMPLE / "reconcile.yaml").read_bytes(),
-        b"backend: local\nstagger: 5s\nmax_in_flight: null\npoll: 1.5m\ngrace: 10m\nretry: {NodeFailure: 10, Failed: 0}\n"
+        b"backend: local\nstagger: 5s\nmax_in_flight: null\npoll: 1.5m\ngrace: 10m\nretry: {NodeFailure: 10, UserError: 0}\n"
         b"stop_after_failures: 3\ndocument: none\nrequeue: true\n",
     ]
 
