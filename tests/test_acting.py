@@ -88,8 +88,7 @@ def test_a_submission_says_what_it_is_and_is_in_writing_before_and_after(bench):
     (outcome,) = here.act()
     assert told(outcome) == ("applied", Verb.SUBMIT, Condition.QUEUED, "Submitted")
     assert outcome.action.job == "1"
-    assert "1" in outcome.action.reason.message
-    assert "nothing is there yet" in outcome.action.reason.message
+    assert outcome.action.reason.message == "submitted as job 1"
     (job_,) = here.cluster.submissions
     assert (job_.script, job_.name, job_.begin_in, job_.held, job_.requeue) == (step.script, here.name(step), 0, False, False)
     assert job_.keep_open == (LOCK,)

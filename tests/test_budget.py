@@ -343,4 +343,4 @@ def test_a_budget_that_suffices_is_used(monkeypatch):
     assert at_most(ONE) == 1.0
     plan = plan_for(A, B, C, policy=Policy(budget=3.0))
     assert [a.verb for a in plan.actions] == [Verb.SUBMIT] * 3
-    assert Reason("NotStarted", "nothing is there yet") == plan.of(C.key).reason
+    assert Reason("NotStarted", "not started; the next pass submits it") == plan.of(C.key).reason

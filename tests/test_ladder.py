@@ -407,7 +407,7 @@ def test_leftovers_that_a_fresh_start_does_not_build_on_do_not_hold_a_step():
     harmless = outputs(OutputState.INCOMPLETE)
     action = decide(STEP, seen={STEP.key: harmless})
     assert (action.verb, action.move_aside, action.changes) == (Verb.SUBMIT, (), ())
-    assert action.reason.message == harmless.reason.message
+    assert action.reason.message == f"{harmless.reason.message}; the next pass submits it"
 
 
 def test_a_file_time_an_hour_ahead_is_believed_and_one_further_ahead_is_not():

@@ -403,7 +403,7 @@ def _submit(s: Situation) -> Action:
     last = next((a for a in reversed(s.memory.attempts) if not (a.withdrawn or a.limited)), None)
     replaces_lost = _is_last_one_lost(s.memory)
     is_asked_for = last is not None and s.memory.rerun is not None and last.order < s.memory.rerun.order
-    code, message = ("NotStarted", "nothing is there yet")
+    code, message = ("NotStarted", "not started; the next pass submits it")
     if replaces_lost:
         code, message = "SubmissionLost", "the last submission was never seen; submitted held, released when nothing surfaces"
     elif is_asked_for:
@@ -411,7 +411,7 @@ def _submit(s: Situation) -> Action:
     elif last is not None:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
-        message = s.outputs.reason.message
+        message = f"{s.outputs.reason.message}; the next pass submits it"
     remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
     aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
     goes_on = (f"goes on from {s.outputs.resumable} whole epochs",) if remedy.resumes else ()
