@@ -88,8 +88,7 @@ def test_a_submission_says_what_it_is_and_is_in_writing_before_and_after(bench):
     (outcome,) = here.act()
     assert told(outcome) == ("applied", Verb.SUBMIT, Condition.QUEUED, "Submitted")
     assert outcome.action.job == "1"
-    assert "1" in outcome.action.reason.message
-    assert "nothing is there yet" in outcome.action.reason.message
+    assert outcome.action.reason.message == "submitted as job 1"
     (job_,) = here.cluster.submissions
     assert (job_.script, job_.name, job_.begin_in, job_.held, job_.requeue) == (step.script, here.name(step), 0, False, False)
     assert job_.keep_open == (LOCK,)
@@ -383,7 +382,7 @@ def test_a_result_is_written_down_with_its_evidence_and_the_definition_that_it_i
 def test_which_definition_a_result_is_of(bench, step, before, definition, meaning):
     here = bench(replace(step, need=None, meaning={"lr": "1"}))
     (step,) = here.steps
-    attempt = [] if before is None else ended(replace(step, definition=before), "Failed")
+    attempt = [] if before is None else ended(replace(step, definition=before), "UserError")
     here.act(attempt, seen={step.key: outputs(OutputState.COMPLETE)})
     (result,) = here.written("done")
     assert (result["definition"], result["meaning"]) == (definition, meaning)
@@ -400,7 +399,7 @@ def test_a_fine_tune_is_of_the_script_that_was_submitted_and_drifts_where_that_i
     for script, definition in (("commands old", "older"), ("commands new", "def")):
         here.ledger.path.unlink(missing_ok=True)
         submitted_as = {**intent, "definition": "older", "meaning": {step.script.name: script}, "at": NOW - 900}
-        over = [event for event in ended(step, "Failed") if event["event"] != "intent"]
+        over = [event for event in ended(step, "UserError") if event["event"] != "intent"]
         here.act([submitted_as, *over], seen={step.key: outputs(OutputState.COMPLETE)})
         (result,) = here.written("done")
         assert (result["definition"], result["meaning"]) == (definition, {"lr": "1", step.script.name: script})

@@ -95,7 +95,7 @@ def test_progress_bars_and_terminal_escapes_do_not_hide_what_a_log_says():
 
 def test_every_class_that_may_be_retried_is_in_the_settings_and_the_other_way_round():
     settings = set(schema("reconcile")["$defs"]["retry"]["properties"])
-    assert settings == {name for name in CLASSES if not name.startswith("Cancelled") and name != "Failed"}
+    assert settings == {name for name in CLASSES if not name.startswith("Cancelled")}
 
 
 def test_log_files_are_named_as_slurm_names_them():

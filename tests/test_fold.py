@@ -24,6 +24,10 @@ def step(*events) -> StepMemory:
     return fold([{"at": 20.0, "step": KEY, **event} for event in events]).of(KEY)
 
 
+def told(*events) -> Memory:
+    return fold({"at": 20.0, **event} for event in events)
+
+
 def attempt(*outcomes) -> Attempt:
     (found,) = step(INTENT, *({"attempt": 1, **outcome} for outcome in outcomes)).attempts
     return found
@@ -49,14 +53,14 @@ def test_an_intent_is_remembered_with_everything_that_it_says():
         ({"event": "placed", "placement": "other"}, {"placement": "other"}),
         (
             {
-                "event": "ended", "job": "7", "state": "FAILED", "failure": "Failed", "ended": 19, "started": 12.0,
+                "event": "ended", "job": "7", "state": "FAILED", "failure": "UserError", "ended": 19, "started": 12.0,
                 "exit_code": "1:0", "detail": "killed", "nodes": "n1",
             },
-            {"job": "7", "end": End("FAILED", "Failed", 19.0, 12.0, "1:0", 2, "killed", "n1")},
+            {"job": "7", "end": End("FAILED", "UserError", 19.0, 12.0, "1:0", 2, "killed", "n1")},
         ),
         (
-            {"event": "ended", "job": "7", "state": "FAILED", "failure": "Failed", "ended": 19},
-            {"job": "7", "end": End("FAILED", "Failed", 19.0, None, "", 2)},
+            {"event": "ended", "job": "7", "state": "FAILED", "failure": "UserError", "ended": 19},
+            {"job": "7", "end": End("FAILED", "UserError", 19.0, None, "", 2)},
         ),
     ],
 )  # fmt: skip
@@ -158,18 +162,16 @@ def test_edits_of_a_configuration_are_remembered_from_their_first_value_to_their
 
 
 def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
-    memory = fold(
-        [
-            {"event": "opened", "cluster": "c1", "path": "/p", "user": "u", "environment": {"conda": True}},
-            {"event": "opened", "cluster": "c2", "path": "/q", "user": "v", "environment": {"conda": False}},
-            {"event": "root", "path": "/r"},
-            {"event": "root", "path": "/s"},
-            {"event": "names", "kept": False},
-            {"event": "stands", "states": {KEY: "PENDING", "b": "PENDING"}},
-            {"event": "stands", "states": {KEY: "RUNNING"}},
-            {"event": "heard", "words": "abc"},
-            {"event": "release", "at": 20.0},
-        ]
+    memory = told(
+        {"event": "opened", "cluster": "c1", "path": "/p", "user": "u", "environment": {"conda": True}},
+        {"event": "opened", "cluster": "c2", "path": "/q", "user": "v", "environment": {"conda": False}},
+        {"event": "root", "path": "/r"},
+        {"event": "root", "path": "/s"},
+        {"event": "names", "kept": False},
+        {"event": "stands", "states": {KEY: "PENDING", "b": "PENDING"}},
+        {"event": "stands", "states": {KEY: "RUNNING"}},
+        {"event": "heard", "words": "abc"},
+        {"event": "release", "at": 20.0},
     )
     assert memory == Memory(
         identity=Identity("c2", "/q", "v"),
@@ -181,17 +183,17 @@ def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
         words=(Word("release", 9, at=20.0),),
         heard="abc",
     )
-    assert fold([{"event": "names", "kept": True}]).names_kept is True
+    assert told({"event": "names", "kept": True}).names_kept is True
     assert fold([]) == Memory()
 
 
 def test_a_cell_is_remembered_with_what_it_holds_and_what_a_crash_may_have_left_there():
     wrote = [{"event": "writing", "cells": {"x": "1", "y": "1"}}, {"event": "writing", "cells": {"x": "2"}}]
-    assert fold(wrote).written == {"x": ("2", "1"), "y": ("1",)}
-    assert fold([*wrote, {"event": "writing", "cells": {"x": "3"}}]).written["x"] == ("3", "2")
-    assert fold([*wrote, {"event": "unwritten", "cells": ["x"]}]).written == {"x": ("1",), "y": ("1",)}
-    assert fold([*wrote, {"event": "unwritten", "cells": {"x": "1"}}]).written == {"x": ("2",), "y": ("1",)}
-    assert fold([*wrote, {"event": "unwritten", "cells": {"x": "0", "y": "1"}}]).written == {"x": ("2", "1")}
+    assert told(*wrote).written == {"x": ("2", "1"), "y": ("1",)}
+    assert told(*wrote, {"event": "writing", "cells": {"x": "3"}}).written["x"] == ("3", "2")
+    assert told(*wrote, {"event": "unwritten", "cells": {"x": "2"}}).written == {"x": ("1",), "y": ("1",)}
+    assert told(*wrote, {"event": "unwritten", "cells": {"x": "1"}}).written == {"x": ("2",), "y": ("1",)}
+    assert told(*wrote, {"event": "unwritten", "cells": {"x": "0", "y": "1"}}).written == {"x": ("2", "1")}
 
 
 def test_events_of_a_later_version_are_passed_over():

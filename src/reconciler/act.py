@@ -224,7 +224,8 @@ class _Pass:
         self._world.say(f"{step.key}: submitted as job {job_id}")
         self._eligible_at += self._world.policy.stagger
         self._read_name_back(job_id, job.name)
-        reason = Reason("Submitted", f"submitted as job {job_id}: {action.reason.message}")
+        why = "" if action.reason.code == "NotStarted" else f": {action.reason.message}"
+        reason = Reason("Submitted", f"submitted as job {job_id}{why}")
         return Outcome(replace(action, job=job_id, condition=Condition.QUEUED, reason=reason), "applied")
 
     def _read_name_back(self, job_id: str, name: str) -> None:

@@ -1,17 +1,71 @@
-"""What may stand in the ledger: the kinds of events, and the form of each thing that they hold; pure.
+"""What may stand in the ledger: the kinds of events, what each holds, and in which form; pure.
 
 Every event is a flat JSON object with ``at`` (epoch seconds) and ``event``, its kind. One of a kind that this version does not
-know is a later version's, and in whatever form that gives it.
+know is a later version's, and so is what stands in an event beside what its kind has here: neither is looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 Event = Mapping[str, Any]
+Form = Callable[[object], bool]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What every event of a kind holds beside ``at`` and ``event``, and what it may hold."""
+
+    required: frozenset[str]
+    optional: frozenset[str]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Everything that an event of the kind may hold."""
+        return self.required | self.optional | {"at", "event"}
+
+
+def is_of_step(event: Event) -> bool:
+    """True for an event of a known kind that concerns one step; others concern the experiment as a whole."""
+    kind = KINDS.get(event["event"])
+    return kind is not None and "step" in kind.names & event.keys()
+
+
+def check(event: Event) -> None:
+    """Raises ValueError where an event of a known kind lacks something, or has it in another form."""
+    fault = _fault(event)
+    if fault:
+        raise ValueError(f"the event {event.get('event')!r} {fault}")
+
+
+def check_own(event: Event) -> None:
+    """Raises ValueError for an event that this version does not write: of another form or kind, or with more than that has."""
+    check(event)
+    kind = KINDS.get(event["event"])
+    if kind is None:
+        raise ValueError(f"there is no kind of event {event['event']!r}")
+    more = event.keys() - kind.names
+    if more:
+        raise ValueError(f"the event {event['event']!r} has no {', '.join(sorted(more))}")
+
+
+def _fault(event: Event) -> str:
+    kind = KINDS.get(event["event"])
+    if kind is None:
+        return ""
+    lacking = {"at", *kind.required} - event.keys()
+    if lacking:
+        return f"lacks its {', '.join(sorted(lacking))}"
+    wrong = [name for name in sorted(kind.names & event.keys()) if not FORMS[name](event[name])]
+    return f"has another form of {', '.join(wrong)}" if wrong else ""
+
+
+# --- forms -------------------------------------------------------------------------------------------
 
 _LATEST_TIME = 253402300800.0  # epoch seconds: the year 10000
+_LARGEST = 1 << 63
 
 
 def _is_text(value: object) -> bool:
@@ -19,11 +73,26 @@ def _is_text(value: object) -> bool:
 
 
 def _is_time(value: object) -> bool:
-    return isinstance(value, (int, float)) and abs(value) < _LATEST_TIME  # NaN is less than nothing
+    """Epoch seconds that a calendar has."""
+    return _is_number(value) and abs(value) < _LATEST_TIME  # type: ignore[arg-type]  # NaN is less than nothing
 
 
-def _is_time_or_unknown(value: object) -> bool:
-    return value is None or _is_time(value)
+def _is_seconds(value: object) -> bool:
+    """A time or a duration that is only compared: a file server may have any."""
+    return _is_number(value) and abs(value) < _LARGEST  # type: ignore[arg-type]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9
+
+
+def _is_size(value: object) -> bool:
+    """Bytes, or nanoseconds."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _is_flag(value: object) -> bool:
@@ -35,62 +104,104 @@ def _is_job(value: object) -> bool:
     return isinstance(value, str) and value[:1] in tuple("0123456789") and value.isprintable()
 
 
-def _is_text_or_none(value: object) -> bool:
-    return value is None or _is_text(value)
-
-
 def _is_ask(value: object) -> bool:
     """GPUs, seconds and where, as ``Ask`` has them."""
-    if not isinstance(value, dict) or value.keys() != {"gpus", "seconds", "where"} or not _is_text(value["where"]):
+    if not isinstance(value, dict) or value.keys() != {"gpus", "seconds", "where"}:
         return False
-    return (value["gpus"] is None or _is_number(value["gpus"])) and _is_time_or_unknown(value["seconds"])
+    return _or_none(_is_count)(value["gpus"]) and _or_none(_is_seconds)(value["seconds"]) and _is_text(value["where"])
 
 
-def _are_texts(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_text, value.values()))
+def _is_file(value: object) -> bool:
+    """A file's identity, as ``FileId`` has it."""
+    if not isinstance(value, dict) or value.keys() < {"path", "size", "mtime_ns"}:
+        return False
+    return _is_text(value["path"]) and _is_size(value["size"]) and _is_size(value["mtime_ns"])
 
 
-def _are_flags(value: object) -> bool:
-    return isinstance(value, dict) and all(map(_is_flag, value.values()))
+def _or_none(form: Form) -> Form:
+    return lambda value: value is None or form(value)
 
 
-def _are_cells(value: object) -> bool:
-    return _are_texts(value) or (isinstance(value, list) and all(map(_is_text, value)))
+def _list_of(form: Form) -> Form:
+    return lambda value: isinstance(value, list) and all(map(form, value))
 
 
-def _are_files(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(file, dict) and _is_file(file) for file in value)
+def _map_of(form: Form) -> Form:
+    return lambda value: isinstance(value, dict) and all(map(form, value.values()))
 
 
-def _is_file(value: Mapping[str, object]) -> bool:
-    return isinstance(value["path"], str) and isinstance(value["size"], int) and isinstance(value["mtime_ns"], int)
+_THINGS: Mapping[Form, str] = {
+    _is_text: "by cluster definition detail event exit_code failure key message name new nodes old output_dir path placement "
+    "state step to until_text user why words",
+    _or_none(_is_text): "before after",
+    _is_time: "at begins ended",
+    _or_none(_is_time): "begun started until",
+    _or_none(_is_seconds): "newest",
+    _is_count: "attempt from_epoch",
+    _is_size: "bytes",
+    _is_flag: "by_hand by_person held kept",
+    _is_job: "job",
+    _is_ask: "ask",
+    _list_of(_is_count): "epochs",
+    _list_of(_is_file): "evidence",
+    _map_of(_is_flag): "environment",
+    _map_of(_is_text): "cells inputs meaning options states",
+}
+FORMS: Mapping[str, Form] = {name: form for form, names in _THINGS.items() for name in names.split()}
+"""The form of each thing that events hold: it is the same in all of them."""
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int) and 0 <= value < 10**9
+# --- kinds -------------------------------------------------------------------------------------------
 
 
-_FORMS = {
-    "at": _is_time, "begins": _is_time, "ended": _is_time, "started": _is_time_or_unknown, "begun": _is_time_or_unknown,
-    "newest": _is_time_or_unknown,
-    "attempt": _is_number, "job": _is_job, "held": _is_flag, "by_hand": _is_flag, "by_person": _is_flag, "kept": _is_flag,
-    "step": _is_text, "name": _is_text, "definition": _is_text, "placement": _is_text, "output_dir": _is_text,
-    "message": _is_text,
-    "state": _is_text, "failure": _is_text, "exit_code": _is_text, "user": _is_text, "why": _is_text, "words": _is_text,
-    "cluster": _is_text, "path": _is_text, "environment": _are_flags, "cells": _are_cells, "states": _are_texts,
-    "meaning": _are_texts, "evidence": _are_files, "options": _are_texts, "from_epoch": _is_number, "detail": _is_text,
-    "nodes": _is_text, "key": _is_text, "before": _is_text_or_none, "after": _is_text_or_none, "ask": _is_ask,
-}  # fmt: skip
+def _kind(required: str = "", optional: str = "") -> Kind:
+    return Kind(frozenset(required.split()), frozenset(optional.split()))
 
 
-_KINDS = frozenset(
-    {"opened", "root", "names", "writing", "unwritten", "stands", "heard", "intent", "adopted", "done", "hold", "cancel"}
-    | {"release", "rerun", "moved", "edited", "reopened", "submitted", "refused", "limited", "lost", "unseen", "seen"}
-    | {"withdrawing", "withdrawn", "queue-holding", "queue-held", "unheld", "missing", "ended", "placed"}
-)
+_DEFINED = "definition placement output_dir ask meaning inputs"
 
-
-def check(event: Event) -> None:
-    """Raises ValueError where something of a known kind of event is not in its form; what later versions add is theirs."""
-    if event["event"] in _KINDS and not all(_FORMS[key](value) for key, value in event.items() if key in _FORMS):
-        raise ValueError(event)
+KINDS: Mapping[str, Kind] = {
+    # of the experiment as a whole
+    "opened": _kind("cluster path user environment", "by why"),
+    "root": _kind("path"),
+    "names": _kind("kept"),
+    "writing": _kind("cells"),
+    "unwritten": _kind("cells"),
+    "stands": _kind("states"),
+    "heard": _kind("words"),
+    "pause": _kind("", "user why until until_text"),
+    "resume": _kind("", "user why"),
+    "renaming": _kind("old new", "user why"),
+    "renamed": _kind("old new"),
+    "rename-ended": _kind("old new"),
+    "pruned": _kind("job", "user why"),
+    # of the one or of a step
+    "release": _kind("", "step user why"),
+    # of one attempt of a step
+    "intent": _kind("step attempt name", f"begins held options from_epoch {_DEFINED}"),
+    "adopted": _kind("step attempt name job", f"begun by_hand {_DEFINED}"),
+    "submitted": _kind("step attempt job"),
+    "refused": _kind("step attempt message"),
+    "limited": _kind("step attempt message"),
+    "lost": _kind("step attempt"),
+    "unseen": _kind("step attempt"),
+    "seen": _kind("step attempt"),
+    "reopened": _kind("step attempt"),
+    "withdrawing": _kind("step attempt"),
+    "withdrawn": _kind("step attempt"),
+    "queue-holding": _kind("step attempt"),
+    "queue-held": _kind("step attempt"),
+    "unheld": _kind("step attempt"),
+    "ended": _kind("step attempt job state failure ended", "started exit_code detail nodes"),
+    "missing": _kind("step attempt"),
+    "placed": _kind("step attempt placement", "user why"),
+    # of a step
+    "done": _kind("step definition", "meaning inputs evidence by_person user why"),
+    "edited": _kind("step path key before after"),
+    "moved": _kind("step path to"),
+    "hold": _kind("step", "user why"),
+    "cancel": _kind("step", "user why"),
+    "rerun": _kind("step", "newest user why"),
+    "free": _kind("step epochs bytes", "user why"),
+    "freed": _kind("step"),
+}

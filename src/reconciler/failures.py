@@ -15,8 +15,8 @@ from reconciler.model import Job, Sign
 LOG_TAIL = 65536
 """Bytes of a job's log that are looked at, from its end."""
 
-CANCELLED = frozenset({"CancelledByPerson", "CancelledByAdmin", "CancelledByUs", "Cancelled"})
-"""Ends that are somebody's wish and no fault of the work (``Cancelled`` is what earlier versions wrote down)."""
+CANCELLED = frozenset({"CancelledByPerson", "CancelledByAdmin", "CancelledByUs"})
+"""Ends that are somebody's wish and no fault of the work."""
 
 INFRASTRUCTURE = frozenset({"NodeFailure", "BootFailure", "Preempted"})
 """Ends that another attempt may well not meet again."""
@@ -82,7 +82,6 @@ _SENTENCES = {
     "NodeFailure": "the node failed",
     "BootFailure": "the node did not boot",
     "Preempted": "the job was preempted",
-    "Cancelled": "the job was cancelled",
     "CancelledByPerson": "the job was cancelled by a person",
     "CancelledByAdmin": "the job was cancelled by an administrator",
     "CancelledByUs": "the job was cancelled as it was asked for",
@@ -90,7 +89,6 @@ _SENTENCES = {
     "DiskQuota": "the disk was full, or a quota was used up",
     "UserError": "the program failed",
     "Unknown": "the job failed, and nothing tells why",
-    "Failed": "the job failed",
     "Vanished": "the job left the queue and nothing tells how it ended",
 }
 CLASSES = tuple(_SENTENCES)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from reconciler.events import Event, check
+from reconciler.events import KINDS, Event, check, is_of_step
 from reconciler.memory import (
     PARTICIPLES,
     Attempt,
@@ -43,13 +43,13 @@ def fold(events: Iterable[Event]) -> Memory:
     for order, event in enumerate(events, start=1):
         try:
             check(event)
-            if "step" in event:
-                steps[event["step"]] = _with_words(steps.get(event["step"], StepMemory()), event["event"], order, event)
-            else:
-                memory = _apply(replace(memory, steps=steps), order, event)
-                steps = dict(memory.steps) if memory.steps is not steps else steps
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        except ValueError as error:
             raise MalformedEvent(order) from error
+        if is_of_step(event):
+            steps[event["step"]] = _with_words(steps.get(event["step"], StepMemory()), event["event"], order, event)
+        elif event["event"] in KINDS:
+            memory = _apply(replace(memory, steps=steps), order, event)
+            steps = dict(memory.steps) if memory.steps is not steps else steps
     return replace(memory, steps=steps)
 
 
@@ -139,15 +139,13 @@ def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> d
     return {**written, **{key: (text, *written.get(key, ())[:1]) for key, text in cells.items()}}
 
 
-def _without(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str] | list[str]) -> dict[str, tuple[str, ...]]:
-    """Less what did not reach the document after all, which need not be the newest where another pass wrote beside this one. Once
-    only the cells' names were written down."""
+def _without(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Less what did not reach the document after all, which need not be the newest where another pass wrote beside this one."""
     kept = dict(written)
-    for key in kept.keys() & set(cells):
+    for key in kept.keys() & cells.keys():
         texts = list(kept.pop(key))
-        text = cells[key] if isinstance(cells, Mapping) else texts[0]
-        if text in texts:
-            texts.remove(text)
+        if cells[key] in texts:
+            texts.remove(cells[key])
         if texts:
             kept[key] = tuple(texts)
     return kept

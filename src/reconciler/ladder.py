@@ -40,11 +40,7 @@ Rule = Callable[[Situation], Action | None]
 
 def climb(situation: Situation) -> Action:
     """The action of the first rule that has one; the last rule always has."""
-    return next(
-        replace(action, rule=rule.__name__.lstrip("_").replace("_", "-"))
-        for rule in _RULES
-        if (action := rule(situation)) is not None
-    )
+    return next(replace(action, rule=name) for name, rule in _RULES if (action := rule(situation)) is not None)
 
 
 def _is_done(s: Situation) -> Action | None:
@@ -236,6 +232,7 @@ def _is_unconfirmed(s: Situation) -> Action | None:
 
 
 def _is_disk_unknown(s: Situation) -> Action | None:
+    """Before every rule that looks at the outputs, and after those of jobs, which hold whatever the disk says."""
     if s.outputs is None or s.outputs.state is OutputState.UNKNOWN:
         reason = s.outputs.reason if s.outputs else Reason("DiskUnknown", "the outputs were not examined")
         return s.decide(Verb.WAIT, Condition.UNKNOWN, reason.code, reason.message)
@@ -302,6 +299,7 @@ def _is_held(s: Situation) -> Action | None:
 
 
 def _are_retries_spent(s: Situation) -> Action | None:
+    """After evidence and a person's word, which outweigh any number of failures; before the wait for a retry that never comes."""
     attempts = _since_release(s.memory)
     last = attempts[-1] if attempts else None
     if last is None:
@@ -324,6 +322,7 @@ def _are_retries_spent(s: Situation) -> Action | None:
 
 
 def _is_backing_off(s: Situation) -> Action | None:
+    """Last of what the step's own past says: a retry is due, and not yet."""
     attempts = _since_release(s.memory)
     last = attempts[-1] if attempts else None
     if last is None or (last.refused is None and last.end is None):
@@ -340,6 +339,7 @@ def _is_backing_off(s: Situation) -> Action | None:
 
 
 def _are_needs_unmet(s: Situation) -> Action | None:
+    """After the step's own past, which needs a person or time whatever becomes of its need; before what a need leaves behind."""
     if s.step.need is None:
         return None
     if s.need is not None and s.need.condition is Condition.DONE:
@@ -403,7 +403,7 @@ def _submit(s: Situation) -> Action:
     last = next((a for a in reversed(s.memory.attempts) if not (a.withdrawn or a.limited)), None)
     replaces_lost = _is_last_one_lost(s.memory)
     is_asked_for = last is not None and s.memory.rerun is not None and last.order < s.memory.rerun.order
-    code, message = ("NotStarted", "nothing is there yet")
+    code, message = ("NotStarted", "not started; the next pass submits it")
     if replaces_lost:
         code, message = "SubmissionLost", "the last submission was never seen; submitted held, released when nothing surfaces"
     elif is_asked_for:
@@ -411,7 +411,7 @@ def _submit(s: Situation) -> Action:
     elif last is not None:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
-        message = s.outputs.reason.message
+        message = f"{s.outputs.reason.message}; the next pass submits it"
     remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
     aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
     goes_on = (f"goes on from {s.outputs.resumable} whole epochs",) if remedy.resumes else ()
@@ -432,26 +432,26 @@ def _submit(s: Situation) -> Action:
     )
 
 
-_RULES: tuple[Rule, ...] = (
-    _is_done,
-    _is_blocked,
-    _is_drifted,
-    _is_world_unknown,
-    _has_live_job,
-    _is_unconfirmed,
-    _is_disk_unknown,
-    _is_verified,
-    _are_outputs_not_ours,
-    _is_settling,
-    _is_held,
-    _are_retries_spent,
-    _is_backing_off,
-    _are_needs_unmet,
-    _is_input_missing,
-    _is_directory_in_use,
-    _is_checkpoint_in_use,
-    _does_the_tool_object,
-    _submit,
+_RULES: tuple[tuple[str, Rule], ...] = (
+    ("done", _is_done),
+    ("blocked", _is_blocked),
+    ("drifted", _is_drifted),
+    ("queue unknown", _is_world_unknown),
+    ("live job", _has_live_job),
+    ("unconfirmed submission", _is_unconfirmed),
+    ("disk unknown", _is_disk_unknown),
+    ("verified", _is_verified),
+    ("outputs not ours", _are_outputs_not_ours),
+    ("settling", _is_settling),
+    ("held by a person", _is_held),
+    ("retries spent", _are_retries_spent),
+    ("backing off", _is_backing_off),
+    ("needs unmet", _are_needs_unmet),
+    ("input missing", _is_input_missing),
+    ("directory in use", _is_directory_in_use),
+    ("checkpoint in use", _is_checkpoint_in_use),
+    ("tool objects", _does_the_tool_object),
+    ("submit", _submit),
 )
 
 

@@ -224,7 +224,7 @@ def digest(*parts: str) -> str:
 # --- job names: how a job is recognised without any memory ---------------------------------------
 
 _NAME_LIMIT = 64
-_TOKEN = re.compile(r"rc-([0-9a-f]{8})-([0-9a-f]{10})-([0-9]+)$")
+_TOKEN = re.compile(r"rc-([0-9a-f]{8})-([0-9a-f]{10})-([0-9]{1,8})$")
 
 
 @dataclass(frozen=True)

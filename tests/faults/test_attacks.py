@@ -542,7 +542,7 @@ def test_an_intent_in_another_form_is_damage(change):
         {"event": "done", "definition": "d", "evidence": [{"path": 1, "size": 2, "mtime_ns": 3}]},
         {"event": "done", "definition": "d", "meaning": {"a": 1}},
         {"event": "refused", "message": ["no"]},
-        {"event": "ended", "job": "1", "state": 3, "failure": "Failed", "ended": 5.0},
+        {"event": "ended", "job": "1", "state": 3, "failure": "UserError", "ended": 5.0},
         {"event": "hold", "why": {}},
         {"event": "rerun", "newest": "yesterday"},
     ],
@@ -558,10 +558,10 @@ def test_a_cell_whose_first_writing_failed_was_never_written():
     cells = {"a|||Status": "RUNNING"}
     writing, unwritten = (
         {"event": "writing", "at": 1.0, "cells": cells},
-        {"event": "unwritten", "at": 2.0, "cells": list(cells)},
+        {"event": "unwritten", "at": 2.0, "cells": cells},
     )
     assert fold([writing, unwritten]).written == {}
-    assert fold([writing, {**writing, "cells": {"a|||Status": "HELD"}}, unwritten]).written == {"a|||Status": ("RUNNING",)}
+    assert fold([writing, {**writing, "cells": {"a|||Status": "HELD"}}, unwritten]).written == {"a|||Status": ("HELD",)}
 
 
 def test_a_ledger_of_many_steps_is_read_in_the_time_of_its_length(tmp_path):
