@@ -10,7 +10,7 @@ import pytest
 
 from reconciler.batch_script import log_path, parse_batch_script
 from reconciler.failures import CLASSES, INFRASTRUCTURE, SIGNS, classify, plain_log
-from reconciler.model import Condition, Job, Phase, Policy, Sign, Unknown, Verb
+from reconciler.model import Ask, Condition, Job, Phase, Policy, Sign, Unknown, Verb
 from reconciler.schemas import schema
 from worlds import COMPLETE, ended, finetune, job, plan_for, submitted
 
@@ -30,7 +30,8 @@ def logs() -> dict[str, str]:
 @pytest.mark.parametrize("sign", SIGNS, ids=lambda sign: sign.pattern)
 def test_each_line_of_the_table_is_told_by_its_own_sign(sign: Sign):
     said = f"INFO: training\n{sign.sample}\nsrun: done\n"
-    assert (classify(FAILED, said).code, classify(FAILED, said).detail) == (sign.failure, sign.sample)
+    told = classify(FAILED, said, gpus=1)
+    assert (told.code, told.detail) == (sign.failure, sign.sample)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +158,41 @@ def test_infrastructure_is_no_fault_of_the_work():
     for failure in INFRASTRUCTURE:
         failed = [e for step in steps[:3] for e in ended(step, failure)]
         assert plan_for(*steps, events=failed, policy=Policy(retry={})).of("d/finetune").verb is Verb.SUBMIT
+
+
+NO_GPU = "Traceback (most recent call last):\n  x\nRuntimeError: No CUDA GPUs are available\n"
+
+
+@pytest.mark.parametrize(("gpus", "code"), [(1, "NodeFailure"), (0, "LaunchFailure"), (None, "LaunchFailure")])
+def test_a_job_without_a_gpu_is_its_nodes_fault_only_where_it_asked_for_one(gpus: int | None, code: str):
+    seen = plan_for(
+        replace(STEP, ask=Ask(gpus)), events=submitted(STEP), queue=(OVER,), logs={(OVER.id, OVER.name): NO_GPU}, policy=Policy()
+    )
+    (end,) = [e for e in seen.learned if e["event"] == "ended"]
+    assert end["failure"] == code
+    assert "RuntimeError: No CUDA GPUs are available" in end["detail"]
+    assert ("--gres=gpu:1" in end["detail"]) == (code == "LaunchFailure")
+
+
+def test_what_the_job_asked_for_counts_and_not_what_its_script_asks_for_since():
+    asked = {"gpus": 0, "seconds": None, "where": ""}
+    told = plan_for(
+        replace(STEP, ask=Ask(1)), events=submitted(STEP, ask=asked), queue=(OVER,), logs={(OVER.id, OVER.name): NO_GPU}
+    )
+    assert [e["failure"] for e in told.learned if e["event"] == "ended"] == ["LaunchFailure"]
+
+
+def test_a_node_that_the_log_alone_blames_is_retried_and_counts_for_a_wave():
+    steps = [finetune(run) for run in ("a", "b", "c", "d")]
+    two = [e for step in steps[:2] for e in ended(step, "NodeFailure", state="FAILED")]
+    assert plan_for(*steps, events=two).of("a/finetune").verb is Verb.SUBMIT
+    three = [*two, *ended(steps[2], "NodeFailure", state="FAILED")]
+    assert {a.reason.code for a in plan_for(*steps, events=three).actions} == {"ManyFailures"}
+    again = [*three, *submitted(steps[0], 2)]
+    retried = plan_for(*steps, events=again, queue=(job(steps[0], attempt=2),))
+    assert retried.of("d/finetune").reason.code == "ManyFailures", "its retry is under way, and nothing has succeeded"
+    for release in ({"event": "release", "at": 1.0}, {"event": "release", "at": 1.0, "step": steps[0].key}):
+        assert plan_for(*steps, events=[*three, release]).of("d/finetune").verb is Verb.SUBMIT
 
 
 def test_a_good_result_needs_no_log():

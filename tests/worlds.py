@@ -84,8 +84,13 @@ def submitted(step: Step, attempt: int = 1, at: float = NOW - 1000, **more: Any)
     return [intent, event("submitted", step, at + 1, attempt=attempt, job=str(100 + attempt))]
 
 
+_STATES = {"NodeFailure": "NODE_FAIL", "BootFailure": "BOOT_FAIL", "Preempted": "PREEMPTED"}
+
+
 def ended(step: Step, failure: str, attempt: int = 1, at: float = NOW - 900, **more: Any) -> list[Event]:
-    end = event("ended", step, at, attempt=attempt, job=str(100 + attempt), state="FAILED", failure=failure, ended=at, **more)
+    """An attempt that ended so, by Slurm's own word where that has one for it; its outputs were seen to be missing."""
+    facts = {"state": _STATES.get(failure, "FAILED"), "failure": failure, "ended": at, **more}
+    end = event("ended", step, at, attempt=attempt, job=str(100 + attempt), **facts)
     return [*submitted(step, attempt, at - 100), end, event("missing", step, at, attempt=attempt)]
 
 

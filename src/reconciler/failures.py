@@ -18,7 +18,10 @@ LOG_TAIL = 65536
 CANCELLED = frozenset({"CancelledByPerson", "CancelledByAdmin", "CancelledByUs", "Cancelled"})
 """Ends that are somebody's wish and no fault of the work (``Cancelled`` is what earlier versions wrote down)."""
 
-INFRASTRUCTURE = frozenset({"NodeFailure", "BootFailure", "Preempted"})
+NODE = frozenset({"NodeFailure", "BootFailure"})
+"""Ends that a node is blamed for: by Slurm, or by what the job's program said before it ended."""
+
+INFRASTRUCTURE = NODE | {"Preempted"}
 """Ends that another attempt may well not meet again."""
 
 _BY_STATE = {
@@ -47,7 +50,8 @@ SIGNS: tuple[Sign, ...] = (
     Sign("OutOfMemoryHost", r"Exceeded (job|step) memory limit", "slurmstepd-n1: error: Exceeded job memory limit"),
     Sign("NodeFailure", r"DUE TO NODE FAILURE", f"{_CANCELLED_AT} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***"),
     Sign("NodeFailure", r"uncorrectable (NVLink|ECC) error", "RuntimeError: CUDA error: uncorrectable ECC error encountered"),
-    Sign("NodeFailure", r"No CUDA GPUs are available", "RuntimeError: No CUDA GPUs are available"),
+    # Of a node only where the job was to have a GPU; where nobody asked for one, no other attempt would find any.
+    Sign("NodeFailure", r"No CUDA GPUs are available", "RuntimeError: No CUDA GPUs are available", without_gpus="LaunchFailure"),
     Sign("TimeLimit", r"DUE TO TIME LIMIT", f"{_CANCELLED_AT} DUE TO TIME LIMIT ***"),
     Sign("Preempted", r"DUE TO PREEMPTION", f"{_CANCELLED_AT} DUE TO PREEMPTION ***"),
     Sign("LaunchFailure", r"^ModuleNotFoundError: ", "ModuleNotFoundError: No module named 'datasets'"),
@@ -71,6 +75,7 @@ SIGNS: tuple[Sign, ...] = (
 """What a job's log may tell, whatever tool wrote it; the first that is found counts. Tools have more of their own."""
 
 _TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(?P<last>\S.*)", re.MULTILINE)
+_ASK_FOR_A_GPU = "does its script ask for a GPU? `#SBATCH --gres=gpu:1` would"
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 _LONGEST = 300  # characters of a line that is shown
 
@@ -110,11 +115,25 @@ def needs_log(job: Job) -> bool:
     return job.state not in _BY_STATE and job.state != "CANCELLED" and job.exit_code != _OUTPUT_NOT_OPENED
 
 
-def classify(job: Job, log: str | None = None, signs: Sequence[Sign] = (), uid: str = "", *, was_asked: bool = False) -> Failure:
+def is_slurms_word(state: str, failure: str) -> bool:
+    """True where the class of an end is what Slurm itself says of the job; else its log alone told it."""
+    return _BY_STATE.get(state) == failure
+
+
+def classify(
+    job: Job,
+    log: str | None = None,
+    signs: Sequence[Sign] = (),
+    uid: str = "",
+    *,
+    was_asked: bool = False,
+    gpus: int | None = None,
+) -> Failure:
     """The class of an ended job.
 
     ``log`` is the tail of its log, None where there is none; ``signs`` are its tool's own. ``uid`` is this user's, and
-    ``was_asked`` tells that a person's word to reconcile had the job cancelled.
+    ``was_asked`` tells that a person's word to reconcile had the job cancelled. ``gpus`` is how many it asked for, None where
+    nobody knows.
     """
     if job.state == "CANCELLED":
         return _cancelled(job, uid, was_asked=was_asked)
@@ -122,7 +141,7 @@ def classify(job: Job, log: str | None = None, signs: Sequence[Sign] = (), uid: 
         return Failure(_BY_STATE[job.state])
     if job.exit_code == _OUTPUT_NOT_OPENED:
         return Failure("LaunchFailure", "its output file could not be opened: does the directory of #SBATCH --output exist?")
-    told = _told_by_log(plain_log(log), signs) if log else None
+    told = _told_by_log(plain_log(log), signs, gpus) if log else None
     if told is not None:
         return told
     if job.state == "COMPLETED":
@@ -149,13 +168,20 @@ def _cancelled(job: Job, uid: str, *, was_asked: bool) -> Failure:
     return Failure("CancelledByPerson")
 
 
-def _told_by_log(log: str, signs: Sequence[Sign]) -> Failure | None:
+def _told_by_log(log: str, signs: Sequence[Sign], gpus: int | None) -> Failure | None:
     for sign in (*signs, *SIGNS):
         found = re.search(sign.pattern, log, re.MULTILINE)
         if found is not None:
-            return Failure(sign.failure, _line_around(log, found.start()))
+            return _meaning(sign, _line_around(log, found.start()), gpus)
     tracebacks = list(_TRACEBACK.finditer(log))
     return Failure("UserError", tracebacks[-1]["last"].strip()[:_LONGEST]) if tracebacks else None
+
+
+def _meaning(sign: Sign, line: str, gpus: int | None) -> Failure:
+    """What a sign stands for, in the line where it was found."""
+    if sign.without_gpus and not gpus:
+        return Failure(sign.without_gpus, f"{line}; {_ASK_FOR_A_GPU}")
+    return Failure(sign.failure, line)
 
 
 def _line_around(text: str, at: int) -> str:

@@ -47,6 +47,13 @@ def climb(situation: Situation) -> Action:
     )
 
 
+def is_given_up(s: Situation) -> bool:
+    """True where a job that Slurm says failed is not to be followed by another, should its outputs stay missing."""
+    last = s.memory.last_begun
+    has_failed = last is not None and last.end is not None and last.end.state != "COMPLETED"
+    return has_failed and _are_retries_spent(s) is not None
+
+
 def _is_done(s: Situation) -> Action | None:
     """First, so that a finished step costs nothing and survives the loss of everything else."""
     done = s.memory.done

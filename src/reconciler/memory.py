@@ -47,8 +47,8 @@ class Attempt:
     was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
     ``options`` are those that it was submitted with over its script's own, ``from_epoch`` how many whole epochs it went on from.
     ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start,
-    ``withdrawing`` that we set out to. ``ask`` is what its job asked for, None where an earlier version did not write that down; ``worked`` (s) is how long earlier starts of a job
-    took that Slurm requeued.
+    ``withdrawing`` that we set out to. ``ask`` is what its job asked for, None where an earlier version did not write that down;
+    ``worked`` (s) is how long earlier starts of a job took that Slurm requeued.
     ``queue_hold`` tells of a queued job that a person's word (``hold`` or ``pause``) has us hold: ``asked`` before it is done,
     ``held`` after that, empty where we do not.
     """

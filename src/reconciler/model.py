@@ -43,11 +43,13 @@ class Reason:
 @dataclass(frozen=True)
 class Sign:
     """A line of a job's log that tells why the job failed: the class of failure that it stands for, a regular expression (one
-    line, not anchored), and a line as it was seen."""
+    line, not anchored), and a line as it was seen. ``without_gpus`` is the class where the job surely got none, for want of
+    asking (empty: the same)."""
 
     failure: str
     pattern: str
     sample: str
+    without_gpus: str = ""
 
 
 @dataclass(frozen=True)
