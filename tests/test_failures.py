@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from reconciler.batch_script import log_path, parse_batch_script
 from reconciler.failures import CLASSES, INFRASTRUCTURE, SIGNS, classify, plain_log
 from reconciler.model import Ask, Condition, Job, Phase, Policy, Sign, Unknown, Verb
 from reconciler.schemas import schema
+from reconciler.tracebacks import FORMS
 from worlds import COMPLETE, ended, finetune, job, plan_for, submitted
 
 SAMPLES = Path(__file__).parent / "samples" / "torchtune.tar.gz"
@@ -62,9 +64,80 @@ def test_slurms_own_word_outranks_the_log(state: str, code: str):
 
 def test_a_full_disk_outranks_the_traceback_and_the_memory_that_it_ends_in():
     log = (
-        "OSError: [Errno 28] No space left on device\nTraceback (most recent call last):\n  a\ntorch.OutOfMemoryError: CUDA out\n"
+        "Traceback (most recent call last):\n  a\nOSError: [Errno 28] No space left on device\n\nDuring handling of the above "
+        "exception, another exception occurred:\n\nTraceback (most recent call last):\n  a\ntorch.OutOfMemoryError: CUDA out\n"
     )
     assert classify(FAILED, log).code == "DiskQuota"
+
+
+TRACE = "Traceback (most recent call last):\n  File x\n    raise E('CUDA out of memory')\nKeyError: 'lr'\n"
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        "wandb: WARNING Failed to sync: [Errno 28] No space left on device\n",
+        "CUDA out of memory, skipped\n",
+        "Traceback (most recent call last):\n  a\ntorch.OutOfMemoryError: CUDA out of memory. Tried\nskipped this batch\n",
+    ],
+)
+def test_what_a_program_went_on_after_does_not_outrank_the_exception_that_it_ended_in(before: str):
+    why = classify(FAILED, before + TRACE)
+    assert (why.code, why.detail) == ("UserError", "KeyError: 'lr'")
+    assert classify(FAILED, before + TRACE + "slurmstepd: error: Detected 1 oom_kill event in x\n").code == "OutOfMemoryHost"
+
+
+def test_a_sign_counts_wherever_it_stands_where_there_is_no_traceback():
+    assert classify(FAILED, "CUDA out of memory\nsrun: error: n1: task 0: Exited with exit code 1\n").code == "OutOfMemoryGpu"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_form_of_a_traceback_tells_its_exception(form: str):
+    sample, exception = FORMS[form]
+    why = classify(FAILED, f"INFO: training\n{sample}srun: error: n1: task 0: Exited with exit code 1\n")
+    assert (why.code, why.detail) == ("UserError", exception)
+
+
+@pytest.mark.parametrize("form", [form for form, (sample, _) in FORMS.items() if "ValueError: bad lr" in sample])
+def test_an_exception_that_is_a_sign_is_one_in_each_form_of_a_traceback(form: str):
+    sample = FORMS[form][0].replace("ValueError: bad lr", "torch.OutOfMemoryError: CUDA out of memory. Tried")
+    why = classify(FAILED, sample)
+    assert why.code == "OutOfMemoryGpu"
+    assert why.detail.startswith("torch.OutOfMemoryError: CUDA out of memory. Tried")
+
+
+def test_of_ranks_that_fail_together_the_first_tells_why():
+    def said(rank: int, exception: str) -> str:
+        lines = ["Traceback (most recent call last):", "  File x", exception]
+        return "".join(f"[rank{rank}]: {line}\n" for line in lines)
+
+    late = said(0, "RuntimeError: NCCL connection closed by remote peer")
+    assert classify(FAILED, said(1, "ValueError: bad batch") + late).detail == "ValueError: bad batch"
+    mixed = "".join(a + b for a, b in zip(said(0, "A: 1").splitlines(True), said(1, "B: 2").splitlines(True), strict=True))
+    assert classify(FAILED, mixed).detail == "A: 1"
+
+
+@pytest.mark.parametrize(
+    "bar",
+    [
+        "1|3|Loss: 2.31:  30%|███       | 3/10",
+        "1|3|Loss: 2.31:  30%|###       | 3/10 [00:05<00:12,  1.72s/it]",
+        "3it [00:01, 2.9it/s]",
+    ],
+)
+def test_a_progress_bar_that_had_not_ended_its_line_is_no_part_of_what_is_told(bar: str):
+    said = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"
+    assert classify(FAILED, f"{bar}{said}\n").detail == said
+    assert plain_log(f"{bar}\nnext") == f"{bar}\nnext"
+
+
+@pytest.mark.parametrize(
+    "line", ["%|" * 30000, "Traceback (most recent call last):\n" * 1800, "| " * 30000, "%||" + "1/" * 30000]
+)
+def test_a_log_that_looks_like_much_and_is_nothing_takes_no_time(line: str):
+    begun = time.process_time()
+    classify(FAILED, line)
+    assert time.process_time() - begun < 2.0
 
 
 def test_the_last_line_of_the_last_traceback_is_shown():

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reconciler.model import Job, Sign
+from reconciler.tracebacks import ending
 
 LOG_TAIL = 65536
 """Bytes of a job's log that are looked at, from its end."""
@@ -70,11 +71,34 @@ SIGNS: tuple[Sign, ...] = (
         r"slurm_script: line \d+: .*: No such file",
         "/d/slurm_script: line 9: activate: No such file or directory",
     ),
+    Sign(
+        "LaunchFailure",
+        r"slurm_script: (line \d+: )?.*: Permission denied",
+        "/d/slurm_script: line 9: ./train.sh: Permission denied",
+    ),
+    Sign(
+        "LaunchFailure",
+        r"execve\(\): .*: (Permission denied|No such file)",
+        "slurmstepd: error: execve(): /d/train.py: Permission denied",
+    ),
+    # Environment Modules in Tcl (ModuleCmd_Load.c's line in 3.2 ends so too).
+    Sign("LaunchFailure", r"Unable to locate a modulefile", "ERROR: Unable to locate a modulefile for 'cuda/12.4'"),
+    Sign("LaunchFailure", r"^EnvironmentNameNotFound: ", "EnvironmentNameNotFound: Could not find conda environment: llm"),
+    Sign(
+        "LaunchFailure",
+        r"Invalid account or account/partition combination",
+        "srun: error: Unable to create step for job 117: Invalid account or account/partition combination specified",
+    ),
     Sign("LaunchFailure", r"[Cc]ouldn't chdir to", "slurmstepd: error: couldn't chdir to `/scratch/run': No such file"),
 )
-"""What a job's log may tell, whatever tool wrote it; the first that is found counts. Tools have more of their own."""
+"""What a job's log may tell, whatever tool wrote it: in the exception of its last traceback and what follows, or anywhere where
+there is none. The first that is found counts. Tools have more of their own. (The forms of tracebacks are in tracebacks.py.)"""
 
-_TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(?P<last>\S.*)", re.MULTILINE)
+# tqdm's bars end in no line break; what is printed next stands behind them.
+_BAR = re.compile(
+    r"(?:%\|[^|]{0,300}\|\s*(?:\S{1,20}/\S{1,20} ?\[[^]]{0,200}\]|[\d.]{1,20}/[\d.]{1,20}(?![\d.]| ?\[))|\dit \[[^]]{0,200}\])"
+    r" *(?=\S)"
+)
 _ASK_FOR_A_GPU = "does its script ask for a GPU? `#SBATCH --gres=gpu:1` would"
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 _LONGEST = 300  # characters of a line that is shown
@@ -149,6 +173,12 @@ def classify(
     return Failure("Unknown", f"exit code {job.exit_code}" if job.exit_code else "")
 
 
+def class_of_refusal(message: str) -> str:
+    """What a job that was never accepted is held as: a bad account is the same failure whoever finds it, sbatch or srun."""
+    is_known = any(sign.failure == "LaunchFailure" and re.search(sign.pattern, message) for sign in SIGNS)
+    return "LaunchFailure" if is_known else "SubmissionRefused"
+
+
 def sentence(failure: str, detail: str = "") -> str:
     """What a class of failure means, for people, and what told it."""
     text = _SENTENCES.get(failure, failure)
@@ -156,8 +186,8 @@ def sentence(failure: str, detail: str = "") -> str:
 
 
 def plain_log(text: str) -> str:
-    """A log's lines as they would stay on a terminal: of a progress bar its last state, and no escapes."""
-    return "\n".join(_CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n"))
+    """A log's lines as they would stay on a terminal: of a progress bar its last state, on a line of its own, and no escapes."""
+    return "\n".join(_BAR.sub(r"\g<0>\n", _CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2])) for line in text.split("\n"))
 
 
 def _cancelled(job: Job, uid: str, *, was_asked: bool) -> Failure:
@@ -169,12 +199,13 @@ def _cancelled(job: Job, uid: str, *, was_asked: bool) -> Failure:
 
 
 def _told_by_log(log: str, signs: Sequence[Sign], gpus: int | None) -> Failure | None:
+    """By what its last traceback tells: what a program said before, it went on after."""
+    end = ending(log)
     for sign in (*signs, *SIGNS):
-        found = re.search(sign.pattern, log, re.MULTILINE)
+        found = re.search(sign.pattern, end.text, re.MULTILINE)
         if found is not None:
-            return _meaning(sign, _line_around(log, found.start()), gpus)
-    tracebacks = list(_TRACEBACK.finditer(log))
-    return Failure("UserError", tracebacks[-1]["last"].strip()[:_LONGEST]) if tracebacks else None
+            return _meaning(sign, _line_around(end.text, found.start()), gpus)
+    return Failure("UserError", end.exception[:_LONGEST]) if end.exception else None
 
 
 def _meaning(sign: Sign, line: str, gpus: int | None) -> Failure:

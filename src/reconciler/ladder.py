@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from reconciler.failures import CANCELLED, sentence
+from reconciler.failures import CANCELLED, class_of_refusal, sentence
 from reconciler.memory import Attempt, Rerun, StepMemory, Word
 from reconciler.model import (
     Action,
@@ -313,7 +313,7 @@ def _are_retries_spent(s: Situation) -> Action | None:
         return None
     if last.refused is not None and len(_trailing_refusals(attempts)) >= _MAX_REFUSALS:
         message = f"refused {_MAX_REFUSALS} times, last with: {last.refused}"
-        return s.decide(Verb.HOLD, Condition.HELD, "SubmissionRefused", message)
+        return s.decide(Verb.HOLD, Condition.HELD, class_of_refusal(last.refused), message)
     if last.end is None:
         return None
     failure = last.end.failure
