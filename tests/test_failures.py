@@ -14,7 +14,7 @@ from reconciler.failures import CLASSES, INFRASTRUCTURE, SIGNS, classify, plain_
 from reconciler.model import Ask, Condition, Job, Phase, Policy, Sign, Unknown, Verb
 from reconciler.schemas import schema
 from reconciler.tracebacks import FORMS
-from worlds import COMPLETE, ended, finetune, job, plan_for, submitted
+from worlds import COMPLETE, NOW, done, ended, finetune, job, plan_for, submitted
 
 SAMPLES = Path(__file__).parent / "samples" / "torchtune.tar.gz"
 FAILED = Job("117", "x", "FAILED", Phase.ENDED, exit_code="1:0")
@@ -208,14 +208,63 @@ def test_a_job_whose_id_was_never_known_waits_for_its_log_too():
     assert not [e for e in seen.learned if e["event"] in ("ended", "lost")]
 
 
-def test_a_full_disk_holds_every_submission_that_writes_there_until_its_step_is_released():
-    a, b, elsewhere = finetune("a"), finetune("b"), replace(finetune("c"), root=Path("/other"))
-    failed = [*ended(a, "DiskQuota")]
-    plan = plan_for(a, b, elsewhere, events=failed)
-    assert [x.reason.code for x in plan.actions] == ["DiskQuota", "DiskQuota", "NotStarted"]
-    assert (plan.of("a/finetune").condition, plan.of("b/finetune").condition) == (Condition.FAILED, Condition.WAITING)
-    released = plan_for(a, b, elsewhere, events=[*failed, {"event": "release", "at": 1.0, "step": a.key}])
-    assert {x.verb for x in released.actions} == {Verb.SUBMIT}
+# --- a full disk -------------------------------------------------------------------------------------
+
+FULL, BESIDE, ELSEWHERE = (
+    replace(finetune(run), root=Path("/x") / run) for run in "abc"
+)  # the newer form: each has its own root
+RUNS = (FULL, BESIDE, ELSEWHERE)
+DISKS = {FULL.key: 1, BESIDE.key: 1, ELSEWHERE.key: 2}
+MET = ended(FULL, "DiskQuota")
+
+
+def waiting(events, filesystems=None, **world) -> list[str]:
+    """The runs that a full disk keeps from being submitted."""
+    plan = plan_for(*RUNS, events=events, filesystems=DISKS if filesystems is None else filesystems, **world)
+    return [step.run for step in RUNS if plan.of(step.key).reason.code == "DiskQuota" and plan.of(step.key).verb is Verb.WAIT]
+
+
+def test_a_full_disk_holds_every_submission_to_that_filesystem_wherever_its_run_has_its_outputs():
+    plan = plan_for(*RUNS, events=MET, filesystems=DISKS)
+    assert [(x.condition, x.reason.code) for x in plan.actions] == [
+        (Condition.FAILED, "DiskQuota"), (Condition.WAITING, "DiskQuota"), (Condition.WAITING, "NotStarted"),
+    ]  # fmt: skip
+    assert "release a/finetune" in plan.of(BESIDE.key).reason.message
+
+
+def test_the_disk_counts_as_full_as_soon_as_the_job_has_ended_and_not_only_once_its_outputs_have_settled():
+    full = "OSError: [Errno 28] No space left on device\n"
+    world = {"events": submitted(FULL), "queue": (OVER,), "logs": {(OVER.id, OVER.name): full}}
+    assert plan_for(*RUNS, filesystems=DISKS, **world).of(FULL.key).reason.code == "OutputsMissing"
+    assert waiting(world.pop("events"), **world) == ["b"]
+
+
+@pytest.mark.parametrize("unknown", RUNS, ids=lambda step: step.run)
+def test_filesystems_that_cannot_be_told_apart_wait_together(unknown):
+    told = {key: device for key, device in DISKS.items() if key != unknown.key}
+    assert waiting(MET, told) == (["b"] if unknown is BESIDE else ["b", "c"])
+
+
+def test_room_is_there_again_once_somebody_says_so_or_a_later_job_has_left_a_result_there():
+    def with_result(step, first):
+        return [*ended(step, "Unknown", at=NOW - 950), *MET, done(step)] if first else [*MET, *ended(step, "Unknown"), done(step)]
+
+    third = replace(finetune("d"), root=Path("/x/d"))
+    disks = {**DISKS, third.key: 1}
+    for step, first, code in ((third, False, "NotStarted"), (third, True, "DiskQuota"), (ELSEWHERE, False, "DiskQuota")):
+        plan = plan_for(*RUNS, third, events=with_result(step, first), filesystems=disks)
+        assert plan.of(BESIDE.key).reason.code == code
+    for release in ({"event": "release", "at": 1.0, "step": FULL.key}, {"event": "release", "at": 1.0}):
+        assert waiting([*MET, release]) == []
+    assert waiting([*MET, {"event": "release", "at": 1.0, "step": BESIDE.key}]) == ["b"]
+
+
+def test_a_retry_that_the_settings_ask_for_tries_the_disk_for_all():
+    policy = Policy(retry={"DiskQuota": 1}, backoff=0)
+    plan = plan_for(*RUNS, events=MET, filesystems=DISKS, policy=policy)
+    assert [x.verb for x in plan.actions] == [Verb.SUBMIT, Verb.WAIT, Verb.SUBMIT]
+    under_way = [*MET, *submitted(FULL, 2)]
+    assert waiting(under_way, queue=(job(FULL, attempt=2),), policy=policy) == ["b"]
 
 
 def test_failures_that_are_to_be_retried_are_no_wave_and_those_that_were_are_one():

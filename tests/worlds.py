@@ -108,9 +108,10 @@ def plan_for(
     gate: Gate | None = None,
     select: str = "*",
     logs: dict[tuple[str, str], str | Unknown | None] | None = None,
+    filesystems: dict[str, int] | None = None,
 ) -> Plan:
     found = {step.key: ABSENT for step in steps} | (seen or {})
-    observed = Observed(queue, accounting, found, logs=logs or {}, uid="1000")
+    observed = Observed(queue, accounting, found, logs=logs or {}, uid="1000", filesystems=filesystems or {})
     return make_plan(experiment(*steps), observed, fold(events or []), policy or Policy(), NOW, gate, select)
 
 

@@ -380,6 +380,8 @@ class Observed:
     ``outputs`` has one entry per step examined;
     ``objections`` are the tools' own sentences against a fresh attempt over them. ``logs`` has the tail of the log of each job
     (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
+    ``filesystems`` tells which steps write to the same one (by a number that means nothing else), where that was asked and is
+    known.
     """
 
     queue: tuple[Job, ...] | Unknown | None
@@ -389,6 +391,7 @@ class Observed:
     logs: Mapping[tuple[str, str], str | Unknown | None] = field(default_factory=dict)
     signs: Mapping[str, tuple[Sign, ...]] = field(default_factory=dict)
     uid: str = ""
+    filesystems: Mapping[str, int] = field(default_factory=dict)
 
 
 # --- decided -------------------------------------------------------------------------------------

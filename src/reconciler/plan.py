@@ -103,7 +103,7 @@ def make_plan(
     bill = bill_of(desired, decided, known, budget)
     limits: list[Limit] = [
         *([Closed(gate)] if gate else []),
-        FullDisk(desired, decided),
+        FullDisk(desired, known, observed.filesystems, memory.released),
         Canary(Facts(desired, decided, known, ours, memory.released), policy.canary, now),
         budget,
         InFlight(observed, policy),

@@ -12,11 +12,13 @@ from reconciler.model import Job, Outputs, Reading, RunInput, Sign, Stage, Step
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What one stat told. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch."""
+    """What one stat told. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch, ``device`` the filesystem that it is on
+    (st_dev; None where that is not known)."""
 
     size: int
     mtime_ns: int
     is_dir: bool
+    device: int | None = None
 
 
 class Disk(Protocol):
