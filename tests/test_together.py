@@ -266,6 +266,15 @@ def test_a_failure_that_the_settings_retry_is_no_wave_before_its_outputs_have_se
         assert plan.of("d/finetune").reason.code == code
 
 
+def test_a_release_of_the_experiment_lets_jobs_go_to_a_mended_node_again_and_one_of_a_step_does_not():
+    failed = [*on_node(STEPS[0], "n1", "NodeFailure"), *on_node(STEPS[1], "n1", "NodeFailure", 1, NOW - 70_000)]
+    whole, step = {"event": "release", "at": NOW}, event("release", STEPS[0], NOW)
+    for later, excluded in (([], "n1"), ([step], "n1"), ([whole], None)):
+        assert plan_for(*STEPS, events=[*failed, *later]).of("d/finetune").options.get("exclude") == excluded
+    once_more = [*failed, whole, *on_node(STEPS[2], "n1", "NodeFailure", 1, NOW - 50_000)]
+    assert plan_for(*STEPS, events=once_more).of("d/finetune").options == {}
+
+
 def settling(steps: tuple[Step, ...], state: str, attempt: int = 1) -> dict:
     """Jobs that have just ended so, of whose outputs nothing is seen yet."""
     over = tuple(replace(job(step, Phase.ENDED, attempt, state=state), id=str(n)) for n, step in enumerate(steps))

@@ -94,7 +94,7 @@ def make_plan(
         learned += situation.learned
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
-    decided = _avoid_nodes(decided, failing_nodes(known, policy), known, desired)
+    decided = _avoid_nodes(decided, failing_nodes(known, policy, memory.released), known, desired)
     gate = _pause_gate(memory, now) or gate
     gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, suspects), policy)
     desired = replace(desired, steps=tuple(replace(s, ask=s.ask.under(decided[s.key].options)) for s in desired.steps))
@@ -146,13 +146,15 @@ def _ends_of_dropped_steps(
     return learned
 
 
-def failing_nodes(known: Mapping[str, StepMemory], policy: Policy) -> tuple[str, ...]:
-    """Nodes that failed jobs of this experiment so often that no more are sent there. Jobs that one failure took count once;
-    where a job had several nodes, nothing tells which of them it was."""
-    ends = [attempt.end for memory in known.values() for attempt in memory.attempts if attempt.end is not None]
+def failing_nodes(known: Mapping[str, StepMemory], policy: Policy, released: int) -> tuple[str, ...]:
+    """Nodes that failed jobs of this experiment so often that no more are sent there, since a person last released it as a whole:
+    a node may have been mended. Jobs that one failure took count once; where a job had several nodes, nothing tells which of
+    them it was."""
+    attempts = (attempt for memory in known.values() for attempt in memory.attempts)
+    ends = [attempt.end for attempt in attempts if attempt.end is not None and attempt.end.order > released]
     failures: dict[str, list[float]] = {}
     for end in sorted(ends, key=lambda end: end.at):
-        if end.failure in ("NodeFailure", "BootFailure") and _ONE_NODE.fullmatch(end.nodes):
+        if end.failure in NODE and _ONE_NODE.fullmatch(end.nodes):
             times = failures.setdefault(end.nodes, [])
             if not times or end.at - times[-1] > _ONE_FAILURE:
                 times.append(end.at)
