@@ -176,6 +176,7 @@ class StandInTool:
         self.log_file = f"run-{self.name}.log"
         self.is_default = False
         self.signs: tuple[Sign, ...] = ()
+        self.settings: tuple[str, ...] = ("retry", "resume", "time", "mem", "shrink_batch")
         self.root: Path | None = None
         self.result = "result"
 
