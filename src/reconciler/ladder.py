@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from reconciler.failures import CANCELLED, sentence
+from reconciler.failures import CANCELLED, class_of_refusal, sentence
 from reconciler.memory import Attempt, Rerun, StepMemory, Word
 from reconciler.model import (
     Action,
@@ -41,6 +41,13 @@ Rule = Callable[[Situation], Action | None]
 def climb(situation: Situation) -> Action:
     """The action of the first rule that has one; the last rule always has."""
     return next(replace(action, rule=name) for name, rule in _RULES if (action := rule(situation)) is not None)
+
+
+def is_given_up(s: Situation) -> bool:
+    """True where a job that Slurm says failed is not to be followed by another, should its outputs stay missing."""
+    last = s.memory.last_begun
+    has_failed = last is not None and last.end is not None and last.end.state != "COMPLETED"
+    return has_failed and _are_retries_spent(s) is not None
 
 
 def _is_done(s: Situation) -> Action | None:
@@ -306,7 +313,7 @@ def _are_retries_spent(s: Situation) -> Action | None:
         return None
     if last.refused is not None and len(_trailing_refusals(attempts)) >= _MAX_REFUSALS:
         message = f"refused {_MAX_REFUSALS} times, last with: {last.refused}"
-        return s.decide(Verb.HOLD, Condition.HELD, "SubmissionRefused", message)
+        return s.decide(Verb.HOLD, Condition.HELD, class_of_refusal(last.refused), message)
     if last.end is None:
         return None
     failure = last.end.failure

@@ -43,11 +43,13 @@ class Reason:
 @dataclass(frozen=True)
 class Sign:
     """A line of a job's log that tells why the job failed: the class of failure that it stands for, a regular expression (one
-    line, not anchored), and a line as it was seen."""
+    line, not anchored), and a line as it was seen. ``without_gpus`` is the class where the job surely got none, for want of
+    asking (empty: the same)."""
 
     failure: str
     pattern: str
     sample: str
+    without_gpus: str = ""
 
 
 @dataclass(frozen=True)
@@ -386,6 +388,8 @@ class Observed:
     ``outputs`` has one entry per step examined;
     ``objections`` are the tools' own sentences against a fresh attempt over them. ``logs`` has the tail of the log of each job
     (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
+    ``filesystems`` tells which steps write to the same one (by a number that means nothing else), where that was asked and is
+    known.
     """
 
     queue: tuple[Job, ...] | Unknown | None
@@ -395,6 +399,7 @@ class Observed:
     logs: Mapping[tuple[str, str], str | Unknown | None] = field(default_factory=dict)
     signs: Mapping[str, tuple[Sign, ...]] = field(default_factory=dict)
     uid: str = ""
+    filesystems: Mapping[str, int] = field(default_factory=dict)
 
 
 # --- decided -------------------------------------------------------------------------------------
