@@ -63,35 +63,12 @@ def make_plan(
     ``gate`` is set where nothing may be submitted for a reason that lies outside the steps (another environment). Steps whose key
     the glob ``select`` does not match are looked at and left alone.
     """
-    decided: dict[str, Action] = {}
-    known: dict[str, StepMemory] = {}
-    learned: list[Mapping[str, Any]] = []
-    suspects: set[str] = set()
     ours = whose_jobs(desired, observed, memory)
-    occupants = {orphan.output_dir: orphan for orphan in ours.orphans if orphan.output_dir}
-    readers = _readers(desired, memory, ours)
-    for step in _needs_first(desired.steps):
-        situation = Situation(
-            step,
-            memory.of(step.key),
-            ours.of(step.key),
-            observed.outputs.get(step.key),
-            observed,
-            policy.of(step.tool),
-            now,
-            decided.get(step.need) if step.need else None,
-            memory.of(step.need).word if step.need else None,
-            ours.shared,
-            occupants.get(str(step.output_dir)) if step.stage is Stage.FINETUNE else None,
-            need_memory=memory.of(step.need) if step.need else None,
-            pause=memory.pause if memory.pause is not None and memory.pause.is_on(now) else None,
-            reader=readers.get(step.key, ""),
-        )
-        situation.memory = known[step.key] = remember_ends(situation)
-        supersede(situation)
-        decided[step.key] = climb(situation)
-        suspects |= {step.key} if decided[step.key].reason.code == "OutputsMissing" and is_given_up(situation) else set()
-        learned += situation.learned
+    situations = [_situation(step, observed, memory, ours, policy, now) for step in _needs_first(desired.steps)]
+    known = {situation.step.key: situation.memory for situation in situations}
+    decided = _decide(situations, known, _readers(desired, known, ours))
+    suspects = {s.step.key for s in situations if decided[s.step.key].reason.code == "OutputsMissing" and is_given_up(s)}
+    learned = [event for situation in situations for event in situation.learned]
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
     decided = _avoid_nodes(decided, failing_nodes(known, policy, memory.released), known, desired)
@@ -113,14 +90,46 @@ def make_plan(
     return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill)
 
 
-def _readers(desired: Desired, memory: Memory, ours: Ownership) -> dict[str, str]:
+def _situation(step: Step, observed: Observed, memory: Memory, ours: Ownership, policy: Policy, now: float) -> Situation:
+    """What is known of one step, the ends included that the world newly tells."""
+    occupants = {orphan.output_dir: orphan for orphan in ours.orphans if orphan.output_dir}
+    situation = Situation(
+        step,
+        memory.of(step.key),
+        ours.of(step.key),
+        observed.outputs.get(step.key),
+        observed,
+        policy.of(step.tool),
+        now,
+        shared=ours.shared,
+        occupant=occupants.get(str(step.output_dir)) if step.stage is Stage.FINETUNE else None,
+        pause=memory.pause if memory.pause is not None and memory.pause.is_on(now) else None,
+    )
+    situation.memory = remember_ends(situation)
+    return situation
+
+
+def _decide(situations: Sequence[Situation], known: Mapping[str, StepMemory], readers: Mapping[str, str]) -> dict[str, Action]:
+    """Each step's action, needs first: what becomes of a step hangs on what was decided for the one before it."""
+    decided: dict[str, Action] = {}
+    for situation in situations:
+        need = situation.step.need
+        if need is not None and need in known:
+            situation.need, situation.need_memory, situation.need_word = decided.get(need), known[need], known[need].word
+        situation.reader = readers.get(situation.step.key, "")
+        supersede(situation)
+        decided[situation.step.key] = climb(situation)
+    return decided
+
+
+def _readers(desired: Desired, known: Mapping[str, StepMemory], ours: Ownership) -> dict[str, str]:
     """For steps that others need: a job of those, or of an orphan of the run, that is live or may be, in words."""
     found: dict[str, str] = {}
     for step in desired.steps:
         if step.need is None:
             continue
         live = next((f"job {job.id} of {step.key}" for job in ours.of(step.key) if job.is_live), "")
-        unsettled = f"a job of {step.key} that is not seen to have ended" if memory.of(step.key).open else ""
+        unsettled = f"a job of {step.key} that is not seen to have ended" if known[step.key].open else ""
         if live or unsettled:
             found[step.need] = live or unsettled
     runs = {orphan.step.partition("/")[0]: orphan for orphan in ours.orphans}
@@ -140,7 +149,7 @@ def _ends_of_dropped_steps(
     for key, of_step in memory.steps.items():
         if key not in wanted and of_step.open:
             nothing = Step(key, "", Stage.FINETUNE, "", Path(), Path(), Path(), "", "")
-            situation = Situation(nothing, of_step, ours.of(key), None, observed, policy, now, None)
+            situation = Situation(nothing, of_step, ours.of(key), None, observed, policy, now)
             remember_ends(situation)
             learned += situation.learned
     return learned

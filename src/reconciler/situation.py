@@ -55,7 +55,7 @@ class Situation:
     observed: Observed
     policy: Policy
     now: float
-    need: Action | None
+    need: Action | None = None
     need_word: Word | None = None
     shared: frozenset[str] = frozenset()
     occupant: Orphan | None = None
