@@ -43,7 +43,7 @@ def test_an_intent_is_remembered_with_everything_that_it_says():
     [
         ({"event": "submitted", "job": "101"}, {"job": "101"}),
         ({"event": "refused", "message": "Invalid account"}, {"refused": "Invalid account"}),
-        ({"event": "limited", "message": "QOS"}, {"limited": True}),
+        ({"event": "limited", "message": "QOS"}, {"limited": True, "limit": "QOS"}),
         ({"event": "lost"}, {"lost": True}),
         ({"event": "unseen"}, {"unseen_at": 20.0}),
         ({"event": "withdrawing"}, {"withdrawing": True}),

@@ -243,13 +243,23 @@ def test_every_rung_tells_its_rule_its_job_and_its_attempt(world, told):
     assert action.release == (told[3] == "Confirmed")
 
 
+LIMITED = [*submitted(STEP, 9, NOW)[:1], event("limited", STEP, NOW, attempt=9, message="QOS")]
+
+
+def test_a_step_that_a_limit_of_the_site_put_off_says_so_until_it_is_submitted():
+    put_off = "put off by a limit of the site: QOS"
+    assert put_off in decide(STEP, events=LIMITED).reason.message
+    assert put_off in decide(STEP, events=[*ended(STEP, "NodeFailure"), *LIMITED]).reason.message
+    assert (
+        put_off
+        not in decide(STEP, events=[*LIMITED, *submitted(STEP, 10)[:1], event("lost", STEP, NOW, attempt=10)]).reason.message
+    )
+
+
 def test_the_ladder_of_the_readme_has_exactly_the_rules_in_their_order():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (told,) = re.findall(r"the first rule that matches decides:\n(.*?)\. ", readme, re.DOTALL)
     assert " ".join(told.split()).split(" → ") == [name for name, _ in _RULES]
-
-
-LIMITED = [*submitted(STEP, 9, NOW)[:1], event("limited", STEP, NOW, attempt=9, message="QOS")]
 
 
 @pytest.mark.parametrize(

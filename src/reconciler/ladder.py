@@ -412,6 +412,8 @@ def _submit(s: Situation) -> Action:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
         message = f"{s.outputs.reason.message}; the next pass submits it"
+    if s.memory.last is not None and s.memory.last.limited:
+        message += f" (put off by a limit of the site: {s.memory.last.limit})"
     remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
     aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
     goes_on = (f"goes on from {s.outputs.resumable} whole epochs",) if remedy.resumes else ()

@@ -402,7 +402,7 @@ def _fate(attempt: Attempt) -> str:
     if attempt.refused is not None:
         return f"refused: {attempt.refused}"
     if attempt.limited:
-        return "put off by a limit of the site"
+        return f"put off by a limit of the site: {attempt.limit}"
     if attempt.lost:
         return "given up for lost"
     return "submitted" if attempt.job else "unconfirmed"
