@@ -94,7 +94,8 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
         lines += ["", f"{paint(name, 'bold')} ({len(members)})"]
         for action in members:
             lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(why(seen, action), 'dim')}")
-            lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if action.verb is Verb.SUBMIT]
+            is_told = action.verb is Verb.SUBMIT or action.condition is Condition.DRIFTED
+            lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if is_told]
     return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), summary(seen.actions)])
 
 
