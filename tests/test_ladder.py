@@ -26,6 +26,7 @@ from worlds import (
     experiment,
     finetune,
     job,
+    name_of,
     outputs,
     plan_for,
     submitted,
@@ -450,7 +451,14 @@ def test_a_persons_word_is_told_with_who_gave_it_and_why():
 def test_a_failure_is_told_with_its_job_its_exit_code_and_what_it_left():
     message = decide(STEP, events=ended(STEP, "UserError", detail="exit code 1:0"), seen={STEP.key: TORN}).reason.message
     assert all(part in message for part in ("101", "failed", "1:0", TORN.reason.message))
-    assert decide(STEP, events=ended(STEP, "UserError")).reason.message == f"job 101: {sentence('UserError')}"
+    told = f"job 101: {sentence('UserError')}"
+    assert decide(STEP, events=ended(STEP, "UserError")).reason.message == f"{told}; mend it, then `reconcile release a/finetune`"
+    logged = replace(STEP, logs=("/exp/a/%x-%j.out", "/exp/a/%u.err"))
+    assert (
+        f"{told}; its log: /exp/a/{name_of(STEP)}-101.out; mend" in decide(logged, events=ended(STEP, "UserError")).reason.message
+    )
+    cancelled = decide(STEP, events=ended(STEP, "CancelledByPerson")).reason.message
+    assert cancelled.endswith("; `reconcile release a/finetune` submits it again")
 
 
 def test_what_was_accepted_by_a_person_is_not_said_to_be_verified():

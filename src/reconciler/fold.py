@@ -172,7 +172,7 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
         return replace(step, done=done, word=standing)
     if kind == "edited":
-        edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order)
+        edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order, at=float(event["at"]))
         return replace(step, edits=_edited(step.edits, edit))
     if kind in ("hold", "cancel"):
         return replace(step, word=_word(kind, order, event))
