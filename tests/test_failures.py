@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.batch_script import log_path, parse_batch_script
+from reconciler.batch_script import log_path, log_paths, parse_batch_script
 from reconciler.failures import CLASSES, INFRASTRUCTURE, SIGNS, classify, plain_log
 from reconciler.model import Ask, Condition, Job, Phase, Policy, Sign, Unknown, Verb
 from reconciler.schemas import schema
@@ -178,6 +178,8 @@ def test_log_files_are_named_as_slurm_names_them():
     plain = parse_batch_script(Path("/e/r/finetune.slurm"), "#!/bin/bash\n")
     assert [str(log_path(p, "7", "n", "ana")) for p in plain.log_patterns] == ["/e/r/slurm-7.out"]
     assert log_path("/e/%N-%j", "7", "n", "ana") is None
+    assert log_path("/e/%u-%j", "7", "n", "") is None
+    assert log_paths(("/e/%N", "/e/%j", "/e/%x"), "7", "n", "") == (Path("/e/7"), Path("/e/n"))
     assert str(log_path("/e/100%%", "7", "n", "ana")) == "/e/100%"
 
 

@@ -43,7 +43,7 @@ def test_an_intent_is_remembered_with_everything_that_it_says():
     [
         ({"event": "submitted", "job": "101"}, {"job": "101"}),
         ({"event": "refused", "message": "Invalid account"}, {"refused": "Invalid account"}),
-        ({"event": "limited", "message": "QOS"}, {"limited": True}),
+        ({"event": "limited", "message": "QOS"}, {"limited": True, "limit": "QOS"}),
         ({"event": "lost"}, {"lost": True}),
         ({"event": "unseen"}, {"unseen_at": 20.0}),
         ({"event": "withdrawing"}, {"withdrawing": True}),
@@ -154,8 +154,8 @@ def test_edits_of_a_configuration_are_remembered_from_their_first_value_to_their
         ]
 
     path = Path("/a/finetune.yaml")
-    assert step(*edited("8", "4")).edits == (Edit(path, "batch_size", "8", "4", order=1),)
-    assert step(*edited("8", "4", "2")).edits == (Edit(path, "batch_size", "8", "2", order=2, via=("4",)),)
+    assert step(*edited("8", "4")).edits == (Edit(path, "batch_size", "8", "4", order=1, at=20.0),)
+    assert step(*edited("8", "4", "2")).edits == (Edit(path, "batch_size", "8", "2", order=2, via=("4",), at=20.0),)
     assert step(*edited("8", "4", "2", "8")).edits == ()
     both = step(*edited("8", "4"), *edited("1", "2", key="accumulate"), *edited("4", "2")).edits
     assert [(e.key, e.before, e.after) for e in both] == [("accumulate", "1", "2"), ("batch_size", "8", "2")]

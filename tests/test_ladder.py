@@ -26,6 +26,7 @@ from worlds import (
     experiment,
     finetune,
     job,
+    name_of,
     outputs,
     plan_for,
     submitted,
@@ -243,13 +244,23 @@ def test_every_rung_tells_its_rule_its_job_and_its_attempt(world, told):
     assert action.release == (told[3] == "Confirmed")
 
 
+LIMITED = [*submitted(STEP, 9, NOW)[:1], event("limited", STEP, NOW, attempt=9, message="QOS")]
+
+
+def test_a_step_that_a_limit_of_the_site_put_off_says_so_until_it_is_submitted():
+    put_off = "put off by a limit of the site: QOS"
+    assert put_off in decide(STEP, events=LIMITED).reason.message
+    assert put_off in decide(STEP, events=[*ended(STEP, "NodeFailure"), *LIMITED]).reason.message
+    assert (
+        put_off
+        not in decide(STEP, events=[*LIMITED, *submitted(STEP, 10)[:1], event("lost", STEP, NOW, attempt=10)]).reason.message
+    )
+
+
 def test_the_ladder_of_the_readme_has_exactly_the_rules_in_their_order():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (told,) = re.findall(r"the first rule that matches decides:\n(.*?)\. ", readme, re.DOTALL)
     assert " ".join(told.split()).split(" → ") == [name for name, _ in _RULES]
-
-
-LIMITED = [*submitted(STEP, 9, NOW)[:1], event("limited", STEP, NOW, attempt=9, message="QOS")]
 
 
 @pytest.mark.parametrize(
@@ -440,7 +451,14 @@ def test_a_persons_word_is_told_with_who_gave_it_and_why():
 def test_a_failure_is_told_with_its_job_its_exit_code_and_what_it_left():
     message = decide(STEP, events=ended(STEP, "UserError", detail="exit code 1:0"), seen={STEP.key: TORN}).reason.message
     assert all(part in message for part in ("101", "failed", "1:0", TORN.reason.message))
-    assert decide(STEP, events=ended(STEP, "UserError")).reason.message == f"job 101: {sentence('UserError')}"
+    told = f"job 101: {sentence('UserError')}"
+    assert decide(STEP, events=ended(STEP, "UserError")).reason.message == f"{told}; mend it, then `reconcile release a/finetune`"
+    logged = replace(STEP, logs=("/exp/a/%x-%j.out", "/exp/a/%u.err"))
+    assert (
+        f"{told}; its log: /exp/a/{name_of(STEP)}-101.out; mend" in decide(logged, events=ended(STEP, "UserError")).reason.message
+    )
+    cancelled = decide(STEP, events=ended(STEP, "CancelledByPerson")).reason.message
+    assert cancelled.endswith("; `reconcile release a/finetune` submits it again")
 
 
 def test_what_was_accepted_by_a_person_is_not_said_to_be_verified():

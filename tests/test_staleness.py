@@ -43,6 +43,7 @@ def test_evaluations_by_an_older_task_file_are_shown_and_done_again_by_rerun_sta
     for text in (diff_text(seen, Paint()), status_text(seen, Paint())):
         assert "3 evaluations used an older version (task file task.py); `reconcile rerun --stale`" in text
     assert "task file task.py changed since" in explain_text(seen, EVALUATIONS[0])
+    assert "task file task.py changed since" in diff_text(seen, Paint())
     assert [step["stale"] for step in status_json(seen)["steps"]].count(["task file task.py"]) == 3
     before = len(evaluated.cluster.submissions)
     order(evaluated, "rerun", "*", stale=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,9 +125,17 @@ def _directives(text: str, line: int) -> list[Directive]:
     return found
 
 
+def log_paths(patterns: Sequence[str], job: str, name: str, user: str) -> tuple[Path, ...]:
+    """The files of a job's output, without those of which only the job itself knows."""
+    found = (log_path(pattern, job, name, user) for pattern in patterns)
+    return tuple(path for path in found if path is not None)
+
+
 def log_path(pattern: str, job: str, name: str, user: str) -> Path | None:
-    """The file of a job's output; None where only the job itself knows (``%N``, ``%a``, …)."""
-    known = {"%%": "%", "%j": job, "%J": job, "%A": job, "%x": name, "%u": user, "%n": "0", "%t": "0", "%s": "batch"}
+    """The file of a job's output; None where only the job itself knows (``%N``, ``%a``, …), and where its
+    name has a ``user`` that is not known ("")."""
+    known = {"%%": "%", "%j": job, "%J": job, "%A": job, "%x": name, "%n": "0", "%t": "0", "%s": "batch"}
+    known |= {"%u": user} if user else {}
     parts = re.split(r"(%%|%0?\d*[a-zA-Z])", pattern)
     if any(part.startswith("%") and part not in known for part in parts):
         return None

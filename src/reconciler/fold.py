@@ -172,7 +172,7 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
         return replace(step, done=done, word=standing)
     if kind == "edited":
-        edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order)
+        edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order, at=float(event["at"]))
         return replace(step, edits=_edited(step.edits, edit))
     if kind in ("hold", "cancel"):
         return replace(step, word=_word(kind, order, event))
@@ -208,7 +208,7 @@ def _end(order: int, event: Event) -> End:
 _OUTCOMES: Mapping[str, Any] = {
     "submitted": lambda order, e: {"job": str(e["job"])},
     "refused": lambda order, e: {"refused": e["message"]},
-    "limited": lambda order, e: {"limited": True},
+    "limited": lambda order, e: {"limited": True, "limit": e["message"]},
     "lost": lambda order, e: {"lost": True},
     "unseen": lambda order, e: {"unseen_at": float(e["at"])},
     "seen": lambda order, e: {"unseen_at": None},
@@ -236,7 +236,7 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         return step  # of two passes that meant to make the same attempt, one alone could claim it
     if kind == "adopted" and known is not None and not event.get("by_hand"):
         # Under the name that the cluster shows: a site may put something before ours.
-        adopted = replace(known, name=event["name"], job=str(event["job"]), lost=False, limited=False, refused=None)
+        adopted = replace(known, name=event["name"], job=str(event["job"]), lost=False, limited=False, limit="", refused=None)
         return replace(step, attempts=tuple(adopted if a is known else a for a in step.attempts))
     attempt = Attempt(
         number=number,

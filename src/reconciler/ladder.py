@@ -6,9 +6,11 @@ first; the comment of a rule says why it stands where it does.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from reconciler.batch_script import log_paths
 from reconciler.failures import CANCELLED, class_of_refusal, sentence
 from reconciler.memory import Attempt, Rerun, StepMemory, Word
 from reconciler.model import (
@@ -323,8 +325,8 @@ def _are_retries_spent(s: Situation) -> Action | None:
     did_advance = advanced(attempts, s.outputs) if s.policy.resume else frozenset()
     if remedy.refusal or _count([a for a in attempts if a.number not in did_advance], failure) > s.policy.retry.get(failure, 0):
         advice = remedy.refusal or suggestion(failure, s.step)
-        why = f"{_why_failed(s, last)}; {advice}" if advice else _why_failed(s, last)
-        return s.decide(Verb.HOLD, Condition.FAILED, failure, f"job {last.job}: {why}")
+        told = [f"job {last.job}: {_why_failed(s, last)}", advice, _log_of(s, last), _next_word(s, failure)]
+        return s.decide(Verb.HOLD, Condition.FAILED, failure, "; ".join(filter(None, told)))
     return None
 
 
@@ -419,6 +421,8 @@ def _submit(s: Situation) -> Action:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
         message = f"{s.outputs.reason.message}; the next pass submits it"
+    if s.memory.last is not None and s.memory.last.limited:
+        message += f" (put off by a limit of the site: {s.memory.last.limit})"
     remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
     aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
     goes_on = (f"goes on from {s.outputs.resumable} whole epochs",) if remedy.resumes else ()
@@ -503,6 +507,19 @@ def _why_failed(s: Situation, attempt: Attempt) -> str:
     assert attempt.end is not None
     found = f"; {s.outputs.reason.message}" if s.outputs and s.outputs.state is OutputState.INCOMPLETE else ""
     return sentence(attempt.end.failure, attempt.end.detail) + found
+
+
+def _log_of(s: Situation, attempt: Attempt) -> str:
+    assert attempt.job is not None
+    user = next((job.user for job in s.jobs if (job.id, job.name) == (attempt.job, attempt.name)), "")
+    paths = log_paths(s.step.logs, attempt.job, attempt.name, user)
+    return f"its log: {' and '.join(map(str, paths))}" if paths else ""
+
+
+def _next_word(s: Situation, failure: str) -> str:
+    """What a person does next, whose experiment is the current directory."""
+    word = f"`reconcile release {shlex.quote(s.step.key)}`"
+    return f"{word} submits it again" if failure in CANCELLED else f"mend it, then {word}"
 
 
 def _since_release(memory: StepMemory) -> tuple[Attempt, ...]:

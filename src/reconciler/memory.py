@@ -39,6 +39,7 @@ class Attempt:
 
     ``job`` None with none of ``refused``, ``limited`` and ``lost`` is an unconfirmed submission. ``unseen_at`` is when its job
     was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
+    ``limit`` is what the site said where it took no more jobs.
     ``options`` are those that it was submitted with over its script's own, ``from_epoch`` how many whole epochs it went on from.
     ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start,
     ``withdrawing`` that we set out to. ``ask`` is what its job asked for, None where that is not in writing;
@@ -64,6 +65,7 @@ class Attempt:
     job: str | None = None
     refused: str | None = None
     limited: bool = False
+    limit: str = ""
     lost: bool = False
     withdrawing: bool = False
     withdrawn: bool = False

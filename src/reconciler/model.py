@@ -56,7 +56,8 @@ class Sign:
 class Edit:
     """One top-level value of a run's configuration, as it is and as it shall be, as Python's ``str`` has it (None: no such key).
 
-    ``via`` are values that we gave it in between, ``order`` is its place in the ledger once it was made.
+    ``via`` are values that we gave it in between, ``order`` is its place in the ledger, and ``at`` when (epoch s), once
+    it was made.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Edit:
     after: str | None
     via: tuple[str | None, ...] = ()
     order: int = 0
+    at: float = 0.0
 
     @property
     def words(self) -> str:

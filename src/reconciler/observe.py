@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from reconciler.batch_script import log_path
+from reconciler.batch_script import log_paths
 from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnreadable
 from reconciler.failures import LOG_TAIL, needs_log
 from reconciler.memory import Memory, StepMemory
@@ -105,10 +105,9 @@ def _read_logs(
 def _log_of(job: Job, step: Step, disk: Disk) -> str | Unknown | None:
     """The end of what a job wrote to its output and error files; None where there is nothing."""
     texts = []
-    for pattern in step.logs:
-        path = log_path(pattern, job.id, job.name, job.user)
+    for path in log_paths(step.logs, job.id, job.name, job.user):
         try:
-            content = disk.read(path, offset=-LOG_TAIL) if path is not None else None
+            content = disk.read(path, offset=-LOG_TAIL)
         except DiskUnreadable as error:
             return Unknown(str(error))
         if content:

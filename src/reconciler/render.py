@@ -13,12 +13,14 @@ import time
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from reconciler import budget
+from reconciler.batch_script import log_paths
 from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory, Word
-from reconciler.model import Action, Condition, Desired, Verb
+from reconciler.model import Action, Condition, Desired, Step, Verb
 from reconciler.staleness import staleness
 from reconciler.words import Done
 
@@ -94,7 +96,8 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
         lines += ["", f"{paint(name, 'bold')} ({len(members)})"]
         for action in members:
             lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(why(seen, action), 'dim')}")
-            lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if action.verb is Verb.SUBMIT]
+            is_told = action.verb is Verb.SUBMIT or action.condition is Condition.DRIFTED
+            lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if is_told]
     return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), summary(seen.actions)])
 
 
@@ -209,7 +212,7 @@ def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool 
         cells[1] = paint(cells[1], _colour_of(action.condition))
         lines.append("  ".join([*cells, row[3]]))
         attempts = seen.memory.of(action.step).attempts if verbose else ()
-        lines += [f"  attempt {a.number}: {_attempt_sentence(_attempt_json(a))}" for a in attempts]
+        lines += [f"  attempt {a.number}: {_attempt_sentence(_attempt_json(a, ()))}" for a in attempts]
     return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), stand(seen.actions)])
 
 
@@ -234,7 +237,10 @@ def explain_text(seen: Pass, key: str) -> str:
     lines.append(
         f"  outputs: {outputs['state']}, {plain(outputs['reason']['message'])}" if outputs else "  outputs: not examined"
     )
-    lines += [f"  attempt {a['number']}: {_attempt_sentence(a)}" for a in facts["attempts"]]
+    for attempt in facts["attempts"]:
+        lines.append(f"  attempt {attempt['number']}: {_attempt_sentence(attempt)}")
+        lines += [f"    log: {plain(log)}" for log in attempt["logs"]]
+    lines += [f"  {_edit_sentence(edit)}" for edit in facts["edits"]]
     if facts["evidence"]:
         lines.append(f"  evidence ({len(facts['evidence'])} files):")
         lines += [f"    {plain(file['path'])}  {file['size']} bytes" for file in facts["evidence"]]
@@ -246,8 +252,9 @@ def explain_text(seen: Pass, key: str) -> str:
 
 
 def _said(word: Mapping[str, Any]) -> str:
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(word["at"]))
-    return plain(f"{when}  {word['verb']}" + (f" by {word['user']}" if word["user"] else "") + _because(word["why"]))
+    return plain(
+        f"{_local(word['at'])}  {word['verb']}" + (f" by {word['user']}" if word["user"] else "") + _because(word["why"])
+    )
 
 
 def _because(why: str) -> str:
@@ -255,9 +262,20 @@ def _because(why: str) -> str:
 
 
 def _attempt_sentence(attempt: Mapping[str, Any]) -> str:
-    when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(attempt["at"]))
     job = f"job {attempt['job']}" if attempt["job"] else "no job known"
-    return plain(f"{when}, {job}, {attempt['outcome']}")
+    options = "".join(f" --{name}={value}" for name, value in attempt["options"].items())
+    told = [f"submitted with{options}"] if options else []
+    told += [f"going on from {attempt['from_epoch']} whole epochs"] if attempt["from_epoch"] else []
+    return plain(", ".join([_local(attempt["at"]), job, *told, attempt["outcome"]]))
+
+
+def _edit_sentence(edit: Mapping[str, Any]) -> str:
+    before, after = (value if value is not None else "(none)" for value in (edit["before"], edit["after"]))
+    return plain(f"edited {edit['file']}: {edit['key']} {before} → {after}, {_local(edit['at'])}")
+
+
+def _local(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
 
 
 # --- JSON ----------------------------------------------------------------------------------------------
@@ -367,7 +385,8 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
         }
         if outputs
         else None,
-        "attempts": [_attempt_json(attempt) for attempt in memory.attempts],
+        "attempts": [_attempt_json(attempt, _logs_of(seen, step, attempt)) for attempt in memory.attempts],
+        "edits": [{"file": str(e.path), "key": e.key, "before": e.before, "after": e.after, "at": e.at} for e in memory.edits],
         "evidence": _evidence(memory),
         "word": _word(memory.word) if memory.word else None,
         "words": [_word(word) for word in sorted((*memory.words, *seen.memory.words), key=lambda word: word.order)],
@@ -388,8 +407,23 @@ def _word(word: Word) -> dict[str, Any]:
     return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at}
 
 
-def _attempt_json(attempt: Attempt) -> dict[str, Any]:
-    return {"number": attempt.number, "job": attempt.job, "at": attempt.at, "name": attempt.name, "outcome": _fate(attempt)}
+def _attempt_json(attempt: Attempt, logs: Sequence[Path]) -> dict[str, Any]:
+    return {
+        "number": attempt.number,
+        "job": attempt.job,
+        "at": attempt.at,
+        "name": attempt.name,
+        "outcome": _fate(attempt),
+        "options": dict(attempt.options),
+        "from_epoch": attempt.from_epoch,
+        "logs": [str(log) for log in logs],
+    }
+
+
+def _logs_of(seen: Pass, step: Step, attempt: Attempt) -> tuple[Path, ...]:
+    """Where its job writes, as far as the script and what is in writing tell."""
+    user = seen.memory.identity.user if seen.memory.identity is not None else ""
+    return log_paths(step.logs, attempt.job, attempt.name, user) if attempt.job is not None else ()
 
 
 def _fate(attempt: Attempt) -> str:
@@ -402,7 +436,7 @@ def _fate(attempt: Attempt) -> str:
     if attempt.refused is not None:
         return f"refused: {attempt.refused}"
     if attempt.limited:
-        return "put off by a limit of the site"
+        return f"put off by a limit of the site: {attempt.limit}"
     if attempt.lost:
         return "given up for lost"
     return "submitted" if attempt.job else "unconfirmed"
