@@ -23,6 +23,10 @@ Event = Mapping[str, Any]
 LATEST = sys.maxsize
 """The order of what this pass has just learned and not yet written."""
 
+WITHOUT_EVIDENCE = "CompletedWithoutEvidence"
+"""The class of a COMPLETED job of whose log nothing else is told, should its outputs be missing. It is not written down with the
+job's end: most such jobs did their work."""
+
 
 @dataclass(frozen=True)
 class End:
@@ -484,7 +488,7 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         done = Done(event["definition"], order, by_person, evidence, event.get("meaning", {}), word, inputs)
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
         standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
-        return replace(step, done=done, word=standing)
+        return replace(step, done=done, word=standing, attempts=step.attempts if by_person else _with_result(step))
     if kind == "edited":
         edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order)
         return replace(step, edits=_edited(step.edits, edit))
@@ -506,6 +510,11 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
     return step
 
 
+def _with_result(step: StepMemory) -> tuple[Attempt, ...]:
+    """The attempts, of which the last has left what was seen to be missing at first."""
+    return tuple(replace(a, missing_at=None) if a is step.last_begun else a for a in step.attempts)
+
+
 def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
     """An edit of a value edited before tells where it came from in the beginning; one that leads back there is none."""
     old = next((edit for edit in edits if edit.key == new.key), None)
@@ -516,7 +525,8 @@ def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
 
 def _end(order: int, event: Event) -> End:
     told = {key: event.get(key, "") for key in ("exit_code", "detail", "nodes")}
-    return End(event["state"], event["failure"], float(event["ended"]), event.get("started"), order=order, **told)
+    failure = event["failure"] or WITHOUT_EVIDENCE
+    return End(event["state"], failure, float(event["ended"]), event.get("started"), order=order, **told)
 
 
 _OUTCOMES: Mapping[str, Any] = {
