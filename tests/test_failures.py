@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from reconciler.batch_script import log_path, log_paths, parse_batch_script
 from reconciler.failures import CLASSES, INFRASTRUCTURE, SIGNS, classify, plain_log
+from reconciler.loop import preview
 from reconciler.model import Ask, Condition, Job, Phase, Policy, Sign, Unknown, Verb
+from reconciler.render import Paint, explained, status_text
 from reconciler.schemas import schema
 from reconciler.tracebacks import FORMS
+from test_pass import lab, order  # noqa: F401 - a fixture
 from worlds import COMPLETE, NOW, done, ended, finetune, job, plan_for, submitted
 
 SAMPLES = Path(__file__).parent / "samples" / "torchtune.tar.gz"
@@ -330,3 +335,64 @@ def test_who_cancelled_a_job_is_asked_of_the_accounting_and_the_queue_is_believe
     seen = plan_for(STEP, events=submitted(STEP), queue=(shown,), accounting=(told,))
     (end,) = [e for e in seen.learned if e["event"] == "ended"]
     assert (end["failure"], end["ended"]) == ("CancelledByAdmin", shown.ended)
+
+
+# --- a job that COMPLETED ----------------------------------------------------------------------------
+
+
+def outcome(lab, key: str = "a/finetune") -> str:  # noqa: F811
+    """What is told of a step's last attempt, in writing and for people alike."""
+    facts = explained(preview(lab.scene), key)
+    jsonschema.validate(facts, schema("explanation"))
+    told = facts["attempts"][-1]["outcome"]
+    assert told in status_text(preview(lab.scene), Paint(), verbose=True)
+    return told
+
+
+def recorded(lab) -> dict[str, str]:  # noqa: F811
+    (end,) = [
+        e for e in map(json.loads, (lab.directory / ".reconcile/ledger.jsonl").read_text().splitlines()) if e["event"] == "ended"
+    ]
+    return end
+
+
+def test_a_job_that_completed_and_left_its_outputs_is_called_no_failure_anywhere(lab):  # noqa: F811
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    assert outcome(lab) == "ended COMPLETED"
+    assert (recorded(lab)["state"], recorded(lab)["failure"]) == ("COMPLETED", "")
+
+
+def test_a_job_that_completed_is_without_evidence_once_its_outputs_have_settled_and_are_missing(lab):  # noqa: F811
+    lab.run()
+    lab.finish("a/finetune", None)
+    lab.run()
+    assert outcome(lab) == "ended COMPLETED"
+    lab.now += 60
+    assert outcome(lab) == "ended COMPLETED (CompletedWithoutEvidence)"
+    action = preview(lab.scene).plan.of("a/finetune")
+    assert (action.condition, action.reason.code) == (Condition.FAILED, "CompletedWithoutEvidence")
+
+
+def test_outputs_that_a_file_server_showed_late_clear_the_job_that_made_them(lab):  # noqa: F811
+    alone = "base/eval/cap_base"
+    lab.run()
+    lab.finish(alone, None)
+    lab.run(1)
+    lab.finish(alone)
+    lab.run(60)
+    assert outcome(lab, alone) == "ended COMPLETED"
+    order(lab, "rerun", alone)
+    assert outcome(lab, alone) == "ended COMPLETED"
+
+
+def test_a_ledger_of_earlier_versions_reads_as_before_and_a_completed_job_can_be_retried():
+    for failure in ("CompletedWithoutEvidence", ""):
+        events = [{**e, "state": "COMPLETED"} if e["event"] == "ended" else e for e in ended(STEP, failure)]
+        held = plan_for(STEP, events=events).of(STEP.key)
+        assert (held.condition, held.reason.code) == (Condition.FAILED, "CompletedWithoutEvidence")
+        policy = Policy(retry={"CompletedWithoutEvidence": 1}, backoff=0)
+        assert plan_for(STEP, events=events, policy=policy).of(STEP.key).verb is Verb.SUBMIT
+        again = [{**e, "state": "COMPLETED"} if e["event"] == "ended" else e for e in ended(STEP, failure, 2)]
+        assert plan_for(STEP, events=[*events, *again], policy=policy).of(STEP.key).condition is Condition.FAILED

@@ -13,6 +13,7 @@ from typing import Any
 from reconciler.events import KINDS, Event, check, is_of_step
 from reconciler.memory import (
     PARTICIPLES,
+    WITHOUT_EVIDENCE,
     Attempt,
     Done,
     End,
@@ -170,7 +171,7 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         done = Done(definition, order, by_person, evidence, event.get("meaning", {}), word, inputs, generation)
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
         standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
-        return replace(step, done=done, word=standing)
+        return replace(step, done=done, word=standing, attempts=step.attempts if by_person else _with_result(step))
     if kind == "edited":
         edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order, at=float(event["at"]))
         return replace(step, edits=_edited(step.edits, edit))
@@ -192,6 +193,11 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
     return step
 
 
+def _with_result(step: StepMemory) -> tuple[Attempt, ...]:
+    """The attempts, of which the last has left what was seen to be missing at first."""
+    return tuple(replace(a, missing_at=None) if a is step.last_begun else a for a in step.attempts)
+
+
 def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
     """An edit of a value edited before tells where it came from in the beginning; one that leads back there is none."""
     old = next((edit for edit in edits if edit.key == new.key), None)
@@ -202,7 +208,8 @@ def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
 
 def _end(order: int, event: Event) -> End:
     told = {key: event.get(key, "") for key in ("exit_code", "detail", "nodes")}
-    return End(event["state"], event["failure"], float(event["ended"]), event.get("started"), order=order, **told)
+    failure = event["failure"] or WITHOUT_EVIDENCE
+    return End(event["state"], failure, float(event["ended"]), event.get("started"), order=order, **told)
 
 
 _OUTCOMES: Mapping[str, Any] = {

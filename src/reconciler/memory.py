@@ -17,6 +17,10 @@ from reconciler.sizes import size_text
 LATEST = sys.maxsize
 """The order of what this pass has just learned and not yet written."""
 
+WITHOUT_EVIDENCE = "CompletedWithoutEvidence"
+"""The class of a COMPLETED job of whose log nothing else is told, should its outputs be missing. It is not written down with the
+job's end: most such jobs did their work."""
+
 
 @dataclass(frozen=True)
 class End:

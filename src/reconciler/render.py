@@ -211,8 +211,8 @@ def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool 
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         cells[1] = paint(cells[1], _colour_of(action.condition))
         lines.append("  ".join([*cells, row[3]]))
-        attempts = seen.memory.of(action.step).attempts if verbose else ()
-        lines += [f"  attempt {a.number}: {_attempt_sentence(_attempt_json(a, ()))}" for a in attempts]
+        attempts = _attempts(seen, action) if verbose else []
+        lines += [f"  attempt {a['number']}: {_attempt_sentence(a)}" for a in attempts]
     return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), stand(seen.actions)])
 
 
@@ -385,7 +385,7 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
         }
         if outputs
         else None,
-        "attempts": [_attempt_json(attempt, _logs_of(seen, step, attempt)) for attempt in memory.attempts],
+        "attempts": _attempts(seen, action),
         "edits": [{"file": str(e.path), "key": e.key, "before": e.before, "after": e.after, "at": e.at} for e in memory.edits],
         "evidence": _evidence(memory),
         "word": _word(memory.word) if memory.word else None,
@@ -407,17 +407,22 @@ def _word(word: Word) -> dict[str, Any]:
     return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at}
 
 
-def _attempt_json(attempt: Attempt, logs: Sequence[Path]) -> dict[str, Any]:
-    return {
-        "number": attempt.number,
-        "job": attempt.job,
-        "at": attempt.at,
-        "name": attempt.name,
-        "outcome": _fate(attempt),
-        "options": dict(attempt.options),
-        "from_epoch": attempt.from_epoch,
-        "logs": [str(log) for log in logs],
-    }
+def _attempts(seen: Pass, action: Action) -> list[dict[str, Any]]:
+    memory, step = seen.memory.of(action.step), seen.desired.step(action.step)
+    is_open = action.condition in (Condition.VERIFYING, Condition.UNKNOWN)  # its outputs may still come to light
+    return [
+        {
+            "number": attempt.number,
+            "job": attempt.job,
+            "at": attempt.at,
+            "name": attempt.name,
+            "outcome": _fate(attempt, is_settled=not (is_open and attempt is memory.last_begun)),
+            "options": dict(attempt.options),
+            "from_epoch": attempt.from_epoch,
+            "logs": [str(log) for log in _logs_of(seen, step, attempt)] if step is not None else [],
+        }
+        for attempt in memory.attempts
+    ]
 
 
 def _logs_of(seen: Pass, step: Step, attempt: Attempt) -> tuple[Path, ...]:
@@ -426,11 +431,12 @@ def _logs_of(seen: Pass, step: Step, attempt: Attempt) -> tuple[Path, ...]:
     return log_paths(step.logs, attempt.job, attempt.name, user) if attempt.job is not None else ()
 
 
-def _fate(attempt: Attempt) -> str:
+def _fate(attempt: Attempt, *, is_settled: bool) -> str:
     if attempt.end is not None:
         end = attempt.end
-        why = f"{end.failure}: {end.detail}" if end.detail else end.failure
-        return " ".join(part for part in ("ended", end.state, end.exit_code, f"({why})") if part)
+        has_failed = end.state != "COMPLETED" or (attempt.missing_at is not None and is_settled)
+        why = f"({end.failure}: {end.detail})" if end.detail else f"({end.failure})"
+        return " ".join(part for part in ("ended", end.state, end.exit_code, why if has_failed else "") if part)
     if attempt.withdrawn:
         return "withdrawn"
     if attempt.refused is not None:

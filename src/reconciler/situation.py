@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.failures import classify
-from reconciler.memory import LATEST, Attempt, End, Memory, Pause, StepMemory, Word, reopened
+from reconciler.memory import LATEST, WITHOUT_EVIDENCE, Attempt, End, Memory, Pause, StepMemory, Word, reopened
 from reconciler.model import (
     Action,
     Condition,
@@ -298,7 +298,7 @@ def _ended(situation: Situation, attempt: Attempt, job_id: str, end: End) -> Att
         attempt=attempt.number,
         job=job_id,
         state=end.state,
-        failure=end.failure,
+        failure="" if end.failure == WITHOUT_EVIDENCE else end.failure,
         ended=end.at,
         started=end.started,
         exit_code=end.exit_code,
