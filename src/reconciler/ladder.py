@@ -396,6 +396,12 @@ def _does_the_tool_object(s: Situation) -> Action | None:
     return s.decide(Verb.HOLD, Condition.HELD, "ToolObjects", objection) if objection else None
 
 
+def _is_remedy_in_doubt(s: Situation) -> Action | None:
+    """What the next attempt needs cannot be brought about: without it, it would train over what it was to go on from."""
+    obstacle = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy).obstacle
+    return s.decide(Verb.HOLD, Condition.HELD, obstacle.code, obstacle.message) if obstacle else None
+
+
 def _submit(s: Situation) -> Action:
     assert s.outputs is not None
     last = next((a for a in reversed(s.memory.attempts) if not (a.withdrawn or a.limited)), None)
@@ -412,8 +418,7 @@ def _submit(s: Situation) -> Action:
         message = s.outputs.reason.message
     remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
     aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
-    goes_on = (f"goes on from {s.outputs.resumable} whole epochs",) if remedy.resumes else ()
-    changes = (*goes_on, *remedy.changes, *(f"moves {path} aside" for path in aside))
+    changes = (*remedy.changes, *(f"moves {path} aside" for path in aside))
     return s.decide(
         Verb.SUBMIT,
         Condition.WAITING,
@@ -425,7 +430,8 @@ def _submit(s: Situation) -> Action:
         move_aside=aside,
         changes=changes,
         options=remedy.options,
-        edits=(*remedy.edits, *remedy.reverts),
+        edits=remedy.edits,
+        reverts=remedy.reverts,
         from_epoch=s.outputs.resumable if remedy.resumes else 0,
     )
 
@@ -449,6 +455,7 @@ _RULES: tuple[Rule, ...] = (
     _is_directory_in_use,
     _is_checkpoint_in_use,
     _does_the_tool_object,
+    _is_remedy_in_doubt,
     _submit,
 )
 

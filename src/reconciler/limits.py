@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from reconciler.memory import StepMemory
-from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Reason, Stage, Step, Unknown, Verb
+from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Reason, Stage, Step, Verb
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ def stopped(action: Action, gate: Gate) -> Action:
         held=False,
         options={},
         edits=(),
+        reverts=(),
     )
 
 

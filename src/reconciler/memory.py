@@ -47,8 +47,8 @@ class Attempt:
     was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
     ``options`` are those that it was submitted with over its script's own, ``from_epoch`` how many whole epochs it went on from.
     ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start,
-    ``withdrawing`` that we set out to. ``ask`` is what its job asked for, None where an earlier version did not write that down; ``worked`` (s) is how long earlier starts of a job
-    took that Slurm requeued.
+    ``withdrawing`` that we set out to. ``ask`` is what its job asked for, None where an earlier version did not write that down;
+    ``worked`` (s) is how long earlier starts of a job took that Slurm requeued.
     ``queue_hold`` tells of a queued job that a person's word (``hold`` or ``pause``) has us hold: ``asked`` before it is done,
     ``held`` after that, empty where we do not.
     """
@@ -184,7 +184,7 @@ class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
     person's last ``release`` or ``rerun``. Attempts up to ``taken`` were made under this key by a run that has another name now.
     ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them. ``edits`` are those of the run's configuration
-    that we made and did not take back."""
+    that we set out to make and neither took back nor found gone (``remember_edits``)."""
 
     attempts: tuple[Attempt, ...] = ()
     done: Done | None = None
@@ -488,6 +488,8 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
     if kind == "edited":
         edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order)
         return replace(step, edits=_edited(step.edits, edit))
+    if kind == "unedited":
+        return replace(step, edits=unedited(step.edits, event["key"], event["after"]))
     if kind in ("hold", "cancel"):
         return replace(step, word=_word(kind, order, event))
     if kind == "release":
@@ -512,6 +514,17 @@ def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
     others = tuple(edit for edit in edits if edit is not old)
     whole = new if old is None else replace(new, before=old.before, via=(*old.via, old.after))
     return others if whole.before == whole.after else (*others, whole)
+
+
+def unedited(edits: tuple[Edit, ...], key: str, now: str | None) -> tuple[Edit, ...]:
+    """The edits less what the file does not show: none of that key, or the part of it that led to what is there ``now``."""
+    kept = []
+    for edit in edits:
+        if edit.key != key:
+            kept.append(edit)
+        elif now in edit.via:
+            kept.append(replace(edit, after=now, via=edit.via[: edit.via.index(now)]))
+    return tuple(kept)
 
 
 def _end(order: int, event: Event) -> End:
@@ -542,7 +555,7 @@ _OUTCOMES: Mapping[str, Any] = {
 
 _KINDS = frozenset(
     {"opened", "root", "names", "writing", "unwritten", "stands", "heard", "intent", "adopted", "done", "hold", "cancel"}
-    | {"release", "rerun", "moved", "edited", "reopened", *_OUTCOMES}
+    | {"release", "rerun", "moved", "edited", "unedited", "reopened", *_OUTCOMES}
 )
 
 

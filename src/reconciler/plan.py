@@ -21,7 +21,7 @@ from reconciler.ladder import climb, need_blocked
 from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, in_turn, stopped
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb
-from reconciler.situation import Ownership, Situation, remember_ends, supersede, whose_jobs
+from reconciler.situation import Ownership, Situation, remember_edits, remember_ends, supersede, whose_jobs
 
 _ONE_NODE = re.compile(r"[A-Za-z0-9._-]+")
 _ONE_FAILURE = 600.0  # s, within which jobs that a node takes with it ended by one failure
@@ -86,7 +86,8 @@ def make_plan(
             pause=memory.pause if memory.pause is not None and memory.pause.is_on(now) else None,
             reader=readers.get(step.key, ""),
         )
-        situation.memory = known[step.key] = remember_ends(situation)
+        situation.memory = remember_ends(situation)
+        situation.memory = known[step.key] = remember_edits(situation)
         supersede(situation)
         decided[step.key] = climb(situation)
         learned += situation.learned
@@ -184,7 +185,7 @@ def _leave_alone(action: Action, select: str) -> Action:
         return action
     reason = Reason("NotSelected", f"--select {select} leaves this step alone")
     idle = replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, move_aside=(), changes=())
-    return replace(idle, release=False, hold_job=False, options={}, edits=())
+    return replace(idle, release=False, hold_job=False, options={}, edits=(), reverts=())
 
 
 def _needs_first(steps: Sequence[Step]) -> list[Step]:
