@@ -310,6 +310,21 @@ def test_a_rerun_takes_our_edits_back():
     assert back.edits == ()
 
 
+def test_runs_whose_own_configurations_differ_in_their_batch_keep_it():
+    seen = {"a/finetune": TORN, "b/finetune": TORN}
+    for other in (standing(2, 1, run="b"), standing(4, 2, run="b"), standing(2, 2, run="b")):
+        plan = plan_for(STEP, other, events=failed("OutOfMemoryGpu"), seen=seen, policy=policy(shrink_batch=True))
+        assert (plan.of(STEP.key).verb, "differ in" in plan.of(STEP.key).reason.message) == (Verb.HOLD, True)
+    alike = plan_for(STEP, standing(run="b"), events=failed("OutOfMemoryGpu"), seen=seen, policy=policy(shrink_batch=True))
+    assert alike.of(STEP.key).edits == SMALLER
+
+
+def test_what_we_changed_ourselves_is_no_difference_between_runs():
+    events = [*failed("OutOfMemoryGpu"), *MADE, *failed("OutOfMemoryGpu", 2, NOW - 20)]
+    plan = plan_for(HALVED, standing(run="b"), events=events, seen={STEP.key: TORN}, policy=policy(shrink_batch=True))
+    assert words(plan.of(STEP.key).edits) == ["batch_size 2 → 1", "gradient_accumulation_steps 2 → 4"]
+
+
 # --- the file ------------------------------------------------------------------------------------------------
 
 TEXT = "# my run\nbatch_size: 4   # fits an A100\nlr:   1e-5\n\n'epochs': 2\nmodel: {rank: 8}\n# the end\n"

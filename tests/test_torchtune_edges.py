@@ -291,7 +291,10 @@ def test_half_the_batch_is_accumulated_over_twice_the_steps(
 
 def test_what_the_document_varies_is_not_ours_to_halve(complete: Sample) -> None:
     settled(complete, "batch_size: 4", "gradient_accumulation_steps: 1")
-    cases = (({"lr"}, True), ({"batch_size"}, False), ({"gradient_accumulation_steps", "lr"}, False))
+    ours = ("lr", "jobs", "absolute_bias", "rank")
+    theirs = ("batch_size", "gradient_accumulation_steps", "batch", "bs", "batch_size_per_device", "effective_batch_size")
+    more = ("grad_accum", "bs_per_gpu", "train_bs", "microbatch")
+    cases = [*(({name}, True) for name in ours), *(({name, "lr"}, False) for name in (*theirs, *more))]
     for varied, is_ours in cases:
         (step,) = TOOL.read(replace(complete.run, parameters=dict.fromkeys(varied, "1"), varied=frozenset(varied)), DISK).steps
         assert bool(step.smaller_batch) == is_ours

@@ -21,6 +21,7 @@ from reconciler.ladder import climb, need_blocked
 from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, in_turn, stopped
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb
+from reconciler.remedies import withhold_varied
 from reconciler.situation import Ownership, Situation, remember_edits, remember_ends, supersede, whose_jobs
 
 _ONE_NODE = re.compile(r"[A-Za-z0-9._-]+")
@@ -63,6 +64,7 @@ def make_plan(
     ``gate`` is set where nothing may be submitted for a reason that lies outside the steps (another environment). Steps whose key
     the glob ``select`` does not match are looked at and left alone.
     """
+    desired = replace(desired, steps=withhold_varied(desired.steps, memory))
     decided: dict[str, Action] = {}
     known: dict[str, StepMemory] = {}
     learned: list[Mapping[str, Any]] = []

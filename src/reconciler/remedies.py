@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from reconciler.batch_script import parse_memory, parse_time_limit
 from reconciler.failures import INFRASTRUCTURE
-from reconciler.memory import Attempt, StepMemory
+from reconciler.memory import Attempt, Memory, StepMemory
 from reconciler.model import Edit, Outputs, Policy, Raise, Reason, Step, Written
 from reconciler.plain_values import by_hand
 
@@ -93,6 +93,28 @@ def suggestion(failure: str, step: Step) -> str:
 
 
 # --- going on, and a smaller batch -------------------------------------------------------------------
+
+
+def withhold_varied(steps: Sequence[Step], memory: Memory) -> tuple[Step, ...]:
+    """The steps, none of which may shrink a batch that the runs' own configurations do not agree on: it may be what the
+    experiment is about, whatever the document calls it. What we changed ourselves is no difference."""
+    keys = dict.fromkeys(edit.key for step in steps for edit in step.smaller_batch)
+    varied = {}
+    for key in keys:
+        values = sorted({_before_ours(step, memory.of(step.key), key) for step in steps if key in step.written})
+        if len(values) > 1:
+            varied[key] = f"the runs' own configurations differ in `{key}` ({', '.join(values)}), so it is not ours to change"
+    return tuple(_withheld(step, varied) for step in steps)
+
+
+def _before_ours(step: Step, memory: StepMemory, key: str) -> str:
+    made = next((edit for edit in memory.edits if edit.key == key and edit.after == step.written[key].text), None)
+    return step.meaning.get(key, "null") if made is None else made.before or "null"
+
+
+def _withheld(step: Step, varied: Mapping[str, str]) -> Step:
+    why = next((varied[edit.key] for edit in step.smaller_batch if edit.key in varied), None)
+    return step if why is None else replace(step, smaller_batch=(), why_no_smaller_batch=why)
 
 
 def _launch(step: Step, memory: StepMemory, outputs: Outputs | None, policy: Policy, options: Mapping[str, str]) -> Remedy:

@@ -33,6 +33,7 @@ _EPOCH = re.compile(r"epoch_(0|[1-9][0-9]*)")
 _OVERRIDE = re.compile(r"~?[A-Za-z_][\w.]*=\S*")
 _RESUME = "resume_from_checkpoint"  # how to launch, not what comes out: no part of what defines a result
 _BATCH, _STEPS = "batch_size", "gradient_accumulation_steps"
+_OF_THE_BATCH = re.compile(r"batch|accum|(?<![a-z0-9])bs(?![a-z0-9])")  # a document's columns are named by people
 _MOST_EPOCHS = 9999
 _MAX_CONFIG = 256 << 10  # bytes; a hundred times an honest one, and read in a few seconds
 _MAX_SCRIPT = 4 << 20  # bytes; slurm.conf, MaxScriptSize
@@ -256,7 +257,7 @@ def _smaller_batch(config: OmegaConfig, path: Path) -> tuple[tuple[Edit, ...], s
 
 
 def _why_no_smaller_batch(training: _Training, varied: frozenset[str]) -> str:
-    names = sorted({edit.key for edit in training.smaller_batch} & varied)
+    names = sorted(name for name in varied if _OF_THE_BATCH.search(name))
     if names:
         return f"the document varies `{names[0]}` between its runs, so its batch is not ours to change"
     return training.why_no_smaller_batch
