@@ -92,6 +92,25 @@ def test_without_a_setting_it_is_held_with_the_suggestion(failure: str, advice: 
     assert advice in action.reason.message
 
 
+@pytest.mark.parametrize(
+    ("given", "factor", "minutes"),
+    [("00:00:02", 2, "2"), ("1", 1.5, "2"), ("00:01:30", 1.5, "3"), ("03:00:00", 1.5, "240"), ("10", 1.1, "11")],
+)
+def test_time_is_raised_in_whole_minutes_as_slurm_has_it(given: str, factor: float, minutes: str):
+    step = replace(STEP, asks={"time": given})
+    assert after(failed("TimeLimit"), step=step, time=Raise(factor, 4 * 3600.0)).options == {"time": minutes}
+
+
+def test_memory_that_is_asked_for_by_the_cpu_is_raised_and_capped_by_the_cpu_and_it_is_said():
+    step = replace(STEP, asks={"mem-per-cpu": "4G"})
+    action = after(failed("OutOfMemoryHost"), step=step, mem=Raise(2, 6 * 1024.0))
+    assert action.options == {"mem-per-cpu": "6144M"}
+    assert "--mem-per-cpu=6144M (for each CPU)" in action.changes
+    events = [*failed("OutOfMemoryHost"), *failed("OutOfMemoryHost", 2, NOW - 500, options={"mem-per-cpu": "6144M"})]
+    held = after(events, step=step, mem=Raise(2, 6 * 1024.0))
+    assert "`mem.max` is 6G (for each CPU)" in held.reason.message
+
+
 def test_each_failure_raises_from_what_it_had_and_the_cap_holds_it():
     events = [*failed("OutOfMemoryHost"), *failed("OutOfMemoryHost", 2, NOW - 500, options={"mem": "153600M"})]
     assert after(events, mem=MEM).options == {"mem": "204800M"}

@@ -18,6 +18,7 @@ from reconciler.model import Edit, Outputs, Policy, Raise, Reason, Step, Written
 from reconciler.plain_values import by_hand
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
+_FOR_EACH = {"mem-per-cpu": " (for each CPU)", "mem-per-gpu": " (for each GPU)"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Remedy:
     def changes(self) -> tuple[str, ...]:
         """In words, what the submission changes."""
         told = [f"{edit.path.name}: {edit.words}" for edit in (*self.edits, *self.reverts)]
-        options = (f"--{name}={value}" for name, value in self.options.items())
+        options = (f"--{name}={value}{_FOR_EACH.get(name, '')}" for name, value in self.options.items())
         return (*([self.note] if self.note else []), *options, *told)
 
 
@@ -206,7 +207,7 @@ def _with_time(found: Remedy, step: Step, policy: Policy, outputs: Outputs | Non
         now = None
     if now is None:
         return replace(found, refusal="its script states no time limit (#SBATCH --time) that could be raised")
-    raised = _raised(now / 60, policy.time, 1 / 60)
+    raised = _raised(math.ceil(now / 60), policy.time, 1 / 60)  # whole minutes, as Slurm has it (man sbatch, --time)
     if raised is None:
         return replace(found, refusal=f"{given} was not enough, and `time.max` is {policy.time.max / 3600:g} h")
     return _with(found, {"time": str(raised)})
@@ -228,13 +229,14 @@ def _with_memory(found: Remedy, step: Step, policy: Raise | None) -> Remedy:
         return replace(found, refusal="its script states no memory (#SBATCH --mem) that could be raised")
     raised = _raised(now, policy, 1.0)
     if raised is None:
-        return replace(found, refusal=f"--{name}={given} was not enough, and `mem.max` is {policy.max / 1024:g}G")
+        most = f"{policy.max / 1024:g}G{_FOR_EACH.get(name, '')}"
+        return replace(found, refusal=f"--{name}={given} was not enough, and `mem.max` is {most}")
     return _with(found, {name: f"{raised}M"})
 
 
 def _raised(now: float, policy: Raise, unit: float) -> int | None:
-    """``now`` times the factor, at most the cap (in units of ``now``), a whole number; None where that is no more than now."""
-    raised = math.floor(min(now * policy.factor, policy.max * unit))
+    """``now`` times the factor rounded up, at most the cap (in units of ``now``); None where that is no more than now."""
+    raised = min(math.ceil(round(now * policy.factor, 6)), math.floor(policy.max * unit))
     return raised if raised > now else None
 
 
