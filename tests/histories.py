@@ -25,9 +25,10 @@ from fake_slurm.wire import Wire
 from mortality import Killed, Mortality, watched
 from reconciler.disk import RealDisk
 from reconciler.errors import ReconcileError
+from reconciler.fold import fold
 from reconciler.ledger import Ledger
 from reconciler.loop import Pass, Scene, preview, run_pass
-from reconciler.memory import Memory, fold
+from reconciler.memory import Memory
 from reconciler.model import Condition, Policy, Stage, Token, Verb, digest
 from reconciler.model import Job as SeenJob
 from reconciler.pausing import pause, resume

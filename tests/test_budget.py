@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from reconciler.batch_script import parse_batch_script
 from reconciler.budget import at_most, told
+from reconciler.fold import fold
 from reconciler.ledger import Ledger
 from reconciler.loop import Pass, preview
-from reconciler.memory import fold
 from reconciler.model import Ask, Condition, Observed, Phase, Policy, Reason, Verb
 from reconciler.plan import make_plan
 from reconciler.render import Paint, actions_json, diff_text, status_text
@@ -57,6 +57,8 @@ def script(*options: str) -> str:
         (["--gres=shard:2"], None, None),
         (["--gres=gpu:many"], 1, None),
         (["--gpus=all"], None, None),
+        (["--gpus=1000000"], 10**6, None),
+        (["--gpus=9999999999"], None, None),
         (["--gres=gpu:1", "--nodelist=n[1-4]"], None, None),
         (["--gres=gpu:1", "--nodes=1k"], None, None),
     ],
@@ -341,4 +343,4 @@ def test_a_budget_that_suffices_is_used(monkeypatch):
     assert at_most(ONE) == 1.0
     plan = plan_for(A, B, C, policy=Policy(budget=3.0))
     assert [a.verb for a in plan.actions] == [Verb.SUBMIT] * 3
-    assert Reason("NotStarted", "nothing is there yet") == plan.of(C.key).reason
+    assert Reason("NotStarted", "not started; the next pass submits it") == plan.of(C.key).reason

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reconciler.memory import fold
+from reconciler.fold import fold
 from reconciler.model import Condition, Observed, Phase, Policy, Verb
 from reconciler.plan import make_plan
 from worlds import ABSENT, COMPLETE, NOW, done, ended, evaluation, event, experiment, finetune, job, plan_for, submitted

@@ -184,7 +184,6 @@ def test_the_tools_learn_where_checkpoints_go_and_what_the_evaluation_needs(worl
     run = world.evaluator.seen["Llama-3.2-1B_rank8"]
     assert run.checkpoints == {0: output / "epoch_0", 1: output / "epoch_1"}
     assert run.preparation_key == "Llama-3.2-1B_rank8/finetune"
-    assert run.checkpoint_generation == "definition of Llama-3.2-1B_rank8"
     base = world.evaluator.seen["Llama-3.2-1B_base"]
     assert (base.checkpoints, base.preparation_key, base.checkpoint_dir) == ({}, None, None)
 

@@ -287,7 +287,35 @@ def test_a_filesystem_that_cannot_make_a_name_durable_is_no_fault(
             append_line(tmp_path / "log", b"one\n")
     else:
         append_line(tmp_path / "log", b"one\n")
-    assert (tmp_path / "log").read_bytes() == b"one\n"
+    assert (tmp_path / "log").read_bytes() == (b"" if is_fault else b"one\n")
+
+
+def test_a_line_that_may_not_have_reached_the_disk_is_not_there_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.jsonl"
+    append_line(path, b"one\n")
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", refuse)
+        with pytest.raises(TemporaryError, match=r"ledger\.jsonl"):
+            append_line(path, b"two\n")
+    assert path.read_bytes() == b"one\n"
+
+
+def test_a_line_of_somebody_else_is_not_taken_back_with_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "ledger.jsonl"
+
+    def beside_another(descriptor: int) -> None:
+        with path.open("ab") as other:
+            other.write(b"theirs\n")
+        refuse(descriptor)
+
+    monkeypatch.setattr(os, "fsync", beside_another)
+    with pytest.raises(TemporaryError):
+        append_line(path, b"ours\n")
+    assert path.read_bytes() == b"ours\ntheirs\n"
+
+
+def refuse(descriptor: int, *rest: int) -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 def test_a_directory_is_made_with_all_above_it_no_wider_open_than_the_first(tmp_path: Path) -> None:

@@ -158,7 +158,6 @@ class World:
             evaluations=tuple(EvaluationInput(task, epoch, 20 + i) for i, (task, epoch) in enumerate(evaluations)),
             checkpoints=self.checkpoints,
             preparation_key="r8/finetune",
-            checkpoint_generation="g1",
         )
         return replace(run, **changes)
 
@@ -806,16 +805,15 @@ def test_logs_outside_the_run_depend_on_their_own_directory(world: World, tmp_pa
 
 def test_what_defines_an_evaluation_is_told_from_where_it_runs(world: World) -> None:
     def rewritten(**changes: str) -> Step:
-        texts = {"time": "10:00", "command": "inspect eval t.py@tiny", "generation": "g1", **changes}
+        texts = {"time": "10:00", "command": "inspect eval t.py@tiny", **changes}
         script = world.directory / "eval" / "tiny_epoch0.slurm"
         script.write_text(f"#!/bin/bash\n#SBATCH --time={texts['time']}\n# a comment\n{texts['command']}\n")
-        return world.step(checkpoint_generation=texts["generation"])
+        return world.step()
 
     first = rewritten()
     assert rewritten(time="20:00").definition == first.definition
     assert rewritten(time="20:00").placement != first.placement
     assert rewritten(command="inspect eval t.py@tiny --seed 1").definition != first.definition
-    assert rewritten(generation="g2").definition != first.definition
 
 
 def test_the_meaning_of_eval_yaml_defines_an_evaluation_and_its_layout_does_not(world: World) -> None:

@@ -279,9 +279,8 @@ def test_every_fault_says_where_and_of_which_run(world: World) -> None:
 
 def test_what_a_step_is_made_of_is_told_item_by_item(world: World) -> None:
     step = world.step()
-    assert set(step.meaning) == {"task", "checkpoint", "script"}
+    assert set(step.meaning) == {"task", "script"}
     assert step.meaning["task"] == "tiny"
-    assert step.meaning["checkpoint"] == "of definition g1"
     assert step.job_name == "eval"
     assert step.asks["time"] == "10:00"
     assert step.workdir == str(world.directory / "eval")

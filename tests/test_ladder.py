@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from reconciler.failures import sentence
-from reconciler.ladder import backoff, drift
-from reconciler.memory import fold
+from reconciler.fold import fold
+from reconciler.ladder import _RULES, backoff, drift
 from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Reason, Unknown, Verb
 from reconciler.plan import make_plan
 from reconciler.situation import CLOCK_SKEW
@@ -57,165 +59,165 @@ def refused(number: int, at: float) -> list:
     ("world", "told"),
     [
         pytest.param(
-            {"events": [*ended(STEP, "Failed"), done(STEP)]}, ("is-done", Verb.KEEP, Condition.DONE, "Done", "101", 1), id="done"
+            {"events": [*ended(STEP, "UserError"), done(STEP)]}, ("done", Verb.KEEP, Condition.DONE, "Done", "101", 1), id="done"
         ),
         pytest.param(
             {"step": AT_FAULT, "events": submitted(STEP, 3)[:1]},
-            ("is-blocked", Verb.WAIT, Condition.BLOCKED, "NotScaffolded", None, 3), id="its run is at fault",
+            ("blocked", Verb.WAIT, Condition.BLOCKED, "NotScaffolded", None, 3), id="its run is at fault",
         ),
         pytest.param(
             {"step": AT_FAULT, "events": submitted(STEP), "queue": (job(STEP),)},
-            ("has-live-job", Verb.WAIT, Condition.RUNNING, "JobRunning", "101", 1), id="its run is at fault while its job runs",
+            ("live job", Verb.WAIT, Condition.RUNNING, "JobRunning", "101", 1), id="its run is at fault while its job runs",
         ),
         pytest.param(
             {"step": replace(AT_FAULT, definition="x"), "events": [done(STEP)]},
-            ("is-blocked", Verb.KEEP, Condition.DONE, "Done", None, None), id="done before its run was at fault",
+            ("blocked", Verb.KEEP, Condition.DONE, "Done", None, None), id="done before its run was at fault",
         ),
         pytest.param(
-            {"step": replace(STEP, definition="new"), "events": [*ended(STEP, "Failed"), done(STEP)]},
-            ("is-drifted", Verb.HOLD, Condition.DRIFTED, "Drifted", "101", 1), id="done under another definition",
+            {"step": replace(STEP, definition="new"), "events": [*ended(STEP, "UserError"), done(STEP)]},
+            ("drifted", Verb.HOLD, Condition.DRIFTED, "Drifted", "101", 1), id="done under another definition",
         ),
         pytest.param(
             {"step": replace(STEP, definition="new"), "events": [*submitted(STEP), done(STEP)], "queue": (job(STEP),)},
-            ("has-live-job", Verb.WAIT, Condition.RUNNING, "JobRunning", "101", 1), id="done under another, and a job runs",
+            ("live job", Verb.WAIT, Condition.RUNNING, "JobRunning", "101", 1), id="done under another, and a job runs",
         ),
         pytest.param(
             {"queue": Unknown("down"), "events": submitted(STEP)},
-            ("is-world-unknown", Verb.WAIT, Condition.UNKNOWN, "QueueUnknown", "101", 1), id="the queue cannot be asked",
+            ("queue unknown", Verb.WAIT, Condition.UNKNOWN, "QueueUnknown", "101", 1), id="the queue cannot be asked",
         ),
         pytest.param(
             {"queue": (job(STEP), job(STEP, attempt=2)), "events": submitted(STEP)},
-            ("has-live-job", Verb.HOLD, Condition.HELD, "SeveralJobs", "102", 1), id="two jobs",
+            ("live job", Verb.HOLD, Condition.HELD, "SeveralJobs", "102", 1), id="two jobs",
         ),
         pytest.param(
             {"queue": (job(STEP),), "events": [*submitted(STEP), event("cancel", STEP, NOW)]},
-            ("has-live-job", Verb.CANCEL, Condition.RUNNING, "CancelledByPerson", "101", 1), id="cancelled, and still running",
+            ("live job", Verb.CANCEL, Condition.RUNNING, "CancelledByPerson", "101", 1), id="cancelled, and still running",
         ),
         pytest.param(
             {"queue": (job(STEP, Phase.QUEUED),), "events": [*submitted(STEP), event("cancel", STEP, NOW)]},
-            ("has-live-job", Verb.CANCEL, Condition.QUEUED, "CancelledByPerson", "101", 1), id="cancelled, and still queued",
+            ("live job", Verb.CANCEL, Condition.QUEUED, "CancelledByPerson", "101", 1), id="cancelled, and still queued",
         ),
         pytest.param(
             {"step": BY_HAND, "queue": (typed_in(),), "events": [*taken_over(), event("cancel", STEP, NOW)]},
-            ("has-live-job", Verb.WAIT, Condition.RUNNING, "JobRunning", "7", 1), id="cancelled, but a person's own job runs",
+            ("live job", Verb.WAIT, Condition.RUNNING, "JobRunning", "7", 1), id="cancelled, but a person's own job runs",
         ),
         pytest.param(
             {
                 "step": BY_HAND, "queue": (typed_in(submitted=NOW - 2000), job(STEP, attempt=2)),
                 "events": [*taken_over(), *submitted(STEP, 2), event("cancel", STEP, NOW)],
             },
-            ("has-live-job", Verb.CANCEL, Condition.RUNNING, "CancelledByPerson", "102", 2),
+            ("live job", Verb.CANCEL, Condition.RUNNING, "CancelledByPerson", "102", 2),
             id="cancelled: ours goes, though a person's own runs beside it",
         ),
         pytest.param(
             {"events": [*REPLACED, event("hold", STEP, NOW)], "queue": (HELD,), "accounting": ()},
-            ("has-live-job", Verb.HOLD, Condition.HELD, "HeldByPerson", "102", 2), id="replacement: a person's hold",
+            ("live job", Verb.HOLD, Condition.HELD, "HeldByPerson", "102", 2), id="replacement: a person's hold",
         ),
         pytest.param(
             {"events": REPLACED, "queue": (job(STEP), HELD), "accounting": ()},
-            ("has-live-job", Verb.CANCEL, Condition.QUEUED, "ReplacementNotNeeded", "102", 2), id="replacement: the lost lives",
+            ("live job", Verb.CANCEL, Condition.QUEUED, "ReplacementNotNeeded", "102", 2), id="replacement: the lost lives",
         ),
         pytest.param(
             {"events": REPLACED, "queue": (job(STEP, Phase.ENDED), HELD), "accounting": ()},
-            ("has-live-job", Verb.CANCEL, Condition.VERIFYING, "ReplacementNotNeeded", "102", 2),
+            ("live job", Verb.CANCEL, Condition.VERIFYING, "ReplacementNotNeeded", "102", 2),
             id="replacement: the lost one has run",
         ),
         pytest.param(
             {"events": REPLACED, "queue": (HELD,), "accounting": (), "seen": {STEP.key: COMPLETE}},
-            ("has-live-job", Verb.CANCEL, Condition.VERIFYING, "ReplacementNotNeeded", "102", 2),
+            ("live job", Verb.CANCEL, Condition.VERIFYING, "ReplacementNotNeeded", "102", 2),
             id="replacement: the outputs verify",
         ),
         pytest.param(
             {"events": REPLACED, "queue": (HELD,), "accounting": SLURMDBD_DOWN},
-            ("has-live-job", Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", "102", 2), id="replacement: accounting unknown",
+            ("live job", Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", "102", 2), id="replacement: accounting unknown",
         ),
         pytest.param(
             {"events": REPLACED, "queue": (HELD,), "accounting": ()},
-            ("has-live-job", Verb.WAIT, Condition.QUEUED, "Confirmed", "102", 2), id="replacement: may start",
+            ("live job", Verb.WAIT, Condition.QUEUED, "Confirmed", "102", 2), id="replacement: may start",
         ),
         pytest.param(
             {"queue": (job(STEP, attempt=4),)},
-            ("has-live-job", Verb.ADOPT, Condition.RUNNING, "LiveJobFound", "104", 4), id="adopted under its token's number",
+            ("live job", Verb.ADOPT, Condition.RUNNING, "LiveJobFound", "104", 4), id="adopted under its token's number",
         ),
         pytest.param(
-            {"step": BY_HAND, "queue": (typed_in(phase=Phase.QUEUED),), "events": ended(STEP, "Failed", 3)},
-            ("has-live-job", Verb.ADOPT, Condition.QUEUED, "LiveJobFound", "7", 4), id="a person's own job is the next attempt",
+            {"step": BY_HAND, "queue": (typed_in(phase=Phase.QUEUED),), "events": ended(STEP, "UserError", 3)},
+            ("live job", Verb.ADOPT, Condition.QUEUED, "LiveJobFound", "7", 4), id="a person's own job is the next attempt",
         ),
         pytest.param(
             {"queue": (job(STEP, Phase.UNKNOWN),), "events": submitted(STEP)},
-            ("has-live-job", Verb.WAIT, Condition.UNKNOWN, "JobStateUnknown", "101", 1), id="a state that nobody knows",
+            ("live job", Verb.WAIT, Condition.UNKNOWN, "JobStateUnknown", "101", 1), id="a state that nobody knows",
         ),
         pytest.param(
             {"queue": (job(STEP, Phase.QUEUED, held=True),), "events": submitted(STEP)},
-            ("has-live-job", Verb.HOLD, Condition.HELD, "JobHeld", "101", 1), id="held in the queue",
+            ("live job", Verb.HOLD, Condition.HELD, "JobHeld", "101", 1), id="held in the queue",
         ),
         pytest.param(
             {"queue": (job(STEP, Phase.QUEUED, pending_reason="DependencyNeverSatisfied"),), "events": submitted(STEP)},
-            ("has-live-job", Verb.HOLD, Condition.HELD, "DependencyNeverSatisfied", "101", 1), id="a dependency that never comes",
+            ("live job", Verb.HOLD, Condition.HELD, "DependencyNeverSatisfied", "101", 1), id="a dependency that never comes",
         ),
         pytest.param(
             {"queue": (job(STEP, Phase.QUEUED),), "events": submitted(STEP)},
-            ("has-live-job", Verb.WAIT, Condition.QUEUED, "JobQueued", "101", 1), id="queued",
+            ("live job", Verb.WAIT, Condition.QUEUED, "JobQueued", "101", 1), id="queued",
         ),
         pytest.param(
             {"events": submitted(STEP), "accounting": SLURMDBD_DOWN},
-            ("is-unconfirmed", Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", "101", 1), id="gone, accounting unknown",
+            ("unconfirmed submission", Verb.WAIT, Condition.UNKNOWN, "AccountingUnknown", "101", 1), id="gone, accounting unknown",
         ),
         pytest.param(
             {"events": submitted(STEP), "accounting": ()},
-            ("is-unconfirmed", Verb.WAIT, Condition.UNKNOWN, "JobNotSeen", "101", 1), id="gone, not accounted yet",
+            ("unconfirmed submission", Verb.WAIT, Condition.UNKNOWN, "JobNotSeen", "101", 1), id="gone, not accounted yet",
         ),
         pytest.param(
             {"events": submitted(STEP, at=NOW)[:1], "accounting": ()},
-            ("is-unconfirmed", Verb.WAIT, Condition.UNKNOWN, "Unconfirmed", None, 1), id="begun, and not seen yet",
+            ("unconfirmed submission", Verb.WAIT, Condition.UNKNOWN, "Unconfirmed", None, 1), id="begun, and not seen yet",
         ),
         pytest.param(
-            {"seen": {STEP.key: outputs(OutputState.UNKNOWN)}, "events": ended(STEP, "Failed")},
-            ("is-disk-unknown", Verb.WAIT, Condition.UNKNOWN, "Seen", "101", 1), id="the disk cannot be read",
+            {"seen": {STEP.key: outputs(OutputState.UNKNOWN)}, "events": ended(STEP, "UserError")},
+            ("disk unknown", Verb.WAIT, Condition.UNKNOWN, "Seen", "101", 1), id="the disk cannot be read",
         ),
         pytest.param(
-            {"seen": {STEP.key: None}, "events": ended(STEP, "Failed")},
-            ("is-disk-unknown", Verb.WAIT, Condition.UNKNOWN, "DiskUnknown", "101", 1), id="the disk was not looked at",
+            {"seen": {STEP.key: None}, "events": ended(STEP, "UserError")},
+            ("disk unknown", Verb.WAIT, Condition.UNKNOWN, "DiskUnknown", "101", 1), id="the disk was not looked at",
         ),
         pytest.param(
-            {"seen": {STEP.key: outputs(OutputState.COMPLETE, marked=False, newest=NOW)}, "events": ended(STEP, "Failed")},
-            ("is-verified", Verb.WAIT, Condition.VERIFYING, "Settling", "101", 1), id="verifies, and must stay quiet",
+            {"seen": {STEP.key: outputs(OutputState.COMPLETE, marked=False, newest=NOW)}, "events": ended(STEP, "UserError")},
+            ("verified", Verb.WAIT, Condition.VERIFYING, "Settling", "101", 1), id="verifies, and must stay quiet",
         ),
         pytest.param(
-            {"seen": {STEP.key: COMPLETE}, "events": ended(STEP, "Failed")},
-            ("is-verified", Verb.MARK_DONE, Condition.DONE, "Verified", "101", 1), id="verified",
+            {"seen": {STEP.key: COMPLETE}, "events": ended(STEP, "UserError")},
+            ("verified", Verb.MARK_DONE, Condition.DONE, "Verified", "101", 1), id="verified",
         ),
         pytest.param(
             {"seen": {STEP.key: outputs(OutputState.MISMATCH)}},
-            ("are-outputs-not-ours", Verb.HOLD, Condition.DRIFTED, "Drifted", None, None), id="trained from something else",
+            ("outputs not ours", Verb.HOLD, Condition.DRIFTED, "Drifted", None, None), id="trained from something else",
         ),
         pytest.param(
             {"seen": {STEP.key: outputs(OutputState.AMBIGUOUS)}},
-            ("are-outputs-not-ours", Verb.HOLD, Condition.HELD, "AmbiguousOutputs", None, None), id="may be another step's",
+            ("outputs not ours", Verb.HOLD, Condition.HELD, "AmbiguousOutputs", None, None), id="may be another step's",
         ),
         pytest.param(
             {"seen": {STEP.key: TORN}},
-            ("are-outputs-not-ours", Verb.HOLD, Condition.HELD, "OutputsNotOurs", None, None), id="somebody else's half",
+            ("outputs not ours", Verb.HOLD, Condition.HELD, "OutputsNotOurs", None, None), id="somebody else's half",
         ),
         pytest.param(
             {"queue": (job(STEP, Phase.ENDED),), "events": submitted(STEP)},
-            ("is-settling", Verb.WAIT, Condition.VERIFYING, "OutputsMissing", "101", 1), id="ended, nothing there yet",
+            ("settling", Verb.WAIT, Condition.VERIFYING, "OutputsMissing", "101", 1), id="ended, nothing there yet",
         ),
         pytest.param(
             {"events": [*ended(STEP, "NodeFailure"), event("hold", STEP, NOW)]},
-            ("is-held", Verb.HOLD, Condition.HELD, "HeldByPerson", "101", 1), id="held, after a failure that is retried",
+            ("held by a person", Verb.HOLD, Condition.HELD, "HeldByPerson", "101", 1), id="held, after a failure that is retried",
         ),
         pytest.param(
             {"events": [*ended(STEP, "NodeFailure"), event("cancel", STEP, NOW)]},
-            ("is-held", Verb.HOLD, Condition.HELD, "CancelledByPerson", "101", 1), id="cancelled, after such a failure",
+            ("held by a person", Verb.HOLD, Condition.HELD, "CancelledByPerson", "101", 1), id="cancelled, after such a failure",
         ),
         pytest.param(
             {"events": [e for n in (1, 2, 3) for e in refused(n, NOW - 9000 + n)]},
-            ("are-retries-spent", Verb.HOLD, Condition.HELD, "SubmissionRefused", None, 3), id="refused three times",
+            ("retries spent", Verb.HOLD, Condition.HELD, "SubmissionRefused", None, 3), id="refused three times",
         ),
         pytest.param(
             {"events": ended(STEP, "TimeLimit")},
-            ("are-retries-spent", Verb.HOLD, Condition.FAILED, "TimeLimit", "101", 1), id="failed",
+            ("retries spent", Verb.HOLD, Condition.FAILED, "TimeLimit", "101", 1), id="failed",
         ),
         pytest.param(
             {"events": ended(STEP, "NodeFailure", at=NOW - 301)},
@@ -223,10 +225,10 @@ def refused(number: int, at: float) -> list:
         ),
         pytest.param(
             {"events": ended(STEP, "NodeFailure", at=NOW - 301), "policy": Policy(backoff=400)},
-            ("is-backing-off", Verb.WAIT, Condition.WAITING, "BackingOff", "101", 1), id="backing off",
+            ("backing off", Verb.WAIT, Condition.WAITING, "BackingOff", "101", 1), id="backing off",
         ),
         pytest.param(
-            {"events": [*ended(STEP, "Failed"), event("rerun", STEP, NOW)]},
+            {"events": [*ended(STEP, "UserError"), event("rerun", STEP, NOW)]},
             ("submit", Verb.SUBMIT, Condition.WAITING, "Rerun", None, 2), id="asked for again",
         ),
         pytest.param({}, ("submit", Verb.SUBMIT, Condition.WAITING, "NotStarted", None, 1), id="never tried"),
@@ -239,6 +241,12 @@ def test_every_rung_tells_its_rule_its_job_and_its_attempt(world, told):
     assert (action.rule, action.verb, action.condition, action.reason.code, action.job, action.attempt) == told
     assert action.held == (told[3] == "SubmissionLost")
     assert action.release == (told[3] == "Confirmed")
+
+
+def test_the_ladder_of_the_readme_has_exactly_the_rules_in_their_order():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (told,) = re.findall(r"the first rule that matches decides:\n(.*?)\. ", readme, re.DOTALL)
+    assert " ".join(told.split()).split(" → ") == [name for name, _ in _RULES]
 
 
 LIMITED = [*submitted(STEP, 9, NOW)[:1], event("limited", STEP, NOW, attempt=9, message="QOS")]
@@ -290,7 +298,7 @@ def test_a_job_that_may_be_another_steps_is_named_and_holds_the_step():
     ("of_need", "code"),
     [
         ([], "NeedUnmet"),
-        (ended(STEP, "Failed"), "NeedBlocked"),
+        (ended(STEP, "UserError"), "NeedBlocked"),
         ([done(STEP), event("hold", STEP, NOW)], "NeedHeld"),
         ([done(STEP)], "NotStarted"),
     ],
@@ -299,9 +307,9 @@ def test_an_evaluation_waits_for_its_fine_tune_and_for_the_person_who_holds_it(o
     action = plan_for(STEP, evaluation(), events=of_need).of(evaluation().key)
     assert action.reason.code == code
     if code == "NeedUnmet":
-        assert (action.rule, action.verb, action.condition) == ("are-needs-unmet", Verb.WAIT, Condition.WAITING)
+        assert (action.rule, action.verb, action.condition) == ("needs unmet", Verb.WAIT, Condition.WAITING)
     if code == "NeedHeld":
-        assert (action.rule, action.verb, action.condition) == ("are-needs-unmet", Verb.HOLD, Condition.HELD)
+        assert (action.rule, action.verb, action.condition) == ("needs unmet", Verb.HOLD, Condition.HELD)
 
 
 # --- how long it waits -----------------------------------------------------------------------------
@@ -316,9 +324,9 @@ UNSEEN = [*submitted(STEP), event("unseen", STEP, NOW, attempt=1)]
         pytest.param("grace", 600, submitted(STEP, at=NOW)[:1], None, "Unconfirmed", "SubmissionLost", id="never seen"),
         pytest.param("grace", 600, UNSEEN, None, "JobNotSeen", "OutputsMissing", id="gone without a trace"),
         pytest.param("settle", 300, [], UNMARKED, "Settling", "Verified", id="quiet"),
-        pytest.param("settle", 300, ended(STEP, "Failed", at=NOW), None, "OutputsMissing", "Failed", id="seen missing twice"),
+        pytest.param("settle", 300, ended(STEP, "UserError", at=NOW), None, "OutputsMissing", "UserError", id="seen missing twice"),
         pytest.param(
-            "settle", 300, ended(STEP, "Failed", at=NOW - 900), TORN, "OutputsMissing", "Failed", id="still written to"
+            "settle", 300, ended(STEP, "UserError", at=NOW - 900), TORN, "OutputsMissing", "UserError", id="still written to"
         ),
     ],
 )  # fmt: skip
@@ -385,7 +393,7 @@ def test_outputs_may_be_ours_as_far_as_two_clocks_may_differ_and_no_further():
 
 
 def test_outputs_of_a_job_that_a_person_cancelled_while_it_ran_are_ours():
-    ran = [*ended(STEP, "Cancelled", started=NOW - 950), event("release", STEP, NOW)]
+    ran = [*ended(STEP, "CancelledByPerson", started=NOW - 950), event("release", STEP, NOW)]
     action = decide(STEP, events=ran, seen={STEP.key: TORN})
     assert (action.verb, action.move_aside) == (Verb.SUBMIT, TORN.torn)
 
@@ -399,7 +407,7 @@ def test_leftovers_that_a_fresh_start_does_not_build_on_do_not_hold_a_step():
     harmless = outputs(OutputState.INCOMPLETE)
     action = decide(STEP, seen={STEP.key: harmless})
     assert (action.verb, action.move_aside, action.changes) == (Verb.SUBMIT, (), ())
-    assert action.reason.message == harmless.reason.message
+    assert action.reason.message == f"{harmless.reason.message}; the next pass submits it"
 
 
 def test_a_file_time_an_hour_ahead_is_believed_and_one_further_ahead_is_not():
@@ -430,9 +438,9 @@ def test_a_persons_word_is_told_with_who_gave_it_and_why():
 
 
 def test_a_failure_is_told_with_its_job_its_exit_code_and_what_it_left():
-    message = decide(STEP, events=ended(STEP, "Failed", detail="exit code 1:0"), seen={STEP.key: TORN}).reason.message
+    message = decide(STEP, events=ended(STEP, "UserError", detail="exit code 1:0"), seen={STEP.key: TORN}).reason.message
     assert all(part in message for part in ("101", "failed", "1:0", TORN.reason.message))
-    assert decide(STEP, events=ended(STEP, "Failed")).reason.message == f"job 101: {sentence('Failed')}"
+    assert decide(STEP, events=ended(STEP, "UserError")).reason.message == f"job 101: {sentence('UserError')}"
 
 
 def test_what_was_accepted_by_a_person_is_not_said_to_be_verified():
@@ -473,7 +481,7 @@ def test_a_job_that_left_the_queue_is_named_with_what_the_accounting_has_of_it()
     assert "job 101 as RUNNING" in decide(STEP, **world, accounting=(job(STEP),)).reason.message
     assert "does not know job 101" in decide(STEP, **world, accounting=()).reason.message
     other = job(STEP, Phase.ENDED, attempt=3, state="FAILED")
-    begun = [*ended(STEP, "Failed", 3), *submitted(STEP, 4)]
+    begun = [*ended(STEP, "UserError", 3), *submitted(STEP, 4)]
     assert "does not know job 104" in decide(STEP, events=begun, accounting=(other,)).reason.message
     assert "job" not in decide(STEP, events=submitted(STEP)[:1], accounting=SLURMDBD_DOWN).reason.message
 
@@ -503,7 +511,7 @@ def test_a_directory_that_another_runs_job_writes_to_is_not_trained_in():
     plan = plan_for(STEP, events=events, queue=(job(old),))
     action = plan.of(STEP.key)
     assert (action.rule, action.verb, action.condition, action.reason.code) == (
-        "is-directory-in-use", Verb.WAIT, Condition.WAITING, "OutputsInUse",
+        "directory in use", Verb.WAIT, Condition.WAITING, "OutputsInUse",
     )  # fmt: skip
     assert all(part in action.reason.message for part in ("101", old.key, str(STEP.output_dir)))
     assert [(o.job.id, o.step, o.output_dir) for o in plan.orphans] == [("101", old.key, str(STEP.output_dir))]
@@ -525,7 +533,7 @@ def test_a_checkpoint_that_an_evaluation_may_be_reading_is_not_made_anew(world, 
     events = [done(STEP), *world.get("events", []), asked]
     plan = plan_for(STEP, EVALUATION, **{**world, "events": events, "accounting": (), "seen": {STEP.key: COMPLETE_BEFORE}})
     action = plan.of(STEP.key)
-    assert (action.rule, action.verb, action.reason.code) == ("is-checkpoint-in-use", Verb.WAIT, "CheckpointInUse")
+    assert (action.rule, action.verb, action.reason.code) == ("checkpoint in use", Verb.WAIT, "CheckpointInUse")
     assert action.reason.message.startswith(words)
     assert str(STEP.output_dir) in action.reason.message
 
@@ -550,7 +558,7 @@ def test_an_evaluation_whose_checkpoint_is_out_of_sight_is_not_begun_once_its_tr
     before = plan_for(STEP, EVALUATION, seen=unseen).of(EVALUATION.key)
     assert (before.verb, before.reason.code) == (Verb.WAIT, "NeedUnmet")
     after = plan_for(STEP, EVALUATION, seen=unseen, events=[done(STEP)]).of(EVALUATION.key)
-    assert (after.rule, after.verb, after.condition, after.reason) == ("is-input-missing", *expected)
+    assert (after.rule, after.verb, after.condition, after.reason) == ("input missing", *expected)
     seen = plan_for(STEP, EVALUATION, seen={EVALUATION.key: outputs(OutputState.ABSENT)}, events=[done(STEP)])
     assert seen.of(EVALUATION.key).verb is Verb.SUBMIT
 
@@ -560,7 +568,7 @@ def test_a_tool_that_objects_holds_the_step_with_its_own_words_unless_a_person_a
         (), None, {STEP.key: replace(outputs(OutputState.INCOMPLETE), newest=NOW - 5000)}, {STEP.key: "a torn log"}
     )
     action = make_plan(experiment(STEP), observed, fold([]), Policy(), NOW).of(STEP.key)
-    assert (action.rule, action.verb, action.condition) == ("does-the-tool-object", Verb.HOLD, Condition.HELD)
+    assert (action.rule, action.verb, action.condition) == ("tool objects", Verb.HOLD, Condition.HELD)
     assert (action.reason.code, action.reason.message) == ("ToolObjects", "a torn log")
     rerun = fold([event("rerun", STEP, NOW - 10)])
     assert make_plan(experiment(STEP), observed, rerun, Policy(), NOW).of(STEP.key).verb is Verb.SUBMIT

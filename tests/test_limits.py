@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from reconciler.backends.slurm_cli import SlurmCli, read_submission
 from reconciler.errors import ControllerFull, LimitReached, SubmissionRefused, SubmissionUncertain
-from reconciler.memory import fold
+from reconciler.fold import fold
 from reconciler.model import Condition, Observed, Phase, Policy, Verb
 from reconciler.pending import _REASONS, never_starts, tell
 from reconciler.plan import make_plan

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from reconciler.disk import RealDisk
-from reconciler.errors import AccountingDisabled, AnotherPass, ClusterUnreachable, DiskUnreadable, LedgerDamaged
+from reconciler.errors import AccountingDisabled, AnotherPass, ClusterUnreachable, DiskUnreadable, LedgerDamaged, TemporaryError
+from reconciler.fold import fold
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
-from reconciler.memory import fold
 from reconciler.model import Observed, Outputs, OutputState, Phase, Reason, Sign, Step, Unknown
 from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
 from reconciler.ports import Doubt, FileInfo
@@ -73,11 +75,12 @@ class Shelf:
     there: tuple[str, ...] = ("/scratch", "/exp/a")
     fails: str = ""
     is_dir: bool = True
+    devices: dict[str, int] = field(default_factory=dict)
 
     def stat(self, path: Path) -> FileInfo | None:
         if str(path) == self.fails:
             raise DiskUnreadable(f"{path}: Stale file handle")
-        return FileInfo(0, 0, self.is_dir) if str(path) in self.there else None
+        return FileInfo(0, 0, self.is_dir, self.devices.get(str(path), 1)) if str(path) in self.there else None
 
 
 def look(*steps, events=(), cluster=None, disk=None, tool=None, **more) -> Observed:
@@ -116,7 +119,7 @@ def test_the_accounting_is_asked_about_what_the_queue_does_not_show():
         pytest.param(submitted(STEP), (job(STEP),), id="the queue shows the job"),
         pytest.param(submitted(STEP)[:1], (replace(job(STEP), id="9"),), id="the queue shows it by name"),
         pytest.param(submitted(STEP), (replace(job(STEP), name="short"),), id="the queue shows it by id"),
-        pytest.param(ended(STEP, "Failed"), (), id="its end is known"),
+        pytest.param(ended(STEP, "UserError"), (), id="its end is known"),
         pytest.param([*submitted(STEP)[:1], event("lost", STEP, NOW, attempt=1)], (), id="it was given up"),
     ],
 )
@@ -133,7 +136,7 @@ def test_who_cancelled_a_job_is_asked_of_the_accounting_because_the_queue_does_n
         look(events=submitted(STEP), cluster=cluster)
         assert len(cluster.doubts) == asked
     cluster = Asked((cancelled,))
-    look(events=ended(STEP, "Failed"), cluster=cluster)
+    look(events=ended(STEP, "UserError"), cluster=cluster)
     assert cluster.doubts == []
 
 
@@ -171,7 +174,7 @@ def test_an_empty_queue_is_doubted_once_with_all_of_the_last_hour():
 
 def test_a_finished_experiment_needs_no_cluster_and_no_disk():
     silent, tool = Asked(AssertionError("asked"), AssertionError("asked")), Judge()
-    events = [*ended(STEP, "Failed"), done(STEP)]
+    events = [*ended(STEP, "UserError"), done(STEP)]
     assert look(events=events, cluster=silent, tool=tool) == Observed(None, None, {})
     assert tool.looked == []
     assert not asks_cluster(experiment(STEP), fold(events))
@@ -196,10 +199,10 @@ def test_the_outputs_of_every_step_that_is_not_done_are_looked_at():
     [
         ([], False, False),
         ([], True, True),
-        (ended(STEP, "Failed"), False, False),
+        (ended(STEP, "UserError"), False, False),
         (submitted(STEP), False, False),
         *((ended(STEP, failure), False, True) for failure in ("NodeFailure", "BootFailure", "Vanished")),
-        ([*ended(STEP, "NodeFailure"), *ended(STEP, "Failed", 2)], False, False),
+        ([*ended(STEP, "NodeFailure"), *ended(STEP, "UserError", 2)], False, False),
     ],
 )
 def test_what_a_node_failure_left_is_verified_in_full(events, asked, deep):
@@ -311,8 +314,8 @@ def test_the_end_of_a_failed_jobs_log_is_read_and_an_unreadable_one_is_unknown(t
         (submitted(STEP), {"state": "CANCELLED", "exit_code": "0:15"}, False),
         (submitted(STEP), {"state": "FAILED", "exit_code": "0:53"}, False),
         (submitted(STEP), {"state": "RUNNING", "phase": Phase.RUNNING}, False),
-        (ended(STEP, "Failed"), {"state": "FAILED", "exit_code": "1:0"}, False),
-        (ended(STEP, "Failed"), {"state": "FAILED", "exit_code": "1:0", "id": "9"}, True),
+        (ended(STEP, "UserError"), {"state": "FAILED", "exit_code": "1:0"}, False),
+        (ended(STEP, "UserError"), {"state": "FAILED", "exit_code": "1:0", "id": "9"}, True),
     ],
 )
 def test_a_log_is_read_where_only_it_tells_why_and_once(events, ended_as, is_read):
@@ -347,17 +350,16 @@ def ledger(tmp_path):
 
 
 def test_an_event_is_one_line_of_json_with_its_time(ledger):
-    ledger.append("hold", step="ä/finetune", why="line\nbreak", count=1, at_once=True)
+    ledger.append("rerun", step="ä/finetune", why="line\nbreak", newest=1.5)
     ledger.append("release")
     content = ledger.path.read_bytes()
     assert (
         content
         == (
-            '{"at":5.5,"event":"hold","step":"ä/finetune","why":"line\\nbreak","count":1,"at_once":true}\n'
-            '{"at":5.5,"event":"release"}\n'
+            '{"at":5.5,"event":"rerun","step":"ä/finetune","why":"line\\nbreak","newest":1.5}\n{"at":5.5,"event":"release"}\n'
         ).encode()
     )
-    assert [e["event"] for e in Ledger(ledger.path.parent.parent, lambda: 0.0).events()] == ["hold", "release"]
+    assert [e["event"] for e in Ledger(ledger.path.parent.parent, lambda: 0.0).events()] == ["rerun", "release"]
 
 
 def test_a_path_that_is_no_unicode_comes_back_as_it_was(ledger):
@@ -436,6 +438,41 @@ def test_a_ledger_knows_whether_somebody_else_wrote_to_it(ledger):
     assert not fresh.is_left_alone()
 
 
+def test_an_event_that_may_not_have_reached_the_disk_is_none_and_nobody_elses(ledger, monkeypatch):
+    ledger.append("release")
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", _refuse)
+        with pytest.raises(TemporaryError):
+            ledger.append("hold", step="a/finetune")
+    assert ledger.is_left_alone()
+    ledger.append("release")
+    assert ledger.is_left_alone()
+    assert [e["event"] for e in ledger.events()] == ["release", "release"]
+
+
+def test_a_part_of_an_event_that_could_not_be_taken_back_is_cut_off_by_the_next_one(ledger, monkeypatch):
+    ledger.append("release")
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "ftruncate", _refuse)
+        failing.setattr(os, "write", partial(_write_a_part, os.write))
+        with pytest.raises(TemporaryError):
+            ledger.append("hold", step="a/finetune")
+    assert not ledger.path.read_bytes().endswith(b"\n")
+    ledger.append("release")
+    assert [e["event"] for e in ledger.events()] == ["release", "release"]
+    assert ledger.is_left_alone()
+
+
+def _refuse(*call):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+def _write_a_part(write, descriptor, content):
+    if len(content) < 20:
+        _refuse()
+    return write(descriptor, content[:20])
+
+
 def test_a_ledger_larger_than_any_experiment_fills_is_damage(ledger, monkeypatch):
     ledger.append("release")
     size = ledger.path.stat().st_size
@@ -492,6 +529,25 @@ def test_the_lock_is_kept_by_a_submission_that_inherited_it_and_by_no_other_proc
     finally:
         heir.kill()
         other.communicate(b"")
+
+
+def test_where_a_disk_may_be_full_each_step_has_the_filesystem_of_the_nearest_directory_that_is_there():
+    below, beside = finetune("a"), replace(finetune("b"), output_dir=Path("/scratch/x/y/b"))
+    on_project, out_of_sight = (
+        replace(finetune("c"), output_dir=Path("/project/c")),
+        replace(finetune("d"), output_dir=Path("/nfs/d")),
+    )
+    shelf = Shelf(("/scratch", "/project", "/project/c", "/nfs"), "/nfs", devices={"/scratch": 5, "/project/c": 7})
+    steps = (below, beside, on_project, out_of_sight)
+    seen = look(*steps, events=ended(below, "DiskQuota"), disk=shelf)
+    assert seen.filesystems == {below.key: 5, beside.key: 5, on_project.key: 7}
+    assert look(*steps, events=ended(below, "Unknown"), disk=shelf).filesystems == {}, "nothing asks"
+
+
+def test_an_unmounted_filesystem_is_not_taken_for_the_one_beneath_it():
+    gone = look(events=[*ended(STEP, "DiskQuota"), {"event": "root", "at": NOW, "path": "/scratch"}], disk=Shelf(("/",)))
+    assert gone.outputs[STEP.key].state is OutputState.UNKNOWN
+    assert gone.filesystems == {}
 
 
 def test_a_directory_where_nothing_can_be_locked_stops_with_its_name(tmp_path):

@@ -85,7 +85,7 @@ LATE = Policy(settle=300, grace=600)
             Verb.HOLD, Condition.FAILED, "CompletedWithoutEvidence", id="COMPLETED is not done",
         ),
         pytest.param(
-            {"events": ended(STEP, "Failed"), "seen": {STEP.key: COMPLETE}},
+            {"events": ended(STEP, "UserError"), "seen": {STEP.key: COMPLETE}},
             Verb.MARK_DONE, Condition.DONE, "Verified", id="FAILED with good outputs is done",
         ),
         pytest.param(
@@ -97,7 +97,7 @@ LATE = Policy(settle=300, grace=600)
             Verb.WAIT, Condition.WAITING, "BackingOff", id="retry backs off",
         ),
         pytest.param(
-            {"events": [*ended(STEP, "Failed"), event("release", STEP, NOW - 1)]},
+            {"events": [*ended(STEP, "UserError"), event("release", STEP, NOW - 1)]},
             Verb.SUBMIT, Condition.WAITING, "Retry", id="released after a failure",
         ),
         pytest.param(
@@ -141,10 +141,30 @@ def test_a_retry_moves_our_own_torn_epochs_aside_and_says_so():
 
 
 def test_every_class_of_failure_but_those_of_the_infrastructure_waits_for_a_person():
-    for failure in ("Failed", "TimeLimit", "OutOfMemoryHost", "Cancelled", "LaunchFailure", "Vanished", "SomethingNew"):
+    for failure in (
+        "UserError",
+        "TimeLimit",
+        "OutOfMemoryHost",
+        "CancelledByPerson",
+        "LaunchFailure",
+        "Vanished",
+        "SomethingNew",
+    ):
         assert decide(STEP, events=ended(STEP, failure)).condition is Condition.FAILED
     for failure in ("NodeFailure", "BootFailure", "Preempted"):
         assert decide(STEP, events=ended(STEP, failure)).verb is Verb.SUBMIT
+
+
+def test_a_bad_account_is_a_failure_to_launch_also_where_sbatch_finds_it():
+    told = "Batch job submission failed: Invalid account or account/partition combination specified"
+    refused = [
+        e
+        for n in (1, 2, 3)
+        for e in (*submitted(STEP, n, NOW - 9000)[:1], event("refused", STEP, NOW - 8999, attempt=n, message=told))
+    ]
+    action = decide(STEP, events=refused)
+    assert (action.condition, action.reason.code) == (Condition.HELD, "LaunchFailure")
+    assert told in action.reason.message
 
 
 def test_three_refusals_hold_a_step_and_fewer_back_off():
@@ -241,7 +261,7 @@ def test_a_job_cancelled_by_a_person_while_the_queue_was_silent_is_cancelled_whe
 def test_what_came_first_is_told_by_the_ledger_and_not_by_clocks():
     """The host that gave the word was ten minutes ahead of the one that passes now."""
     release = event("release", STEP, NOW + 600)
-    failures = [e for n in range(1, 6) for e in ended(STEP, "Failed", n, at=NOW - 500 + n)]
+    failures = [e for n in range(1, 6) for e in ended(STEP, "UserError", n, at=NOW - 500 + n)]
     assert decide(STEP, events=[release, *failures]).condition is Condition.FAILED
     rerun = event("rerun", STEP, NOW + 600)
     again = [done(STEP), rerun, *submitted(STEP, 2, NOW - 400)]
@@ -250,7 +270,7 @@ def test_what_came_first_is_told_by_the_ledger_and_not_by_clocks():
 
 
 def test_a_release_while_the_job_is_queued_does_not_excuse_how_it_ends():
-    events = [*submitted(STEP), event("release", STEP, NOW - 950), *ended(STEP, "Cancelled")[2:]]
+    events = [*submitted(STEP), event("release", STEP, NOW - 950), *ended(STEP, "CancelledByPerson")[2:]]
     assert decide(STEP, events=events).condition is Condition.FAILED
 
 
@@ -293,7 +313,7 @@ def test_a_submission_from_before_the_experiment_was_moved_is_recognised_by_its_
 
 
 def test_outputs_are_not_ours_where_our_job_never_ran_or_ran_after_they_were_written():
-    never_ran = [*ended(STEP, "Cancelled"), event("release", STEP, NOW - 1)]
+    never_ran = [*ended(STEP, "CancelledByPerson"), event("release", STEP, NOW - 1)]
     assert decide(STEP, events=never_ran, seen={STEP.key: TORN}).reason.code == "OutputsNotOurs"
     before = replace(TORN, newest=NOW - 90_000)
     assert decide(STEP, events=ended(STEP, "NodeFailure"), seen={STEP.key: before}).reason.code == "OutputsNotOurs"
@@ -431,14 +451,14 @@ def test_an_evaluation_waits_for_its_own_checkpoint_and_for_no_other():
     plan = plan_for(*steps, events=[done(steps[0])])
     assert plan.of("a/eval/cap_epoch0").verb is Verb.SUBMIT
     assert plan.of("b/eval/cap_epoch0").reason.code == "NeedUnmet"
-    broken = plan_for(*steps, events=ended(steps[0], "Failed"))
+    broken = plan_for(*steps, events=ended(steps[0], "UserError"))
     assert broken.of("a/eval/cap_epoch0").reason.code == "NeedBlocked"
     assert not broken.of("a/eval/cap_epoch0").is_pending
 
 
 def test_a_wave_of_failures_stops_submissions_until_a_person_releases():
     steps = [finetune(name) for name in "abcd"]
-    wave = [e for step in steps[:3] for e in ended(step, "Failed")]
+    wave = [e for step in steps[:3] for e in ended(step, "UserError")]
     assert plan_for(*steps, events=wave).of("d/finetune").reason.code == "ManyFailures"
     assert plan_for(*steps, events=[*wave, {"event": "release", "at": NOW}]).of("d/finetune").verb is Verb.SUBMIT
     assert plan_for(*steps, events=wave[: len(wave) // 3 * 2]).of("d/finetune").verb is Verb.SUBMIT
@@ -487,6 +507,12 @@ def test_a_job_name_keeps_its_token_whatever_the_scripts_name():
         assert Token.parse(name) == token
         assert not name.startswith("-")
     assert Token.parse("finetune") is None
+
+
+def test_a_number_that_no_attempt_of_ours_reaches_makes_no_token():
+    token = Token.of(HERE, "a/finetune", 99_999_999)
+    assert Token.parse(token.job_name("job")) == token
+    assert Token.parse(Token.of(HERE, "a/finetune", 100_000_000).job_name("job")) is None
 
 
 def test_a_job_recorded_and_missing_everywhere_is_given_up_only_after_grace():

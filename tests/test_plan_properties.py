@@ -9,8 +9,8 @@ import jsonschema
 from hypothesis import given
 from hypothesis import strategies as st
 
+from reconciler.fold import fold
 from reconciler.loop import Pass
-from reconciler.memory import fold
 from reconciler.model import Observed, OutputState, Phase, Policy, Reason, Unknown, Verb
 from reconciler.plan import Gate, make_plan
 from reconciler.render import Paint, actions_json, applied_text, diff_text, explain_text, explained, status_json, status_text
@@ -19,7 +19,7 @@ from reconciler.situation import Situation, remember_ends, whose_jobs
 from worlds import NOW, done, ended, evaluation, event, experiment, finetune, job, outputs, submitted
 
 STEPS = [step for run in "abc" for step in (finetune(run), evaluation(run))]
-FAILURES = ["Failed", "NodeFailure", "Cancelled", "CompletedWithoutEvidence", "TimeLimit", "Vanished"]
+FAILURES = ["UserError", "NodeFailure", "CancelledByPerson", "CompletedWithoutEvidence", "TimeLimit", "Vanished"]
 
 
 def pasts(step):
@@ -43,7 +43,7 @@ def pasts(step):
             [*submitted(step)[:1], event("limited", step, NOW - 9, attempt=1, message="QOS")],
             *(ended(step, failure) for failure in FAILURES),
             *([*submitted(step), word] for word in words),
-            *([*ended(step, "Failed"), word] for word in words),
+            *([*ended(step, "UserError"), word] for word in words),
             *([word] for word in words),
         ]
     )
@@ -133,6 +133,10 @@ def _in_no_order(memory):
     ]
 
 
+def _done(text):
+    return re.findall(r"[0-9]+ of [0-9]+ done", text.splitlines()[-1])
+
+
 @given(worlds())
 def test_every_plan_prints_and_its_json_is_as_published(world):
     events, observed, gate = world
@@ -143,6 +147,7 @@ def test_every_plan_prints_and_its_json_is_as_published(world):
     assert all(step.key in diff_text(seen, Paint(), verbose=True) for step in STEPS)
     assert all(step.key in status_text(seen, Paint(), verbose=True) for step in STEPS)
     assert applied_text(seen, Paint())
+    assert _done(diff_text(seen, Paint())) == _done(status_text(seen, Paint())) == _done(applied_text(seen, Paint()))
     for step in STEPS:
         jsonschema.validate(explained(seen, step.key), schema("explanation"))
         assert step.key in explain_text(seen, step.key)

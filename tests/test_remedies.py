@@ -11,7 +11,7 @@ import pytest
 
 from reconciler.config_edit import draft_edits, make_edits
 from reconciler.errors import DiskUnreadable, PermanentError
-from reconciler.memory import fold
+from reconciler.fold import fold
 from reconciler.model import Action, Condition, Edit, Outputs, OutputState, Policy, Raise, Reason, Step, Verb, Written
 from worlds import NOW, TORN, decide, ended, event, finetune, name_of, plan_for
 

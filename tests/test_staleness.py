@@ -8,11 +8,11 @@ import pytest
 
 from reconciler.errors import UsageError
 from reconciler.loop import preview
-from reconciler.model import Condition, Verb
+from reconciler.model import Condition, Phase, Verb
 from reconciler.render import Paint, diff_text, explain_text, status_json, status_text
 from reconciler.staleness import drift
 from test_pass import Lab, lab, order  # noqa: F401 - the fixture
-from worlds import decide, done, evaluation, event, finetune, plan_for
+from worlds import decide, done, finetune, job, submitted
 
 EVALUATIONS = ("a/eval/cap_epoch0", "b/eval/cap_epoch0", "base/eval/cap_base")
 
@@ -115,12 +115,39 @@ def test_a_changed_definition_is_told_by_its_file():
     )
 
 
-def test_a_checkpoint_of_another_definition_is_told_in_a_ledger_of_an_earlier_version_too():
-    step = replace(
-        evaluation(), definition="new", inputs={"checkpoint": "of definition b"}, meaning={"checkpoint": "of definition b"}
-    )
-    older = event("done", step, 1.0, definition="old", meaning={"checkpoint": "of definition a"})
-    action = plan_for(finetune(), step, events=[done(finetune()), older]).of(step.key)
-    assert (action.verb, action.condition) == (Verb.HOLD, Condition.DRIFTED)
-    assert "checkpoint of definition a → of definition b" in action.reason.message
-    assert "used an older version of its checkpoint" in action.reason.message
+def test_what_was_made_from_a_checkpoint_is_of_its_last_result_and_not_of_what_is_wanted_by_now(lab):  # noqa: F811
+    """The fine-tune drifts, its result is left to stand, and is then trained anew; only that makes its evaluation's outdated."""
+    _converge(lab)
+    script = lab.directory / "a" / "finetune.slurm"
+    script.write_text(script.read_text() + "# and more\n")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.DRIFTED
+    assert lab.conditions()[EVALUATIONS[0]] is Condition.DONE
+    order(lab, "accept", "a/finetune")
+    assert lab.run().converged
+    assert "no result" in order(lab, "rerun", "*", stale=True)[0].message
+    script.write_text(script.read_text() + "# and more\n")
+    order(lab, "rerun", "a/finetune")
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.DONE
+    assert lab.conditions()[EVALUATIONS[0]] is Condition.DRIFTED
+    assert "older version of its checkpoint" in preview(lab.scene).plan.of(EVALUATIONS[0]).reason.message
+
+
+def test_a_job_whose_script_has_changed_since_is_shown_with_what_changed():
+    step = replace(finetune(), meaning={"lr": "2", "finetune.slurm": "commands new"}, config="finetune.yaml")
+    begun = submitted(step, meaning={"finetune.slurm": "commands old"})
+    for phase, condition in ((Phase.QUEUED, Condition.QUEUED), (Phase.RUNNING, Condition.RUNNING)):
+        action = decide(step, events=begun, queue=(job(step, phase),))
+        assert (action.verb, action.condition) == (Verb.WAIT, condition)
+        assert "changed since it was submitted: finetune.slurm commands old → commands new" in action.reason.message
+    assert "changed" not in decide(step, events=submitted(step), queue=(job(step),)).reason.message
+
+
+def test_more_changes_than_a_line_takes_are_counted():
+    before = replace(finetune(), definition="old", meaning=dict.fromkeys("abcde", "1"))
+    action = decide(replace(before, definition="new", meaning=dict.fromkeys("abcde", "2")), events=[done(before)])
+    assert "a 1 → 2; b 1 → 2; c 1 → 2 and 2 more" in action.reason.message
+    assert len(action.changes) == 5

@@ -111,19 +111,27 @@ def wave(*failures: str, of=STEPS):
 @pytest.mark.parametrize(
     ("events", "is_stopped"),
     [
-        pytest.param(wave("Failed", "Failed"), False, id="two"),
-        pytest.param(wave("Failed", "Failed", "TimeLimit"), True, id="three"),
-        pytest.param(wave("Failed", "Failed", "Failed", of=STEPS[1:]), True, id="three, and the first step is not among them"),
-        pytest.param(wave("Failed", "Failed", "Cancelled"), False, id="a cancelled one is no fault"),
-        pytest.param(wave("Failed", "Failed", "NodeFailure"), False, id="a retried one is no fault"),
-        pytest.param(wave("Failed", "Failed", "CompletedWithoutEvidence"), True, id="nor did that one do its work"),
-        pytest.param([*wave("Failed", "Failed"), done(STEPS[3]), *ended(STEPS[2], "Failed")], False, id="a success in between"),
-        pytest.param([done(STEPS[3]), *wave("Failed", "Failed", "Failed")], True, id="a success before"),
-        pytest.param([*wave("Failed", "Failed", "Failed"), {"event": "release", "at": NOW}], False, id="released"),
+        pytest.param(wave("UserError", "UserError"), False, id="two"),
+        pytest.param(wave("UserError", "UserError", "TimeLimit"), True, id="three"),
         pytest.param(
-            [*wave("Failed", "Failed"), {"event": "release", "at": NOW}, *ended(STEPS[2], "Failed")], False, id="released before"
+            wave("UserError", "UserError", "UserError", of=STEPS[1:]), True, id="three, and the first step is not among them"
         ),
-        pytest.param([*wave("Failed", "Failed", "Failed"), event("release", STEPS[0], NOW)], False, id="one was released"),
+        pytest.param(wave("UserError", "UserError", "CancelledByPerson"), False, id="a cancelled one is no fault"),
+        pytest.param(wave("UserError", "UserError", "NodeFailure"), False, id="a retried one is no fault"),
+        pytest.param(wave("UserError", "UserError", "CompletedWithoutEvidence"), True, id="nor did that one do its work"),
+        pytest.param(
+            [*wave("UserError", "UserError"), done(STEPS[3]), *ended(STEPS[2], "UserError")], False, id="a success in between"
+        ),
+        pytest.param([done(STEPS[3]), *wave("UserError", "UserError", "UserError")], True, id="a success before"),
+        pytest.param([*wave("UserError", "UserError", "UserError"), {"event": "release", "at": NOW}], False, id="released"),
+        pytest.param(
+            [*wave("UserError", "UserError"), {"event": "release", "at": NOW}, *ended(STEPS[2], "UserError")],
+            False,
+            id="released before",
+        ),
+        pytest.param(
+            [*wave("UserError", "UserError", "UserError"), event("release", STEPS[0], NOW)], False, id="one was released"
+        ),
     ],
 )
 def test_three_failures_without_a_success_stop_what_is_left(events, is_stopped):
@@ -139,7 +147,7 @@ def test_three_failures_without_a_success_stop_what_is_left(events, is_stopped):
 
 
 def test_a_success_that_this_pass_finds_ends_a_wave():
-    events = wave("Failed", "Failed", "Failed")
+    events = wave("UserError", "UserError", "UserError")
     assert plan_for(*STEPS, events=events).of("d/finetune").reason.code == "ManyFailures"
     found = plan_for(*STEPS, finetune("e"), events=events, seen={STEPS[3].key: COMPLETE})
     assert found.of("e/finetune").verb is Verb.SUBMIT
@@ -158,12 +166,12 @@ def test_a_job_that_slurm_calls_failed_counts_at_once_and_one_without_evidence_o
 
 
 def test_a_failure_that_waits_for_a_person_for_another_reason_is_counted_once_it_is_failed():
-    events = [*wave("Failed", "Failed", "Failed"), event("hold", STEPS[0], NOW)]
+    events = [*wave("UserError", "UserError", "UserError"), event("hold", STEPS[0], NOW)]
     assert plan_for(*STEPS, events=events).of("d/finetune").verb is Verb.SUBMIT
 
 
 def test_how_many_failures_make_a_wave_is_the_settings_to_say():
-    events = wave("Failed", "Failed")
+    events = wave("UserError", "UserError")
     for number, code in ((2, "ManyFailures"), (3, "NotStarted")):
         assert plan_for(*STEPS, events=events, policy=Policy(stop_after_failures=number)).of("c/finetune").reason.code == code
 
@@ -192,7 +200,7 @@ def test_a_step_that_was_not_selected_is_looked_at_and_nothing_is_done_about_it(
 
 def test_the_end_of_a_job_whose_step_is_gone_is_learned_and_of_nothing_else():
     gone, also = finetune("gone"), finetune("also")
-    events = [*submitted(gone), *ended(also, "Failed"), *submitted(STEPS[0], at=NOW)[:1]]
+    events = [*submitted(gone), *ended(also, "UserError"), *submitted(STEPS[0], at=NOW)[:1]]
     over = job(gone, Phase.ENDED)
     plan = plan_for(*STEPS, events=events, queue=(over,), accounting=())
     assert [(e["event"], e["step"]) for e in plan.learned] == [("ended", gone.key)]
@@ -266,10 +274,54 @@ def test_a_failure_that_the_settings_retry_is_no_wave_before_its_outputs_have_se
         assert plan.of("d/finetune").reason.code == code
 
 
+def test_a_release_of_the_experiment_lets_jobs_go_to_a_mended_node_again_and_one_of_a_step_does_not():
+    failed = [*on_node(STEPS[0], "n1", "NodeFailure"), *on_node(STEPS[1], "n1", "NodeFailure", 1, NOW - 70_000)]
+    whole, step = {"event": "release", "at": NOW}, event("release", STEPS[0], NOW)
+    for later, excluded in (([], "n1"), ([step], "n1"), ([whole], None)):
+        assert plan_for(*STEPS, events=[*failed, *later]).of("d/finetune").options.get("exclude") == excluded
+    once_more = [*failed, whole, *on_node(STEPS[2], "n1", "NodeFailure", 1, NOW - 50_000)]
+    assert plan_for(*STEPS, events=once_more).of("d/finetune").options == {}
+
+
+def settling(steps: tuple[Step, ...], state: str, attempt: int = 1) -> dict:
+    """Jobs that have just ended so, of whose outputs nothing is seen yet."""
+    over = tuple(replace(job(step, Phase.ENDED, attempt, state=state), id=str(n)) for n, step in enumerate(steps))
+    begun = [submitted(step, attempt) for step in steps]
+    events = [e for n, (intent, answer) in enumerate(begun) for e in (intent, {**answer, "job": str(n)})]
+    return {"events": events, "queue": over}
+
+
+def test_what_the_settings_of_its_tool_retry_is_no_wave_before_its_outputs_have_settled():
+    for tool, code in (("trainer", "NotStarted"), ("another", "ManyFailures")):
+        policy = Policy(tools={tool: {"retry": {"TimeLimit": 1}}})
+        assert plan_for(*STEPS, **settling(STEPS[:3], "TIMEOUT"), policy=policy).of("d/finetune").reason.code == code
+
+
+def test_what_a_remedy_answers_is_no_wave_before_its_outputs_have_settled():
+    for policy, whole, code in (
+        (Policy(resume=True), 1, "NotStarted"),
+        (Policy(resume=True), 0, "ManyFailures"),
+        (Policy(tools={"trainer": {"resume": True}}), 1, "NotStarted"),
+    ):
+        left = {step.key: replace(TORN, resumable=whole, newest=NOW) for step in STEPS[:3]}
+        plan = plan_for(*STEPS, **settling(STEPS[:3], "TIMEOUT"), seen=left, policy=policy)
+        assert plan.of("a/finetune").reason.code == "OutputsMissing"
+        assert plan.of("d/finetune").reason.code == code
+
+
+def test_a_failure_whose_retries_are_used_up_counts_at_once():
+    policy = Policy(retry={"TimeLimit": 1})
+    world = settling(STEPS[:3], "TIMEOUT", attempt=2)
+    before = [e for step in STEPS[:3] for e in ended(step, "TimeLimit", 1, NOW - 90_000)]
+    plan = plan_for(*STEPS, events=[*before, *world["events"]], queue=world["queue"], policy=policy)
+    assert plan.of("a/finetune").reason.code == "OutputsMissing"
+    assert plan.of("d/finetune").reason.code == "ManyFailures"
+
+
 def test_a_rerun_goes_on_from_nothing_that_it_replaces():
     step = replace(STEPS[0], resume=Edit(STEPS[0].script.with_name("finetune.yaml"), "resume_from_checkpoint", "False", "True"))
     left = replace(TORN, newest=NOW - 5000, resumable=2, torn_to_resume=())
-    events = [*ended(step, "Failed", at=NOW - 4000), event("rerun", step, NOW - 10, newest=NOW - 5000)]
+    events = [*ended(step, "UserError", at=NOW - 4000), event("rerun", step, NOW - 10, newest=NOW - 5000)]
     action = plan_for(step, events=events, seen={step.key: left}, policy=Policy(resume=True)).of(step.key)
     assert (action.verb, action.from_epoch, action.edits) == (Verb.SUBMIT, 0, ())
     assert action.move_aside == (step.output_dir,)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from reconciler.memory import fold
+from reconciler.fold import fold
 from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Token, Unknown, Verb
 from reconciler.situation import CLOCK_SKEW, Situation, all_jobs, remember_ends, whose_jobs
 from worlds import (
@@ -133,7 +133,7 @@ def test_the_end_of_a_job_is_learned_with_everything_that_the_cluster_tells_of_i
 
 def test_an_end_that_is_in_writing_is_not_learned_again():
     again = job(STEP, Phase.ENDED, state="FAILED")
-    assert kinds(events=ended(STEP, "Failed"), queue=(again,)) == []
+    assert kinds(events=ended(STEP, "UserError"), queue=(again,)) == []
 
 
 def test_a_job_that_ran_twice_under_one_name_ended_as_it_did_the_last_time():
@@ -273,15 +273,15 @@ def test_what_nobody_understood_is_moved_aside_for_a_rerun_though_it_is_not_ours
 
 
 def test_once_a_fine_tune_was_submitted_again_what_is_there_is_new_whatever_its_time():
-    events = [done(STEP), rerun(), *ended(STEP, "Failed")]
+    events = [done(STEP), rerun(), *ended(STEP, "UserError")]
     assert after_rerun(STEP, events, NOW - 5000).verb is Verb.MARK_DONE
     step = replace(evaluation(), need=None)
-    events = [done(step), rerun(step), *ended(step, "Failed")]
+    events = [done(step), rerun(step), *ended(step, "UserError")]
     assert after_rerun(step, events, NOW - 5000).condition is Condition.FAILED
 
 
 def test_what_a_replaced_job_wrote_until_it_was_dead_does_not_count():
-    late = {**ended(STEP, "Cancelled", at=NOW - 50)[2], "started": NOW - 900}
+    late = {**ended(STEP, "CancelledByPerson", at=NOW - 50)[2], "started": NOW - 900}
     events = [*submitted(STEP), rerun(), late]
     for newest, verb in ((NOW - 50, Verb.SUBMIT), (NOW - 49, Verb.MARK_DONE)):
         assert after_rerun(STEP, events, newest).verb is verb

@@ -27,11 +27,12 @@ from reconciler.errors import (
 from reconciler.files import make_directory, move, read_file
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
-from reconciler.memory import Memory
+from reconciler.memory import Attempt, Memory
 from reconciler.model import Action, Condition, Desired, Edit, Observed, Policy, Reason, Stage, Step, Token, Verb
 from reconciler.plan import Plan
 from reconciler.ports import Backend, Submission
 from reconciler.situation import all_jobs
+from reconciler.staleness import changed_since
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,9 @@ class _Pass:
         if why is not None:
             return self._stop(action, why)
         try:
-            self._move_aside(action, step)
+            why = self._move_aside(action, step)
+            if why is not None:
+                return self._stop(action, why)
             self._edit(action, step, drafts)
         except (OSError, DiskUnreadable, TemporaryError) as error:
             self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
@@ -221,7 +224,8 @@ class _Pass:
         self._world.say(f"{step.key}: submitted as job {job_id}")
         self._eligible_at += self._world.policy.stagger
         self._read_name_back(job_id, job.name)
-        reason = Reason("Submitted", f"submitted as job {job_id}: {action.reason.message}")
+        why = "" if action.reason.code == "NotStarted" else f": {action.reason.message}"
+        reason = Reason("Submitted", f"submitted as job {job_id}{why}")
         return Outcome(replace(action, job=job_id, condition=Condition.QUEUED, reason=reason), "applied")
 
     def _read_name_back(self, job_id: str, name: str) -> None:
@@ -240,10 +244,17 @@ class _Pass:
         if not self._names_kept:
             self._stopped = Reason("NamesRewritten", f"the site shows job {job_id} as {shown[-1]!r} instead of {name!r}")
 
-    def _move_aside(self, action: Action, step: Step) -> None:
+    def _move_aside(self, action: Action, step: Step) -> Reason | None:
+        """What was in the way may be another pass's result by the time it is moved: then it is put back, and why is returned."""
         for path in action.move_aside:
             destination = move_aside(path, self._world.clock())
+            why = self.obstacle()
+            if why is not None:
+                if not os.path.lexists(path):
+                    move(destination, path)
+                return why
             self._world.ledger.append("moved", step=step.key, path=str(path), to=str(destination))
+        return None
 
     def _edit(self, action: Action, step: Step, drafts: Sequence[Draft]) -> None:
         """An edit is in writing before it is made, and one that takes it back after that: whatever a crash leaves, the next pass
@@ -296,18 +307,15 @@ class _Pass:
         )
 
     def _mark_done(self, action: Action, step: Step) -> None:
-        """A fine-tune's outputs tell what they were launched from; an evaluation is what its script was when submitted."""
+        """A result is of the script that its job was submitted with, whatever became of that since."""
         last = self._memory.of(step.key).last_begun
-        was_submitted = step.stage is Stage.EVALUATION and last is not None and bool(last.definition)
-        definition = last.definition if was_submitted and last is not None else step.definition
-        meaning = dict(step.meaning) if definition == step.definition else dict(last.meaning) if last is not None else {}
-        inputs = dict(last.inputs) if was_submitted and last is not None else dict(step.inputs)
+        made = step if last is None or not last.definition else _as_submitted(step, last)
         self._world.ledger.append(
             "done",
             step=step.key,
-            definition=definition,
-            meaning=meaning,
-            inputs=inputs,
+            definition=made.definition,
+            meaning=dict(made.meaning),
+            inputs=dict(made.inputs),
             evidence=[asdict(file) for file in self._observed.outputs[step.key].evidence],
         )
 
@@ -344,9 +352,22 @@ def _whose_limits(script: BatchScript) -> tuple[str | None, ...]:
     return tuple(script.value(option) for option in ("account", "qos", "partition"))
 
 
+def _as_submitted(step: Step, attempt: Attempt) -> Step:
+    """The step as this attempt's job had it. Which configuration a fine-tune was launched with, its outputs have told by now."""
+    if step.stage is Stage.EVALUATION:
+        meaning = step.meaning if attempt.definition == step.definition else attempt.meaning
+        return replace(step, definition=attempt.definition, meaning=meaning, inputs=attempt.inputs)
+    if not changed_since(attempt, step):
+        return step
+    return replace(step, definition=attempt.definition, meaning={**step.meaning, **attempt.meaning})
+
+
 def _made_from(step: Step) -> dict[str, dict[str, str]]:
-    """What an evaluation is made from, as of its submission; a fine-tune's outputs tell it themselves."""
-    return {"meaning": dict(step.meaning), "inputs": dict(step.inputs)} if step.stage is Stage.EVALUATION else {}
+    """What a job has as of its submission: sbatch copies the script. A fine-tune's configuration is read when it begins."""
+    if step.stage is Stage.EVALUATION:
+        return {"meaning": dict(step.meaning), "inputs": dict(step.inputs)}
+    script = step.script.name
+    return {"meaning": {script: step.meaning[script]}} if script in step.meaning else {}
 
 
 def _text(script: Path) -> str:

@@ -102,16 +102,15 @@ def replace_file(path: Path, content: bytes, *, expected: bytes | None) -> None:
 def append_line(path: Path, line: bytes) -> None:
     """Add ``line`` at the end of a file, made where there is none; on disk when this returns.
 
-    Either all of it or, on an error (TemporaryError, such as a full disk), nothing of it, unless a kill or a crash tears it.
+    Either all of it or, on an error (TemporaryError, such as a full disk), nothing of it. What cannot be taken back stays: after
+    a kill or a crash, where the disk refuses that too, and where somebody else's line stands behind it by then.
     """
     with _explained(path):
         descriptor, is_new = _open_for_appending(path)
         try:
-            _append(descriptor, line)
+            _append(descriptor, line, path.parent if is_new else None)
         finally:
             os.close(descriptor)
-        if is_new:
-            _sync_directory(path.parent)
 
 
 def move(path: Path, destination: Path) -> None:
@@ -208,20 +207,23 @@ def _mode_in(directory: Path, mode: int) -> int:
     return mode & stat.S_IMODE(directory.stat().st_mode)
 
 
-def _append(descriptor: int, line: bytes) -> None:
+def _append(descriptor: int, line: bytes, named_in: Path | None) -> None:
+    """``named_in`` is the directory of a file that is new, whose name must be on disk too."""
     before = os.fstat(descriptor).st_size
     try:
         _write_all(descriptor, line)
+        os.fsync(descriptor)
+        if named_in is not None:
+            _sync_directory(named_in)
     except OSError:
         _take_back(descriptor, before, line)
         raise
-    os.fsync(descriptor)
 
 
 def _take_back(descriptor: int, before: int, line: bytes) -> None:
-    """Cut off the part that was written, unless somebody else's line may stand behind it."""
+    """Cut off what was written, unless somebody else's line may stand behind it."""
     with suppress(OSError):
-        if os.fstat(descriptor).st_size < before + len(line):
+        if os.fstat(descriptor).st_size <= before + len(line):
             os.ftruncate(descriptor, before)
 
 

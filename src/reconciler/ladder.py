@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from reconciler.failures import CANCELLED, sentence
+from reconciler.failures import CANCELLED, class_of_refusal, sentence
 from reconciler.memory import Attempt, Rerun, StepMemory, Word
 from reconciler.model import (
     Action,
@@ -29,7 +29,7 @@ from reconciler.pending import never_starts, tell
 from reconciler.queue_holds import watch_hold
 from reconciler.remedies import advanced, remedy_for, suggestion
 from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
-from reconciler.staleness import drift, is_trained_anew, outdated_inputs
+from reconciler.staleness import changed_since, drift, is_trained_anew, outdated_inputs, shortened
 
 _MAX_REFUSALS = 3
 _MAX_BACKOFF = 3600.0
@@ -40,11 +40,14 @@ Rule = Callable[[Situation], Action | None]
 
 def climb(situation: Situation) -> Action:
     """The action of the first rule that has one; the last rule always has."""
-    return next(
-        replace(action, rule=rule.__name__.lstrip("_").replace("_", "-"))
-        for rule in _RULES
-        if (action := rule(situation)) is not None
-    )
+    return next(replace(action, rule=name) for name, rule in _RULES if (action := rule(situation)) is not None)
+
+
+def is_given_up(s: Situation) -> bool:
+    """True where a job that Slurm says failed is not to be followed by another, should its outputs stay missing."""
+    last = s.memory.last_begun
+    has_failed = last is not None and last.end is not None and last.end.state != "COMPLETED"
+    return has_failed and _are_retries_spent(s) is not None
 
 
 def _is_done(s: Situation) -> Action | None:
@@ -76,7 +79,7 @@ def _is_drifted(s: Situation) -> Action | None:
         return None
     outdated = outdated_inputs(done, s.step)
     changes = drift(done.meaning, s.step.meaning, s.step.config)
-    told = [f"done under another definition: {'; '.join(changes[:3]) or 'its definition changed'}"]
+    told = [f"done under another definition: {shortened(changes) or 'its definition changed'}"]
     if done.definition == s.step.definition:
         told = []
     if outdated:
@@ -184,11 +187,12 @@ def _adoption(s: Situation, job: Job) -> Action:
 
 def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
     number = attempt.number
+    changes = changed_since(attempt, s.step)
+    changed = f"; changed since it was submitted: {shortened(changes)} (`rerun` replaces the job)" if changes else ""
     if job.phase is Phase.RUNNING:
         progress = f", {s.outputs.progress}" if s.outputs and s.outputs.progress else ""
-        return s.decide(
-            Verb.WAIT, Condition.RUNNING, "JobRunning", f"job {job.id} is running{progress}", job=job.id, attempt=number
-        )
+        message = f"job {job.id} is running{progress}{changed}"
+        return s.decide(Verb.WAIT, Condition.RUNNING, "JobRunning", message, job=job.id, attempt=number)
     if job.phase is Phase.UNKNOWN:
         message = f"job {job.id} is in state {job.state}, which may be live"
         return s.decide(Verb.WAIT, Condition.UNKNOWN, "JobStateUnknown", message, job=job.id, attempt=number)
@@ -208,6 +212,7 @@ def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
     why = f": {told}" if told else ""
     if attempt.placement and attempt.placement != s.step.placement:
         why += "; its script asks for other resources by now (rerun replaces the job, accept lets it stand)"
+    why += changed
     return s.decide(Verb.WAIT, Condition.QUEUED, "JobQueued", f"job {job.id} is in the queue{why}", job=job.id, attempt=number)
 
 
@@ -234,6 +239,7 @@ def _is_unconfirmed(s: Situation) -> Action | None:
 
 
 def _is_disk_unknown(s: Situation) -> Action | None:
+    """Before every rule that looks at the outputs, and after those of jobs, which hold whatever the disk says."""
     if s.outputs is None or s.outputs.state is OutputState.UNKNOWN:
         reason = s.outputs.reason if s.outputs else Reason("DiskUnknown", "the outputs were not examined")
         return s.decide(Verb.WAIT, Condition.UNKNOWN, reason.code, reason.message)
@@ -300,13 +306,14 @@ def _is_held(s: Situation) -> Action | None:
 
 
 def _are_retries_spent(s: Situation) -> Action | None:
+    """After evidence and a person's word, which outweigh any number of failures; before the wait for a retry that never comes."""
     attempts = _since_release(s.memory)
     last = attempts[-1] if attempts else None
     if last is None:
         return None
     if last.refused is not None and len(_trailing_refusals(attempts)) >= _MAX_REFUSALS:
         message = f"refused {_MAX_REFUSALS} times, last with: {last.refused}"
-        return s.decide(Verb.HOLD, Condition.HELD, "SubmissionRefused", message)
+        return s.decide(Verb.HOLD, Condition.HELD, class_of_refusal(last.refused), message)
     if last.end is None:
         return None
     failure = last.end.failure
@@ -322,6 +329,7 @@ def _are_retries_spent(s: Situation) -> Action | None:
 
 
 def _is_backing_off(s: Situation) -> Action | None:
+    """Last of what the step's own past says: a retry is due, and not yet."""
     attempts = _since_release(s.memory)
     last = attempts[-1] if attempts else None
     if last is None or (last.refused is None and last.end is None):
@@ -338,6 +346,7 @@ def _is_backing_off(s: Situation) -> Action | None:
 
 
 def _are_needs_unmet(s: Situation) -> Action | None:
+    """After the step's own past, which needs a person or time whatever becomes of its need; before what a need leaves behind."""
     if s.step.need is None:
         return None
     if s.need is not None and s.need.condition is Condition.DONE:
@@ -407,7 +416,7 @@ def _submit(s: Situation) -> Action:
     last = next((a for a in reversed(s.memory.attempts) if not (a.withdrawn or a.limited)), None)
     replaces_lost = _is_last_one_lost(s.memory)
     is_asked_for = last is not None and s.memory.rerun is not None and last.order < s.memory.rerun.order
-    code, message = ("NotStarted", "nothing is there yet")
+    code, message = ("NotStarted", "not started; the next pass submits it")
     if replaces_lost:
         code, message = "SubmissionLost", "the last submission was never seen; submitted held, released when nothing surfaces"
     elif is_asked_for:
@@ -415,7 +424,7 @@ def _submit(s: Situation) -> Action:
     elif last is not None:
         code, message = "Retry", f"attempt {last.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
-        message = s.outputs.reason.message
+        message = f"{s.outputs.reason.message}; the next pass submits it"
     remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
     aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
     changes = (*remedy.changes, *(f"moves {path} aside" for path in aside))
@@ -436,27 +445,27 @@ def _submit(s: Situation) -> Action:
     )
 
 
-_RULES: tuple[Rule, ...] = (
-    _is_done,
-    _is_blocked,
-    _is_drifted,
-    _is_world_unknown,
-    _has_live_job,
-    _is_unconfirmed,
-    _is_disk_unknown,
-    _is_verified,
-    _are_outputs_not_ours,
-    _is_settling,
-    _is_held,
-    _are_retries_spent,
-    _is_backing_off,
-    _are_needs_unmet,
-    _is_input_missing,
-    _is_directory_in_use,
-    _is_checkpoint_in_use,
-    _does_the_tool_object,
-    _is_remedy_in_doubt,
-    _submit,
+_RULES: tuple[tuple[str, Rule], ...] = (
+    ("done", _is_done),
+    ("blocked", _is_blocked),
+    ("drifted", _is_drifted),
+    ("queue unknown", _is_world_unknown),
+    ("live job", _has_live_job),
+    ("unconfirmed submission", _is_unconfirmed),
+    ("disk unknown", _is_disk_unknown),
+    ("verified", _is_verified),
+    ("outputs not ours", _are_outputs_not_ours),
+    ("settling", _is_settling),
+    ("held by a person", _is_held),
+    ("retries spent", _are_retries_spent),
+    ("backing off", _is_backing_off),
+    ("needs unmet", _are_needs_unmet),
+    ("input missing", _is_input_missing),
+    ("directory in use", _is_directory_in_use),
+    ("checkpoint in use", _is_checkpoint_in_use),
+    ("tool objects", _does_the_tool_object),
+    ("remedy in doubt", _is_remedy_in_doubt),
+    ("submit", _submit),
 )
 
 

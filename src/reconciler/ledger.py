@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.errors import DiskUnreadable, LedgerDamaged
+from reconciler.events import Event, check_own
 from reconciler.files import append_line, create_once, read_file
-from reconciler.memory import Event, MalformedEvent, Memory, fold
+from reconciler.fold import MalformedEvent, fold
+from reconciler.memory import Memory
 
 DIRECTORY = ".reconcile"
 LARGEST = 64 << 20  # bytes; some hundred thousand events
@@ -48,13 +50,18 @@ class Ledger:
             raise self._damaged(error.order) from error
 
     def append(self, event: str, **facts: Any) -> None:
-        """One event, safely on disk when this returns."""
+        """One event, safely on disk when this returns. Raises ValueError, and writes nothing, where it is not in the form of its
+        kind: no later pass could read the ledger."""
+        whole = {"at": self._clock(), "event": event, **facts}
+        check_own(whole)
         if not self._mended:
             self._cut_torn_line()
-        text = json.dumps({"at": self._clock(), "event": event, **facts}, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
         # A byte that is no UTF-8 (of a path, of a message) becomes JSON's escape of a lone surrogate, and comes back as it was.
         line = text.encode("utf-8", "backslashreplace") + b"\n"
+        self._mended = False  # where this fails, a part of the line may stay
         append_line(self.path, line)
+        self._mended = True
         self._size += len(line)
 
     def claim(self, attempt: str) -> bool:
@@ -104,5 +111,5 @@ class Ledger:
             with self.path.open("r+b") as file:
                 file.truncate(whole)
                 os.fsync(file.fileno())
-            self._size -= len(content) - whole
+            self._size = min(self._size, whole)
         self._mended = True

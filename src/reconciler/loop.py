@@ -25,6 +25,7 @@ from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, root
 from reconciler.plan import Plan, make_plan
 from reconciler.ports import Backend, Clock, Disk, Environment, Tools
 from reconciler.record import record
+from reconciler.staleness import with_generations
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def run_pass(scene: Scene) -> Pass:
     with pass_lock(desired.directory) as lock:
         ledger = Ledger(desired.directory, scene.clock)
         seen = _look_and_plan(scene, desired, ledger.memory())
+        desired = seen.desired
         if seen.memory.identity is None:
             _open(scene, desired, ledger)
         for root in roots_seen(desired, seen.memory, scene.disk):
@@ -115,6 +117,7 @@ def _load(scene: Scene) -> Desired:
 
 
 def _look_and_plan(scene: Scene, desired: Desired, memory: Memory, always_ask: bool = False) -> Pass:
+    desired = with_generations(desired, memory)
     _refuse_strangers(memory, scene, desired, always_ask or asks_cluster(desired, memory))
     edges = scene.backend, scene.disk, scene.tools
     observed = observe(desired, memory, *edges, deep=scene.deep, always=always_ask, tick=scene.tick)

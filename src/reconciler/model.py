@@ -43,11 +43,13 @@ class Reason:
 @dataclass(frozen=True)
 class Sign:
     """A line of a job's log that tells why the job failed: the class of failure that it stands for, a regular expression (one
-    line, not anchored), and a line as it was seen."""
+    line, not anchored), and a line as it was seen. ``without_gpus`` is the class where the job surely got none, for want of
+    asking (empty: the same)."""
 
     failure: str
     pattern: str
     sample: str
+    without_gpus: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,6 @@ class RunInput:
     planned: bool = True
     checkpoints: Mapping[int, Path] = field(default_factory=dict)
     preparation_key: str | None = None
-    checkpoint_generation: str = ""
     varied: frozenset[str] = frozenset()
 
 
@@ -225,6 +226,15 @@ class Desired:
         return tuple(step for step in self.steps if any(fnmatchcase(step.key, pattern) for pattern in patterns))
 
 
+CHECKPOINT = "checkpoint"
+"""The name among a step's ``inputs`` of what the step before it made."""
+
+
+def of_generation(definition: str) -> str:
+    """The version of a checkpoint that was made under this definition."""
+    return f"of definition {definition[:8]}"
+
+
 def digest(*parts: str) -> str:
     """A short stable hash of some texts (32 hex digits); order matters."""
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:32]
@@ -233,7 +243,7 @@ def digest(*parts: str) -> str:
 # --- job names: how a job is recognised without any memory ---------------------------------------
 
 _NAME_LIMIT = 64
-_TOKEN = re.compile(r"rc-([0-9a-f]{8})-([0-9a-f]{10})-([0-9]+)$")
+_TOKEN = re.compile(r"rc-([0-9a-f]{8})-([0-9a-f]{10})-([0-9]{1,8})$")
 
 
 @dataclass(frozen=True)
@@ -399,6 +409,8 @@ class Observed:
     ``outputs`` has one entry per step examined;
     ``objections`` are the tools' own sentences against a fresh attempt over them. ``logs`` has the tail of the log of each job
     (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
+    ``filesystems`` tells which steps write to the same one (by a number that means nothing else), where that was asked and is
+    known.
     """
 
     queue: tuple[Job, ...] | Unknown | None
@@ -408,6 +420,7 @@ class Observed:
     logs: Mapping[tuple[str, str], str | Unknown | None] = field(default_factory=dict)
     signs: Mapping[str, tuple[Sign, ...]] = field(default_factory=dict)
     uid: str = ""
+    filesystems: Mapping[str, int] = field(default_factory=dict)
 
 
 # --- decided -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ submission is lost) comes back as events to be written down.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,10 +16,10 @@ from typing import Any
 
 from reconciler.budget import Bill, Budget, bill_of, uses_of
 from reconciler.canary import Canary, Facts
-from reconciler.failures import CANCELLED, INFRASTRUCTURE
-from reconciler.ladder import climb, need_blocked
+from reconciler.failures import CANCELLED, INFRASTRUCTURE, NODE, is_slurms_word
+from reconciler.ladder import climb, is_given_up, need_blocked
 from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, in_turn, stopped
-from reconciler.memory import Memory, StepMemory
+from reconciler.memory import End, Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb
 from reconciler.remedies import withhold_varied
 from reconciler.situation import Ownership, Situation, remember_edits, remember_ends, supersede, whose_jobs
@@ -68,6 +68,7 @@ def make_plan(
     decided: dict[str, Action] = {}
     known: dict[str, StepMemory] = {}
     learned: list[Mapping[str, Any]] = []
+    suspects: set[str] = set()
     ours = whose_jobs(desired, observed, memory)
     occupants = {orphan.output_dir: orphan for orphan in ours.orphans if orphan.output_dir}
     readers = _readers(desired, memory, ours)
@@ -92,19 +93,20 @@ def make_plan(
         situation.memory = known[step.key] = remember_edits(situation)
         supersede(situation)
         decided[step.key] = climb(situation)
+        suspects |= {step.key} if decided[step.key].reason.code == "OutputsMissing" and is_given_up(situation) else set()
         learned += situation.learned
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
-    decided = _avoid_nodes(decided, failing_nodes(known, policy), known, desired)
+    decided = _avoid_nodes(decided, failing_nodes(known, policy, memory.released), known, desired)
     gate = _pause_gate(memory, now) or gate
-    gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
+    gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, suspects), policy)
     desired = replace(desired, steps=tuple(replace(s, ask=s.ask.under(decided[s.key].options)) for s in desired.steps))
     order = in_turn(desired.steps, known)
     budget = Budget(policy, uses_of(desired, known, memory, ours, now))
     bill = bill_of(desired, decided, known, budget)
     limits: list[Limit] = [
         *([Closed(gate)] if gate else []),
-        FullDisk(desired, decided),
+        FullDisk(desired, known, observed.filesystems, memory.released),
         Canary(Facts(desired, decided, known, ours, memory.released), policy.canary, now),
         budget,
         InFlight(observed, policy),
@@ -147,13 +149,15 @@ def _ends_of_dropped_steps(
     return learned
 
 
-def failing_nodes(known: Mapping[str, StepMemory], policy: Policy) -> tuple[str, ...]:
-    """Nodes that failed jobs of this experiment so often that no more are sent there. Jobs that one failure took count once;
-    where a job had several nodes, nothing tells which of them it was."""
-    ends = [attempt.end for memory in known.values() for attempt in memory.attempts if attempt.end is not None]
+def failing_nodes(known: Mapping[str, StepMemory], policy: Policy, released: int) -> tuple[str, ...]:
+    """Nodes that failed jobs of this experiment so often that no more are sent there, since a person last released it as a whole:
+    a node may have been mended. Jobs that one failure took count once; where a job had several nodes, nothing tells which of
+    them it was."""
+    attempts = (attempt for memory in known.values() for attempt in memory.attempts)
+    ends = [attempt.end for attempt in attempts if attempt.end is not None and attempt.end.order > released]
     failures: dict[str, list[float]] = {}
     for end in sorted(ends, key=lambda end: end.at):
-        if end.failure in ("NodeFailure", "BootFailure") and _ONE_NODE.fullmatch(end.nodes):
+        if end.failure in NODE and _ONE_NODE.fullmatch(end.nodes):
             times = failures.setdefault(end.nodes, [])
             if not times or end.at - times[-1] > _ONE_FAILURE:
                 times.append(end.at)
@@ -247,24 +251,33 @@ def _wave_gate(failed: Sequence[str], policy: Policy) -> Gate | None:
 
 
 def failures_in_a_row(
-    decided: Mapping[str, Action], known: Mapping[str, StepMemory], memory: Memory, policy: Policy
+    decided: Mapping[str, Action], known: Mapping[str, StepMemory], memory: Memory, suspects: Container[str]
 ) -> list[str]:
     """Steps that failed since the last success or release.
 
-    A job that Slurm says failed counts at once, before its outputs have settled: should they verify after all, they count no
-    more. Failures that are retried and cancellations are no fault of the work.
+    A job that Slurm says failed counts at once where it would be given up (``suspects``), before its outputs have settled: should
+    they verify after all, it counts no more. Failures that are retried and cancellations are no fault of the work; a node that
+    the log alone blames is in doubt, and counts until something succeeds, retried or not.
     """
     if any(action.verb is Verb.MARK_DONE for action in decided.values()):
         return []
     since = max([memory.released, *(m.done.order for m in known.values() if m.done is not None)])
-    not_counted = CANCELLED | INFRASTRUCTURE
     failed = []
     for key, action in decided.items():
         last = known[key].last_begun
-        if last is None or last.end is None or last.end.failure in not_counted or last.end.order <= since:
-            continue
-        is_retried = policy.retry.get(last.end.failure, 0) > 0
-        is_suspect = action.reason.code == "OutputsMissing" and last.end.state != "COMPLETED" and not is_retried
-        if action.condition is Condition.FAILED or is_suspect:
+        is_fault = last is not None and last.end is not None and last.end.order > since and _is_fault(last.end)
+        is_over = action.condition is Condition.FAILED or key in suspects
+        if (is_fault and is_over) or _blames_its_node(known[key], since):
             failed.append(key)
     return failed
+
+
+def _is_fault(end: End) -> bool:
+    return end.failure not in CANCELLED | INFRASTRUCTURE
+
+
+def _blames_its_node(memory: StepMemory, since: int) -> bool:
+    """The last job of a step to end says that its node was at fault, and Slurm does not say so."""
+    end = next((attempt.end for attempt in reversed(memory.attempts) if attempt.end is not None), None)
+    is_new = end is not None and end.order > max(since, memory.released)
+    return is_new and end is not None and end.failure in NODE and not is_slurms_word(end.state, end.failure)

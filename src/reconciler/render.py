@@ -155,10 +155,7 @@ def summary(actions: Sequence[Action]) -> str:
     }
     counts = {name: sum(group_of(action) == name for action in actions) for name, _, _ in _GROUPS}
     parts = [f"{counts[name]} {phrase}" for name, phrase in phrases.items() if counts[name]]
-    done = f"{counts['Done']} of {len(actions)} done"
-    if not parts:
-        return f"{done}: nothing to do"
-    return ", ".join([*parts, done])
+    return ", ".join([*parts, _done(actions)]) if parts else f"{_done(actions)}: nothing to do"
 
 
 def applied_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
@@ -181,7 +178,12 @@ def stand(actions: Sequence[Action]) -> str:
     parts = [
         f"{count} {condition.value.lower()}" for condition, count in counts.items() if count and condition is not Condition.DONE
     ]
-    return ", ".join([*parts, f"{counts[Condition.DONE]} of {len(actions)} done"])
+    return ", ".join([*parts, _done(actions)])
+
+
+def _done(actions: Sequence[Action]) -> str:
+    """Those that are about to be marked done are done."""
+    return f"{sum(action.condition is Condition.DONE for action in actions)} of {len(actions)} done"
 
 
 def failed(seen: Pass) -> list[Any]:

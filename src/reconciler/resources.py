@@ -13,6 +13,7 @@ from reconciler.model import Ask
 
 # Whole nodes with all their GPUs; many jobs; numbers that depend on the nodes; parts of a GPU.
 _NOBODY_KNOWS = ("array", "gpus-per-socket", "ntasks-per-gpu", "tres-per-task")
+_MOST_GPUS = 10**6
 _SHARED = re.compile(r"(shard|mps)\b")
 _COUNT = re.compile(r"(?:[^:,=]+[:=])?(\d+)")
 _GRES = re.compile(r"(?:gres[:/])?gpu(?:[:=][^:=\d][^:=]*)?(?:[:=](\d+))?")
@@ -38,9 +39,10 @@ def _gpus(script: BatchScript) -> int | None:
     if (exclusive is not None and exclusive.value is None) or any(script.find(option) for option in _NOBODY_KNOWS):
         return None
     try:
-        return max(_in_all(script), default=0)
+        gpus = max(_in_all(script), default=0)
     except ValueError:
         return None
+    return gpus if gpus <= _MOST_GPUS else None  # Slurm refuses such a job, or the number is no number of GPUs
 
 
 def _in_all(script: BatchScript) -> list[int]:

@@ -294,7 +294,8 @@ def _over(situation: Situation, attempt: Attempt, job: Job) -> Attempt:
     if attempt.withdrawing and not attempt.withdrawn:
         attempt = _withdrawn(situation, attempt)
     signs = observed.signs.get(situation.step.key, ())
-    why = classify(job, log, signs, observed.uid, was_asked=word or rerun or attempt.withdrawn)
+    gpus = (attempt.ask or situation.step.ask).gpus
+    why = classify(job, log, signs, observed.uid, was_asked=word or rerun or attempt.withdrawn, gpus=gpus)
     end = End(job.state, why.code, job.ended or situation.now, job.started, job.exit_code, detail=why.detail, nodes=job.nodes)
     return _ended(situation, attempt, job.id, end)
 

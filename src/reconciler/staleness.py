@@ -5,16 +5,31 @@ What was not in writing, or cannot be read now, is unknown: it never counts as c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from reconciler.memory import Done, StepMemory
-from reconciler.model import Step
+from reconciler.memory import Attempt, Done, Memory, StepMemory
+from reconciler.model import CHECKPOINT, Desired, Stage, Step, of_generation
+
+_SHOWN = 3
+
+
+def with_generations(desired: Desired, memory: Memory) -> Desired:
+    """The same steps, of which those that are made from a finished one's checkpoint are made from the one that is there: that of
+    its last result, also where its definition has changed since."""
+
+    def made_from(step: Step) -> Step:
+        need = memory.of(step.need).done if step.need is not None else None
+        if need is None or CHECKPOINT not in step.inputs:
+            return step
+        return replace(step, inputs={**step.inputs, CHECKPOINT: of_generation(need.generation)})
+
+    return replace(desired, steps=tuple(map(made_from, desired.steps)))
 
 
 def outdated_inputs(done: Done, step: Step) -> tuple[str, ...]:
     """The things that the result was made from in an older version: ``task file cap_task.py``, ``checkpoint``."""
-    before = {**done.meaning, **done.inputs}  # earlier versions kept the checkpoint among the meaning alone
-    return tuple(name for name, version in sorted(step.inputs.items()) if before.get(name, version) != version)
+    return tuple(name for name, version in sorted(step.inputs.items()) if done.inputs.get(name, version) != version)
 
 
 def staleness(step: Step, memory: StepMemory, need: StepMemory | None) -> tuple[str, ...]:
@@ -22,14 +37,21 @@ def staleness(step: Step, memory: StepMemory, need: StepMemory | None) -> tuple[
     if memory.done is None:
         return ()
     reasons = outdated_inputs(memory.done, step)
-    if "checkpoint" not in reasons and is_trained_anew(memory.done, need):
-        return (*reasons, "checkpoint")
+    if CHECKPOINT not in reasons and is_trained_anew(memory.done, need):
+        return (*reasons, CHECKPOINT)
     return reasons
 
 
 def is_trained_anew(done: Done, need: StepMemory | None) -> bool:
     """True where a person had the step before it done again since, and it is done again."""
     return need is not None and need.done is not None and need.rerun is not None and done.order < need.rerun.order
+
+
+def changed_since(attempt: Attempt, step: Step) -> tuple[str, ...]:
+    """What its job was submitted with and is otherwise by now, in words. Of a fine-tune only its script is in writing: the
+    configuration is read when the job begins."""
+    names = attempt.meaning.keys() | (step.meaning.keys() if step.stage is Stage.EVALUATION else set())
+    return drift(attempt.meaning, {name: step.meaning[name] for name in names & step.meaning.keys()}, step.config)
 
 
 def drift(before: Mapping[str, str], after: Mapping[str, str], file: str = "") -> tuple[str, ...]:
@@ -42,6 +64,12 @@ def drift(before: Mapping[str, str], after: Mapping[str, str], file: str = "") -
     keys = sorted(before.keys() | after.keys())
     changed = (k for k in keys if before.get(k) != after.get(k))
     return tuple(f"{_named(k, file)} {before.get(k, '(none)')} → {after.get(k, '(none)')}" for k in changed)
+
+
+def shortened(changes: Sequence[str]) -> str:
+    """The first few changes in one line, and how many there are besides."""
+    more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+    return "; ".join(changes[:_SHOWN]) + more
 
 
 def _named(key: str, file: str) -> str:

@@ -41,8 +41,8 @@ from reconciler.errors import (
 )
 from reconciler.experiment.load import load
 from reconciler.experiment.settings import read_settings
+from reconciler.fold import fold
 from reconciler.ledger import Ledger
-from reconciler.memory import fold
 from reconciler.model import Edit, EvaluationInput, RunInput, RunKind
 from reconciler.ports import Submission
 from reconciler.tools import all_tools
@@ -525,7 +525,7 @@ def test_bytes_that_are_no_utf8_come_back_from_the_ledger_as_they_were(tmp_path)
     ],
 )
 def test_an_intent_in_another_form_is_damage(change):
-    from reconciler.memory import MalformedEvent
+    from reconciler.fold import MalformedEvent
 
     intent, confirmed = submitted(finetune())
     with pytest.raises(MalformedEvent):
@@ -542,13 +542,13 @@ def test_an_intent_in_another_form_is_damage(change):
         {"event": "done", "definition": "d", "evidence": [{"path": 1, "size": 2, "mtime_ns": 3}]},
         {"event": "done", "definition": "d", "meaning": {"a": 1}},
         {"event": "refused", "message": ["no"]},
-        {"event": "ended", "job": "1", "state": 3, "failure": "Failed", "ended": 5.0},
+        {"event": "ended", "job": "1", "state": 3, "failure": "UserError", "ended": 5.0},
         {"event": "hold", "why": {}},
         {"event": "rerun", "newest": "yesterday"},
     ],
 )
 def test_an_event_of_a_step_in_another_form_is_damage(event):
-    from reconciler.memory import MalformedEvent
+    from reconciler.fold import MalformedEvent
 
     with pytest.raises(MalformedEvent):
         fold([*submitted(finetune()), {"at": 5.0, "step": "a/finetune", "attempt": 1, **event}])
@@ -558,10 +558,10 @@ def test_a_cell_whose_first_writing_failed_was_never_written():
     cells = {"a|||Status": "RUNNING"}
     writing, unwritten = (
         {"event": "writing", "at": 1.0, "cells": cells},
-        {"event": "unwritten", "at": 2.0, "cells": list(cells)},
+        {"event": "unwritten", "at": 2.0, "cells": cells},
     )
     assert fold([writing, unwritten]).written == {}
-    assert fold([writing, {**writing, "cells": {"a|||Status": "HELD"}}, unwritten]).written == {"a|||Status": ("RUNNING",)}
+    assert fold([writing, {**writing, "cells": {"a|||Status": "HELD"}}, unwritten]).written == {"a|||Status": ("HELD",)}
 
 
 def test_a_ledger_of_many_steps_is_read_in_the_time_of_its_length(tmp_path):

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from fuzz import containers
-from reconciler.memory import Event
+from reconciler.events import Event
 from reconciler.model import Token
 from worlds import NOW, done, ended, evaluation, finetune, submitted
 
@@ -86,7 +86,7 @@ def _yaml() -> list[bytes]:
 def _settings() -> list[bytes]:
     return [
         (EXAMPLE / "reconcile.yaml").read_bytes(),
-        b"backend: local\nstagger: 5s\nmax_in_flight: null\npoll: 1.5m\ngrace: 10m\nretry: {NodeFailure: 10, Failed: 0}\n"
+        b"backend: local\nstagger: 5s\nmax_in_flight: null\npoll: 1.5m\ngrace: 10m\nretry: {NodeFailure: 10, UserError: 0}\n"
         b"stop_after_failures: 3\ndocument: none\nrequeue: true\n",
     ]
 
@@ -160,7 +160,7 @@ def _ledger() -> list[bytes]:
         [{"event": "rerun", "at": NOW, "step": tune.key, "newest": NOW}, {"event": "heard", "at": NOW, "words": "x"}],
         [
             {"event": "writing", "at": NOW, "cells": {"a|||Status": "RUNNING"}},
-            {"event": "unwritten", "at": NOW, "cells": ["a|||Status"]},
+            {"event": "unwritten", "at": NOW, "cells": {"a|||Status": "RUNNING"}},
         ],
         [{"event": "stands", "at": NOW, "states": {tune.key: "RUNNING"}}, {"event": "root", "at": NOW, "path": "/o"}],
         [{"event": "names", "at": NOW, "kept": True}, {"event": "of a later version", "at": NOW, "anything": [1]}],

@@ -28,9 +28,9 @@ from reconciler.disk import RealDisk
 from reconciler.errors import PermanentError, ReconcileError
 from reconciler.experiment.load import load
 from reconciler.experiment.settings import read_settings
+from reconciler.fold import fold
 from reconciler.ledger import Ledger
 from reconciler.loop import Pass, Scene, preview, run_pass
-from reconciler.memory import fold
 from reconciler.model import Desired, EvaluationInput, Job, Observed, Policy, RunInput, RunKind, Stage, Step
 from reconciler.plan import make_plan
 from reconciler.ports import FileInfo

@@ -273,4 +273,4 @@ def _exit_code(row: Mapping[str, Any]) -> str:
 
 
 def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, int) and value > 0 else None
+    return float(value) if isinstance(value, int) and 0 < value < 10**11 else None

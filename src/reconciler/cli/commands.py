@@ -83,7 +83,7 @@ def reconcile() -> None:
 
 def _settings(asked: Asked) -> Policy:
     directory = find_document(asked.experiment).parent.resolve()
-    return read_settings(directory, {"backend": asked.backend} if asked.backend else {}, Path.home())
+    return read_settings(directory, {"backend": asked.backend} if asked.backend else {}, Path.home(), all_tools())
 
 
 def _scene(asked: Asked) -> Scene:

@@ -27,7 +27,18 @@ from reconciler.experiment.document import (
     decode,
 )
 from reconciler.experiment.names import closest, same_name
-from reconciler.model import Desired, EvaluationInput, Reading, Reason, RunInput, RunKind, Stage, Step
+from reconciler.model import (
+    CHECKPOINT,
+    Desired,
+    EvaluationInput,
+    Reading,
+    Reason,
+    RunInput,
+    RunKind,
+    Stage,
+    Step,
+    of_generation,
+)
 from reconciler.ports import Disk, Tool, by_stage
 
 DOCUMENTS = ("experiment_summary.md", "experiment_summary.yaml", "experiment_summary.yml")
@@ -168,12 +179,11 @@ class _Scene:
             evaluations=evaluations,
             checkpoints=step.checkpoints if step else {},
             preparation_key=step.key if step else None,
-            checkpoint_generation=step.definition if step else "",
         )
         prepared, evaluated = _blocked(prepared), _blocked(self.evaluator.read(run, self.disk))
         own = (*self._leads_outside(run), *faults)
         in_document = [problem for problem in self.document.problems if problem.run == row.name]
-        steps = _block(prepared.steps + evaluated.steps, (*in_document, *own))
+        steps = _block(prepared.steps + _made_from(step, evaluated.steps), (*in_document, *own))
         return Reading(steps, (*own, *prepared.problems, *evaluated.problems))
 
     def _input(self, row: RunRow) -> RunInput:
@@ -256,6 +266,14 @@ class _Scene:
         with suppress(DiskUnreadable):
             return not _SCAFFOLDING.isdisjoint(self.disk.names(self.directory / entry) or ())
         return False
+
+
+def _made_from(preparation: Step | None, steps: tuple[Step, ...]) -> tuple[Step, ...]:
+    """What is made from another step's checkpoint is of that one's definition."""
+    if preparation is None or not preparation.definition:
+        return steps
+    made = {CHECKPOINT: of_generation(preparation.definition)}
+    return tuple(replace(step, inputs={**step.inputs, **made}) if step.need == preparation.key else step for step in steps)
 
 
 # --- blocking ------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ class InspectAI:
     log_file = "run-inspect.log"
     is_default = True
     signs = ()
+    settings = ("retry", "time", "mem")  # an evaluation begins anew, and its batch is its task's
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """The evaluations of a run, each with the script found for it; a missing or doubtful script is a Problem."""
@@ -231,22 +232,19 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
     if wanted.script_path and wanted.model_path and _real(wanted.script_path) != _real(wanted.model_path):
         message = f"it evaluates {wanted.script_path}, while the checkpoint of this evaluation is {wanted.model_path}"
         problems.append(Problem(place.script, 0, message, run.name, warning=True))
-    generation = run.checkpoint_generation if evaluation.epoch is not None else ""
-    of_checkpoint = {"checkpoint": f"of definition {generation[:8]}"} if generation else {}
     output_dir = command.log_dir if command else step.output_dir
     return replace(
         step,
         output_dir=output_dir,
         root=run.directory if output_dir.is_relative_to(run.directory) else output_dir.parent,
-        definition=digest(script.commands, json.dumps(settings, sort_keys=True), evaluation.task, generation),
+        definition=digest(script.commands, json.dumps(settings, sort_keys=True), evaluation.task),
         placement=script.placement,
         meaning={
             "task": evaluation.task,
-            **of_checkpoint,
             "script": f"commands {digest(script.commands)[:8]}",
             **{f"eval.yaml:{k}": v for k, v in settings.items()},
         },
-        inputs={**_task_files(command, disk), **of_checkpoint},
+        inputs=_task_files(command, disk),
         spec={"wanted": wanted, "rivals": ()},
         reads=tuple(path for path in (wanted.model_path, wanted.script_path) if path is not None),
         job_name=script.job_name,

@@ -49,6 +49,7 @@ class Torchtune:
     log_file = "run-torchtune.log"
     is_default = True
     signs = ()
+    settings = ("retry", "resume", "time", "mem", "shrink_batch")
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """The run's one training; where its scaffolding is at fault, blocked and with a Problem for each fault."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.failures import sentence
-from reconciler.memory import Attempt, Done, End, Identity, MalformedEvent, Memory, Rerun, StepMemory, Word, fold
+from reconciler.fold import MalformedEvent, fold
+from reconciler.memory import Attempt, Done, End, Identity, Memory, Rerun, StepMemory, Word
 from reconciler.model import Edit
 
 KEY = "a/finetune"
@@ -21,6 +22,10 @@ BEGUN = Attempt(1, "job.rc-1", 10.5, 15.0, 1, "d", "p", "/out", {"mem": "8G"}, 2
 
 def step(*events) -> StepMemory:
     return fold([{"at": 20.0, "step": KEY, **event} for event in events]).of(KEY)
+
+
+def told(*events) -> Memory:
+    return fold({"at": 20.0, **event} for event in events)
 
 
 def attempt(*outcomes) -> Attempt:
@@ -48,14 +53,14 @@ def test_an_intent_is_remembered_with_everything_that_it_says():
         ({"event": "placed", "placement": "other"}, {"placement": "other"}),
         (
             {
-                "event": "ended", "job": "7", "state": "FAILED", "failure": "Failed", "ended": 19, "started": 12.0,
+                "event": "ended", "job": "7", "state": "FAILED", "failure": "UserError", "ended": 19, "started": 12.0,
                 "exit_code": "1:0", "detail": "killed", "nodes": "n1",
             },
-            {"job": "7", "end": End("FAILED", "Failed", 19.0, 12.0, "1:0", 2, "killed", "n1")},
+            {"job": "7", "end": End("FAILED", "UserError", 19.0, 12.0, "1:0", 2, "killed", "n1")},
         ),
         (
-            {"event": "ended", "job": "7", "state": "FAILED", "failure": "Failed", "ended": 19},
-            {"job": "7", "end": End("FAILED", "Failed", 19.0, None, "", 2)},
+            {"event": "ended", "job": "7", "state": "FAILED", "failure": "UserError", "ended": 19},
+            {"job": "7", "end": End("FAILED", "UserError", 19.0, None, "", 2)},
         ),
     ],
 )  # fmt: skip
@@ -113,9 +118,9 @@ def test_a_job_that_nobody_wrote_down_is_an_attempt_of_its_own():
 def test_a_result_is_remembered_with_its_evidence_and_who_said_so():
     done = {"event": "done", "definition": "d"}
     files = [{"path": "/out/x", "size": 1, "mtime_ns": 2}]
-    assert step(done).done == Done("d", 1)
+    assert step(done).done == Done("d", 1, generation="d")
     full = step({**done, "evidence": files, "meaning": {"lr": "1"}, "by_person": True}).done
-    assert full == Done("d", 1, True, tuple(files), {"lr": "1"}, Word("accept", 1, at=20.0))
+    assert full == Done("d", 1, True, tuple(files), {"lr": "1"}, Word("accept", 1, at=20.0), generation="d")
 
 
 def test_a_hold_outlives_the_result_and_a_cancellation_does_not_nor_a_hold_of_what_was_accepted():
@@ -130,7 +135,7 @@ def test_a_hold_outlives_the_result_and_a_cancellation_does_not_nor_a_hold_of_wh
 def test_a_release_and_a_rerun_take_back_what_was_said_before():
     before = [{"event": "done", "definition": "d"}, {"event": "hold"}]
     released = step(*before, {"event": "release"})
-    assert (released.word, released.released, released.done) == (None, 3, Done("d", 1))
+    assert (released.word, released.released, released.done) == (None, 3, Done("d", 1, generation="d"))
     rerun = step(*before, {"event": "rerun", "newest": 17.0})
     assert (rerun.word, rerun.released, rerun.done, rerun.rerun) == (
         None,
@@ -157,18 +162,16 @@ def test_edits_of_a_configuration_are_remembered_from_their_first_value_to_their
 
 
 def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
-    memory = fold(
-        [
-            {"event": "opened", "cluster": "c1", "path": "/p", "user": "u", "environment": {"conda": True}},
-            {"event": "opened", "cluster": "c2", "path": "/q", "user": "v", "environment": {"conda": False}},
-            {"event": "root", "path": "/r"},
-            {"event": "root", "path": "/s"},
-            {"event": "names", "kept": False},
-            {"event": "stands", "states": {KEY: "PENDING", "b": "PENDING"}},
-            {"event": "stands", "states": {KEY: "RUNNING"}},
-            {"event": "heard", "words": "abc"},
-            {"event": "release", "at": 20.0},
-        ]
+    memory = told(
+        {"event": "opened", "cluster": "c1", "path": "/p", "user": "u", "environment": {"conda": True}},
+        {"event": "opened", "cluster": "c2", "path": "/q", "user": "v", "environment": {"conda": False}},
+        {"event": "root", "path": "/r"},
+        {"event": "root", "path": "/s"},
+        {"event": "names", "kept": False},
+        {"event": "stands", "states": {KEY: "PENDING", "b": "PENDING"}},
+        {"event": "stands", "states": {KEY: "RUNNING"}},
+        {"event": "heard", "words": "abc"},
+        {"event": "release", "at": 20.0},
     )
     assert memory == Memory(
         identity=Identity("c2", "/q", "v"),
@@ -180,17 +183,17 @@ def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
         words=(Word("release", 9, at=20.0),),
         heard="abc",
     )
-    assert fold([{"event": "names", "kept": True}]).names_kept is True
+    assert told({"event": "names", "kept": True}).names_kept is True
     assert fold([]) == Memory()
 
 
 def test_a_cell_is_remembered_with_what_it_holds_and_what_a_crash_may_have_left_there():
     wrote = [{"event": "writing", "cells": {"x": "1", "y": "1"}}, {"event": "writing", "cells": {"x": "2"}}]
-    assert fold(wrote).written == {"x": ("2", "1"), "y": ("1",)}
-    assert fold([*wrote, {"event": "writing", "cells": {"x": "3"}}]).written["x"] == ("3", "2")
-    assert fold([*wrote, {"event": "unwritten", "cells": ["x"]}]).written == {"x": ("1",), "y": ("1",)}
-    assert fold([*wrote, {"event": "unwritten", "cells": {"x": "1"}}]).written == {"x": ("2",), "y": ("1",)}
-    assert fold([*wrote, {"event": "unwritten", "cells": {"x": "0", "y": "1"}}]).written == {"x": ("2", "1")}
+    assert told(*wrote).written == {"x": ("2", "1"), "y": ("1",)}
+    assert told(*wrote, {"event": "writing", "cells": {"x": "3"}}).written["x"] == ("3", "2")
+    assert told(*wrote, {"event": "unwritten", "cells": {"x": "2"}}).written == {"x": ("1",), "y": ("1",)}
+    assert told(*wrote, {"event": "unwritten", "cells": {"x": "1"}}).written == {"x": ("2",), "y": ("1",)}
+    assert told(*wrote, {"event": "unwritten", "cells": {"x": "0", "y": "1"}}).written == {"x": ("2", "1")}
 
 
 def test_events_of_a_later_version_are_passed_over():

@@ -1,0 +1,262 @@
+"""The fold: what the ledger's events, oldest first, amount to; pure.
+
+It is total: an event of a kind that this version does not know is kept in the ledger and ignored here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from reconciler.events import KINDS, Event, check, is_of_step
+from reconciler.memory import (
+    PARTICIPLES,
+    Attempt,
+    Done,
+    End,
+    Freed,
+    Identity,
+    Memory,
+    Pause,
+    Renaming,
+    Rerun,
+    StepMemory,
+    Word,
+    reopened,
+    unedited,
+)
+from reconciler.model import Ask, Edit
+
+
+class MalformedEvent(Exception):
+    """An event that no version of this program wrote. ``order`` is its place in the ledger, from 1."""
+
+    def __init__(self, order: int) -> None:
+        self.order = order
+
+
+def fold(events: Iterable[Event]) -> Memory:
+    """Memory from events, oldest first. Raises MalformedEvent for one that lacks what its kind has, or has it in another form."""
+    memory = Memory()
+    steps: dict[str, StepMemory] = {}
+    for order, event in enumerate(events, start=1):
+        try:
+            check(event)
+        except ValueError as error:
+            raise MalformedEvent(order) from error
+        if is_of_step(event):
+            steps[event["step"]] = _with_words(steps.get(event["step"], StepMemory()), event["event"], order, event)
+        elif event["event"] in KINDS:
+            memory = _apply(replace(memory, steps=steps), order, event)
+            steps = dict(memory.steps) if memory.steps is not steps else steps
+    return replace(memory, steps=steps)
+
+
+def _apply(memory: Memory, order: int, event: Event) -> Memory:
+    kind = event["event"]
+    if kind == "opened":
+        identity = Identity(event["cluster"], event["path"], event["user"])
+        said = (_word("adopt", order, {**event, "user": event["by"]}),) if "by" in event else ()
+        words = (*memory.words, *said)
+        return replace(memory, identity=identity, environment=dict(event["environment"]), words=words)
+    if kind == "root":
+        return replace(memory, roots=memory.roots | {event["path"]})
+    if kind == "names":
+        return replace(memory, names_kept=bool(event["kept"]))
+    if kind == "writing":
+        return replace(memory, written=_both(memory.written, event["cells"]))
+    if kind == "unwritten":
+        return replace(memory, written=_without(memory.written, event["cells"]))
+    if kind == "stands":
+        return replace(memory, states={**memory.states, **event["states"]})
+    if kind == "heard":
+        return replace(memory, heard=event["words"])
+    return _apply_word(memory, kind, order, event)
+
+
+def _with_words(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
+    """What an event makes of a step, a person's word on it among all the others."""
+    step = _apply_to_step(step, kind, order, event)
+    if kind in PARTICIPLES or kind == "placed" or event.get("by_person"):
+        verb = kind if kind in PARTICIPLES else "accept"
+        step = replace(step, words=(*step.words, _word(verb, order, event)))
+    return step
+
+
+def _word(verb: str, order: int, event: Event) -> Word:
+    return Word(verb, order, event.get("user", ""), event.get("why", ""), float(event["at"]))
+
+
+def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
+    """What a person says of the experiment as a whole."""
+    if kind in ("renaming", "renamed", "rename-ended"):
+        return _apply_renaming(memory, kind, order, event)
+    if kind not in ("release", "pause", "resume"):
+        return memory
+    word = _word(kind, order, event)
+    memory = replace(memory, words=(*memory.words, word))
+    if kind == "release":
+        return replace(memory, released=order)
+    until = event.get("until")
+    pause = Pause(word, None if until is None else float(until), event.get("until_text", "")) if kind == "pause" else None
+    return replace(memory, pause=pause)
+
+
+def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memory:
+    old, new = event["old"], event["new"]
+    if kind == "renaming":
+        return replace(memory, renaming=Renaming(old, new), words=(*memory.words, _word("rename", order, event)))
+    if kind == "rename-ended":
+        # A pass between a kill and these same words wrote under the old name what the document has under the new one by now.
+        between = {f"{new}{name[len(old) :]}": texts for name, texts in memory.written.items() if name.startswith(f"{old}|")}
+        written = {name: (*texts, *memory.written.get(name, ())) for name, texts in between.items()}
+        return replace(memory, renaming=None, written={**memory.written, **written})
+
+    def key(name: str, sign: str) -> str:
+        return f"{new}{sign}{name.removeprefix(old + sign)}" if name.startswith(old + sign) else name
+
+    steps = {name: step for name, step in memory.steps.items() if not name.startswith(f"{old}/")}
+    for name, step in memory.steps.items():
+        if name.startswith(f"{old}/"):
+            # Numbers go on where the run left off, should its old name come back: names of jobs are made from both.
+            steps[name] = _names_taken(step)
+            steps[key(name, "/")] = replace(step, taken=memory.of(key(name, "/")).taken)
+    return replace(
+        memory,
+        renaming=Renaming(old, new, is_told=True),
+        steps=steps,
+        states={key(name, "/"): word for name, word in memory.states.items()},
+        written={key(name, "|"): texts for name, texts in memory.written.items()},
+    )
+
+
+def _names_taken(step: StepMemory) -> StepMemory:
+    return StepMemory(taken=max([step.taken, *(attempt.number for attempt in step.attempts)]))
+
+
+def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    return {**written, **{key: (text, *written.get(key, ())[:1]) for key, text in cells.items()}}
+
+
+def _without(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Less what did not reach the document after all, which need not be the newest where another pass wrote beside this one."""
+    kept = dict(written)
+    for key in kept.keys() & cells.keys():
+        texts = list(kept.pop(key))
+        if cells[key] in texts:
+            texts.remove(cells[key])
+        if texts:
+            kept[key] = tuple(texts)
+    return kept
+
+
+def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
+    if kind in ("intent", "adopted"):
+        return _with_attempt(step, kind, order, event)
+    if kind == "reopened":
+        return replace(step, attempts=tuple(reopened(a) if a.number == event["attempt"] else a for a in step.attempts))
+    if kind in _OUTCOMES:
+        changes = _OUTCOMES[kind](order, event)
+        attempts = tuple(replace(a, **changes) if a.number == event["attempt"] else a for a in step.attempts)
+        return replace(step, attempts=attempts)
+    if kind == "done":
+        evidence = tuple(event.get("evidence", ()))
+        by_person = bool(event.get("by_person"))
+        word = _word("accept", order, event) if by_person else None
+        inputs = dict(event.get("inputs", {}))
+        definition = event["definition"]
+        generation = step.done.generation if by_person and step.done is not None else definition
+        done = Done(definition, order, by_person, evidence, event.get("meaning", {}), word, inputs, generation)
+        # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
+        standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
+        return replace(step, done=done, word=standing)
+    if kind == "edited":
+        edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order)
+        return replace(step, edits=_edited(step.edits, edit))
+    if kind == "unedited":
+        return replace(step, edits=unedited(step.edits, event["key"], event["after"]))
+    if kind in ("hold", "cancel"):
+        return replace(step, word=_word(kind, order, event))
+    if kind == "release":
+        return replace(step, word=None, released=order)
+    if kind == "free":
+        before = step.freed or Freed(frozenset(), 0, _word(kind, order, event))
+        epochs = before.epochs | {int(epoch) for epoch in event["epochs"]}
+        is_same_again = step.freed is not None and not step.freed.is_over
+        size = before.size + (0 if is_same_again else int(event["bytes"]))
+        return replace(step, freed=Freed(epochs, size, _word(kind, order, event)))
+    if kind == "freed" and step.freed is not None:
+        return replace(step, freed=replace(step.freed, is_over=True))
+    if kind == "rerun":
+        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event))
+        return replace(step, word=None, released=order, done=None, rerun=rerun, freed=None)
+    return step
+
+
+def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
+    """An edit of a value edited before tells where it came from in the beginning; one that leads back there is none."""
+    old = next((edit for edit in edits if edit.key == new.key), None)
+    others = tuple(edit for edit in edits if edit is not old)
+    whole = new if old is None else replace(new, before=old.before, via=(*old.via, old.after))
+    return others if whole.before == whole.after else (*others, whole)
+
+
+def _end(order: int, event: Event) -> End:
+    told = {key: event.get(key, "") for key in ("exit_code", "detail", "nodes")}
+    return End(event["state"], event["failure"], float(event["ended"]), event.get("started"), order=order, **told)
+
+
+_OUTCOMES: Mapping[str, Any] = {
+    "submitted": lambda order, e: {"job": str(e["job"])},
+    "refused": lambda order, e: {"refused": e["message"]},
+    "limited": lambda order, e: {"limited": True},
+    "lost": lambda order, e: {"lost": True},
+    "unseen": lambda order, e: {"unseen_at": float(e["at"])},
+    "seen": lambda order, e: {"unseen_at": None},
+    "withdrawing": lambda order, e: {"withdrawing": True},
+    "withdrawn": lambda order, e: {"withdrawn": True, "held": False},
+    "queue-holding": lambda order, e: {"queue_hold": "asked"},
+    "queue-held": lambda order, e: {"queue_hold": "held"},
+    "unheld": lambda order, e: {"held": False, "queue_hold": "", "withdrawing": False},
+    "missing": lambda order, e: {"missing_at": float(e["at"])},
+    "ended": lambda order, e: {
+        "job": str(e["job"]),
+        "end": _end(order, e),
+    },
+    "placed": lambda order, e: {"placement": e["placement"]},
+}
+
+
+def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
+    """An intent begins an attempt; an adoption confirms the attempt of its number, or stands for one nobody wrote down."""
+    number = int(event["attempt"])
+    # An adopted job may have begun long before it was found.
+    at = float(event["at"] if event.get("begun") is None else event["begun"])
+    known = next((a for a in step.attempts if a.number == number), None)
+    if kind == "intent" and known is not None:
+        return step  # of two passes that meant to make the same attempt, one alone could claim it
+    if kind == "adopted" and known is not None and not event.get("by_hand"):
+        # Under the name that the cluster shows: a site may put something before ours.
+        adopted = replace(known, name=event["name"], job=str(event["job"]), lost=False, limited=False, refused=None)
+        return replace(step, attempts=tuple(adopted if a is known else a for a in step.attempts))
+    attempt = Attempt(
+        number=number,
+        name=event["name"],
+        at=at,
+        begins=float(event.get("begins", at)),
+        order=order,
+        definition=event.get("definition", ""),
+        placement=event.get("placement", ""),
+        output_dir=event.get("output_dir", ""),
+        options=dict(event.get("options", {})),
+        from_epoch=int(event.get("from_epoch", 0)),
+        meaning=dict(event.get("meaning", {})),
+        inputs=dict(event.get("inputs", {})),
+        held=bool(event.get("held")),
+        by_hand=bool(event.get("by_hand")),
+        job=str(event["job"]) if kind == "adopted" else None,
+        ask=Ask(**event["ask"]) if "ask" in event else None,
+    )
+    return replace(step, attempts=(*(a for a in step.attempts if a.number != number), attempt))
