@@ -198,6 +198,7 @@ KINDS: Mapping[str, Kind] = {
     # of a step
     "done": _kind("step definition", "meaning inputs evidence by_person user why"),
     "edited": _kind("step path key before after"),
+    "unedited": _kind("step key after"),
     "moved": _kind("step path to"),
     "hold": _kind("step", "user why"),
     "cancel": _kind("step", "user why"),

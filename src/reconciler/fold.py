@@ -26,6 +26,7 @@ from reconciler.memory import (
     StepMemory,
     Word,
     reopened,
+    unedited,
 )
 from reconciler.model import Ask, Edit
 
@@ -175,6 +176,8 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
     if kind == "edited":
         edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order, at=float(event["at"]))
         return replace(step, edits=_edited(step.edits, edit))
+    if kind == "unedited":
+        return replace(step, edits=unedited(step.edits, event["key"], event["after"]))
     if kind in ("hold", "cancel"):
         return replace(step, word=_word(kind, order, event))
     if kind == "release":

@@ -407,6 +407,12 @@ def _does_the_tool_object(s: Situation) -> Action | None:
     return s.decide(Verb.HOLD, Condition.HELD, "ToolObjects", objection) if objection else None
 
 
+def _is_remedy_in_doubt(s: Situation) -> Action | None:
+    """What the next attempt needs cannot be brought about: without it, it would train over what it was to go on from."""
+    obstacle = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy).obstacle
+    return s.decide(Verb.HOLD, Condition.HELD, obstacle.code, obstacle.message) if obstacle else None
+
+
 def _submit(s: Situation) -> Action:
     assert s.outputs is not None
     last = next((a for a in reversed(s.memory.attempts) if not (a.withdrawn or a.limited)), None)
@@ -425,8 +431,7 @@ def _submit(s: Situation) -> Action:
         message += f" (put off by a limit of the site: {s.memory.last.limit})"
     remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
     aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
-    goes_on = (f"goes on from {s.outputs.resumable} whole epochs",) if remedy.resumes else ()
-    changes = (*goes_on, *remedy.changes, *(f"moves {path} aside" for path in aside))
+    changes = (*remedy.changes, *(f"moves {path} aside" for path in aside))
     return s.decide(
         Verb.SUBMIT,
         Condition.WAITING,
@@ -438,7 +443,8 @@ def _submit(s: Situation) -> Action:
         move_aside=aside,
         changes=changes,
         options=remedy.options,
-        edits=(*remedy.edits, *remedy.reverts),
+        edits=remedy.edits,
+        reverts=remedy.reverts,
         from_epoch=s.outputs.resumable if remedy.resumes else 0,
     )
 
@@ -462,6 +468,7 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     ("directory in use", _is_directory_in_use),
     ("checkpoint in use", _is_checkpoint_in_use),
     ("tool objects", _does_the_tool_object),
+    ("remedy in doubt", _is_remedy_in_doubt),
     ("submit", _submit),
 )
 

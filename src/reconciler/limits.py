@@ -47,6 +47,7 @@ def stopped(action: Action, gate: Gate) -> Action:
         held=False,
         options={},
         edits=(),
+        reverts=(),
     )
 
 

@@ -98,6 +98,17 @@ def reopened(attempt: Attempt) -> Attempt:
     return replace(attempt, end=None, missing_at=None, unseen_at=None, worked=attempt.worked + took)
 
 
+def unedited(edits: tuple[Edit, ...], key: str, now: str | None) -> tuple[Edit, ...]:
+    """The edits less what the file does not show: none of that key, or the part of it that led to what is there ``now``."""
+    kept = []
+    for edit in edits:
+        if edit.key != key:
+            kept.append(edit)
+        elif now in edit.via:
+            kept.append(replace(edit, after=now, via=edit.via[: edit.via.index(now)]))
+    return tuple(kept)
+
+
 @dataclass(frozen=True)
 class Done:
     """A step's result, once verified (or accepted by a person), under which definition and by which files.
@@ -196,7 +207,7 @@ class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
     person's last ``release`` or ``rerun``. Attempts up to ``taken`` were made under this key by a run that has another name now.
     ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them. ``edits`` are those of the run's configuration
-    that we made and did not take back."""
+    that we set out to make and neither took back nor found gone (``remember_edits``)."""
 
     attempts: tuple[Attempt, ...] = ()
     done: Done | None = None

@@ -54,7 +54,7 @@ class Sign:
 
 @dataclass(frozen=True)
 class Edit:
-    """One top-level value of a run's configuration, as it is and as it shall be, as Python's ``str`` has it (None: no such key).
+    """One top-level value of a run's configuration, as it is and as it shall be, in the file's own spelling (None: no such key).
 
     ``via`` are values that we gave it in between, ``order`` is its place in the ledger, and ``at`` when (epoch s), once
     it was made.
@@ -69,10 +69,24 @@ class Edit:
     at: float = 0.0
 
     @property
+    def is_made(self) -> bool:
+        """True where the value is already what it shall be."""
+        return self.before == self.after
+
+    @property
     def words(self) -> str:
         """``batch_size 4 → 2``."""
-        before, after = (value if value is not None else "(none)" for value in (self.before, self.after))
+        before, after = (value or "(none)" for value in (self.before, self.after))
         return f"{self.key} {before} → {after}"
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a top-level setting is written in a run's configuration: its text (None: no such key), or ``why_not`` it cannot be
+    changed there without a person."""
+
+    text: str | None = None
+    why_not: str = ""
 
 
 # --- desired -----------------------------------------------------------------------------------
@@ -140,9 +154,11 @@ class Step:
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
     as Slurm's patterns (``slurm-%j.out``). ``ask`` is what its job asks for, ``asks`` are the script's ``#SBATCH`` options by
     their long names. ``resume`` is the edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it
-    needs less of a GPU's memory (or none, and why). ``reads`` are models that it begins from or evaluates; ``inputs`` names what
-    else its result is made from, each with its version, as far as that can be read (it is no part of ``definition``). ``config``
-    is the file that the items of ``meaning`` stand in where they do not say. ``spec`` is the tool's own.
+    needs less of a GPU's memory (or none, and why), ``written`` how the settings that those edits concern stand in the file now;
+    ``resume`` is one that is made already where the configuration itself asks for going on. ``reads`` are models that it begins
+    from or evaluates; ``inputs`` names what else its result is made from, each with its version, as far as that can be read (it
+    is no part of ``definition``). ``config`` is the file that the items of ``meaning`` stand in where they do not say. ``spec``
+    is the tool's own.
     """
 
     key: str
@@ -168,6 +184,7 @@ class Step:
     resume: Edit | None = None
     smaller_batch: tuple[Edit, ...] = ()
     why_no_smaller_batch: str = ""
+    written: Mapping[str, Written] = field(default_factory=dict)
     ask: Ask = Ask()
     reads: tuple[Path, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -356,10 +373,12 @@ class Outputs:
     ``marked`` is True where the outputs themselves prove that nothing more will be written to them; where False, completeness
     must be confirmed by the job's end or by quiet. ``newest`` is the latest modification time among them (epoch s).
     ``resumable`` is how many whole epochs a resumed training would go on from (0: there is nothing sound to resume), and
-    ``torn_to_resume`` what it must not find. ``evidence`` identifies the files that were verified; ``torn`` names what must be
-    moved aside before another attempt (empty for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh
-    attempt would overwrite or build on what is there. ``progress`` is a few words for status. ``lacks`` is set where
-    another attempt would not find its input: a Reason where that is surely gone, Unknown where it may only be out of sight.
+    ``torn_to_resume`` what it must not find. ``resume_note`` is, in words, why it would go on from nothing, or what it will train
+    again; ``in_the_way`` what a person must move before anything goes on. ``evidence`` identifies the files that were verified;
+    ``torn`` names what must be moved aside before an attempt that begins anew (empty for a tool whose attempts overwrite
+    nothing). ``has_work`` is True where a fresh attempt would overwrite or build on what is there. ``progress`` is a few words
+    for status. ``lacks`` is set where another attempt would not find its input: a Reason where that is surely gone, Unknown where
+    it may only be out of sight.
     """
 
     state: OutputState
@@ -372,6 +391,8 @@ class Outputs:
     progress: str = ""
     resumable: int = 0
     torn_to_resume: tuple[Path, ...] = ()
+    resume_note: str = ""
+    in_the_way: str = ""
     lacks: Reason | Unknown | None = None
 
 
@@ -445,8 +466,9 @@ class Action:
 
     ``job`` is the job concerned, where there is one. ``changes`` tells, in words, what else the action will alter
     (torn outputs moved aside, and so on). ``held`` submits the job held; ``release`` frees a job that we held ourselves, and
-    ``hold_job`` holds a queued one as a person's word has it. ``options`` are sbatch's, over the script's own, and ``edits`` what
-    must hold in the run's configuration before the job is submitted; ``from_epoch`` is how many whole epochs it goes on from.
+    ``hold_job`` holds a queued one as a person's word has it. ``options`` are sbatch's, over the script's own, ``edits`` are
+    made in the run's configuration before the job is submitted, and ``reverts`` take such edits back; ``from_epoch`` is how many
+    whole epochs it goes on from.
     ``rule`` names the rung of the ladder that decided.
     """
 
@@ -463,6 +485,7 @@ class Action:
     move_aside: tuple[Path, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     edits: tuple[Edit, ...] = ()
+    reverts: tuple[Edit, ...] = ()
     from_epoch: int = 0
     rule: str = ""
 

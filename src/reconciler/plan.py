@@ -21,7 +21,8 @@ from reconciler.ladder import climb, is_given_up, need_blocked
 from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, in_turn, stopped
 from reconciler.memory import End, Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb
-from reconciler.situation import Ownership, Situation, remember_ends, supersede, whose_jobs
+from reconciler.remedies import withhold_varied
+from reconciler.situation import Ownership, Situation, remember_edits, remember_ends, supersede, whose_jobs
 
 _ONE_NODE = re.compile(r"[A-Za-z0-9._-]+")
 _ONE_FAILURE = 600.0  # s, within which jobs that a node takes with it ended by one failure
@@ -63,6 +64,7 @@ def make_plan(
     ``gate`` is set where nothing may be submitted for a reason that lies outside the steps (another environment). Steps whose key
     the glob ``select`` does not match are looked at and left alone.
     """
+    desired = replace(desired, steps=withhold_varied(desired.steps, memory))
     ours = whose_jobs(desired, observed, memory)
     situations = [_situation(step, observed, memory, ours, policy, now) for step in _needs_first(desired.steps)]
     known = {situation.step.key: situation.memory for situation in situations}
@@ -106,6 +108,7 @@ def _situation(step: Step, observed: Observed, memory: Memory, ours: Ownership, 
         pause=memory.pause if memory.pause is not None and memory.pause.is_on(now) else None,
     )
     situation.memory = remember_ends(situation)
+    situation.memory = remember_edits(situation)
     return situation
 
 
@@ -197,7 +200,7 @@ def _leave_alone(action: Action, select: str) -> Action:
         return action
     reason = Reason("NotSelected", f"--select {select} leaves this step alone")
     idle = replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, move_aside=(), changes=())
-    return replace(idle, release=False, hold_job=False, options={}, edits=())
+    return replace(idle, release=False, hold_job=False, options={}, edits=(), reverts=())
 
 
 def _needs_first(steps: Sequence[Step]) -> list[Step]:

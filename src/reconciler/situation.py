@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.failures import classify
-from reconciler.memory import LATEST, WITHOUT_EVIDENCE, Attempt, End, Memory, Pause, StepMemory, Word, reopened
+from reconciler.memory import LATEST, WITHOUT_EVIDENCE, Attempt, End, Memory, Pause, StepMemory, Word, reopened, unedited
 from reconciler.model import (
     Action,
     Condition,
@@ -182,6 +182,20 @@ def remember_ends(situation: Situation) -> StepMemory:
     return replace(memory, attempts=tuple(sorted(attempts, key=lambda attempt: attempt.number)))
 
 
+def remember_edits(situation: Situation) -> StepMemory:
+    """Memory without the edits of ours that the configuration does not show: a pass died before it made them, or a person changed
+    the value since, and that is a word. A result that is done keeps what it was made with."""
+    memory = situation.memory
+    if memory.done is not None:
+        return memory
+    for edit in memory.edits:
+        now = situation.step.written.get(edit.key)
+        if now is not None and (now.why_not or now.text != edit.after):
+            situation.learn("unedited", key=edit.key, after=now.text)
+            memory = replace(memory, edits=unedited(memory.edits, edit.key, now.text))
+    return memory
+
+
 def _found(situation: Situation, job: Job, number: int) -> Attempt:
     situation.learn("adopted", attempt=number, job=job.id, name=job.name, begun=job.submitted)
     at = situation.now if job.submitted is None else job.submitted
@@ -210,7 +224,7 @@ def supersede(situation: Situation) -> None:
     torn = (situation.step.output_dir,) if is_finetune else ()
     reason = Reason("Superseded", "what is there is from before the rerun")
     state = OutputState.INCOMPLETE
-    situation.outputs = replace(outputs, state=state, reason=reason, torn=torn, has_work=False, resumable=0)
+    situation.outputs = replace(outputs, state=state, reason=reason, torn=torn, has_work=False, resumable=0, resume_note="")
 
 
 def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:
