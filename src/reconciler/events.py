@@ -86,7 +86,7 @@ _FORMS = {
 _KINDS = frozenset(
     {"opened", "root", "names", "writing", "unwritten", "stands", "heard", "intent", "adopted", "done", "hold", "cancel"}
     | {"release", "rerun", "moved", "edited", "reopened", "submitted", "refused", "limited", "lost", "unseen", "seen"}
-    | {"withdrawing", "withdrawn", "queue-holding", "queue-held", "unheld", "missing", "ended", "placed"}
+    | {"withdrawing", "withdrawn", "queue-holding", "queue-held", "unheld", "missing", "ended", "placed", "restored"}
 )
 
 

@@ -78,7 +78,7 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
 def _with_words(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
     """What an event makes of a step, a person's word on it among all the others."""
     step = _apply_to_step(step, kind, order, event)
-    if kind in PARTICIPLES or kind == "placed" or event.get("by_person"):
+    if kind in PARTICIPLES or kind in ("placed", "restored") or event.get("by_person"):
         verb = kind if kind in PARTICIPLES else "accept"
         step = replace(step, words=(*step.words, _word(verb, order, event)))
     return step
@@ -86,6 +86,11 @@ def _with_words(step: StepMemory, kind: str, order: int, event: Event) -> StepMe
 
 def _word(verb: str, order: int, event: Event) -> Word:
     return Word(verb, order, event.get("user", ""), event.get("why", ""), float(event["at"]))
+
+
+def _kept_why(word: Word, before: Word | None) -> Word:
+    """A word said again without a reason keeps the reason that was given before."""
+    return word if word.why or before is None else replace(word, why=before.why)
 
 
 def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
@@ -99,8 +104,11 @@ def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
     if kind == "release":
         return replace(memory, released=order)
     until = event.get("until")
-    pause = Pause(word, None if until is None else float(until), event.get("until_text", "")) if kind == "pause" else None
-    return replace(memory, pause=pause)
+    if kind == "resume":
+        return replace(memory, pause=None)
+    before = memory.pause.word if memory.pause is not None and memory.pause.is_on(word.at) else None
+    end = None if until is None else float(until)
+    return replace(memory, pause=Pause(_kept_why(word, before), end, event.get("until_text", "")))
 
 
 def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memory:
@@ -175,7 +183,8 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order)
         return replace(step, edits=_edited(step.edits, edit))
     if kind in ("hold", "cancel"):
-        return replace(step, word=_word(kind, order, event))
+        word = _kept_why(_word(kind, order, event), step.word)
+        return replace(step, word=word, cancelled=order if kind == "cancel" else step.cancelled)
     if kind == "release":
         return replace(step, word=None, released=order)
     if kind == "free":
@@ -183,12 +192,16 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         epochs = before.epochs | {int(epoch) for epoch in event["epochs"]}
         is_same_again = step.freed is not None and not step.freed.is_over
         size = before.size + (0 if is_same_again else int(event["bytes"]))
-        return replace(step, freed=Freed(epochs, size, _word(kind, order, event)))
+        return replace(step, freed=Freed(epochs, size, _kept_why(_word(kind, order, event), before.word)))
     if kind == "freed" and step.freed is not None:
         return replace(step, freed=replace(step.freed, is_over=True))
     if kind == "rerun":
-        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event))
+        replaced = step if step.done is not None else step.given_up
+        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event), replaced)
         return replace(step, word=None, released=order, done=None, rerun=rerun, freed=None)
+    if kind == "restored" and step.given_up is not None:
+        then = step.given_up
+        return replace(step, done=then.done, word=then.word, rerun=then.rerun, freed=then.freed)
     return step
 
 
