@@ -378,7 +378,7 @@ def release(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> in
     """Let held or failed steps be decided afresh; without a step, lift the stop after many failures."""
     if not arguments or (len(arguments) == 1 and _is_experiment(Path(arguments[0]))):
         asked = _whole(asked, arguments, "release")
-        return _tell(asked, words.release_experiment(_scene(asked), why))
+        return _tell(asked, words.release_experiment(_scene(asked), why, _confirm(asked, yes)))
     return _give(asked, arguments, words.Order("release", why=why), yes)
 
 
@@ -397,15 +397,8 @@ def hold(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
 @_YES
 def cancel(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Cancel the jobs of steps, and hold the steps; orphans are named by their run, step or job id."""
-    asked, steps = _with_steps(asked, arguments)
-    scene, confirm = _scene(asked), _confirm(asked, yes)
-    seen = words.look_at(scene)
-    of_orphans = tuple(name for name in steps if orphans.names_orphans_alone(seen, name))
-    of_steps = tuple(name for name in steps if name not in of_orphans)
-    seen.desired.select(*of_steps)
-    pruned = orphans.prune(scene, of_orphans, why, confirm) if of_orphans else ()
-    done = words.carry_out(scene, words.Order("cancel", of_steps, why), confirm) if of_steps else ()
-    return _tell(asked, (*pruned, *done))
+    asked, names = _with_steps(asked, arguments)
+    return _tell(asked, orphans.cancel(_scene(asked), names, why, _confirm(asked, yes)))
 
 
 @reconcile.command()

@@ -26,9 +26,10 @@ from reconciler.experiment.document import (
     RunRow,
     decode,
 )
-from reconciler.experiment.names import closest, same_name
+from reconciler.experiment.names import same_name
 from reconciler.model import Desired, EvaluationInput, Reading, Reason, RunInput, RunKind, Stage, Step
 from reconciler.ports import Disk, Tool, by_stage
+from reconciler.spelling import closest
 
 DOCUMENTS = ("experiment_summary.md", "experiment_summary.yaml", "experiment_summary.yml")
 _STAGES = {"preparation": Stage.FINETUNE, "evaluation": Stage.EVALUATION}
