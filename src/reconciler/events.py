@@ -80,6 +80,7 @@ _FORMS = {
     "cluster": _is_text, "path": _is_text, "environment": _are_flags, "cells": _are_cells, "states": _are_texts,
     "meaning": _are_texts, "evidence": _are_files, "options": _are_texts, "from_epoch": _is_number, "detail": _is_text,
     "nodes": _is_text, "key": _is_text, "before": _is_text_or_none, "after": _is_text_or_none, "ask": _is_ask,
+    "what": _is_text,
 }  # fmt: skip
 
 

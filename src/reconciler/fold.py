@@ -57,8 +57,10 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     kind = event["event"]
     if kind == "opened":
         identity = Identity(event["cluster"], event["path"], event["user"])
-        said = (_word("adopt", order, {**event, "user": event["by"]}),) if "by" in event else ()
-        words = (*memory.words, *said)
+        words = memory.words
+        if "by" in event:
+            about = f"--{event['what']}" if "what" in event else ""
+            words += (replace(_word("adopt", order, event), user=event["by"], about=about),)
         return replace(memory, identity=identity, environment=dict(event["environment"]), words=words)
     if kind == "root":
         return replace(memory, roots=memory.roots | {event["path"]})
@@ -114,7 +116,8 @@ def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
 def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memory:
     old, new = event["old"], event["new"]
     if kind == "renaming":
-        return replace(memory, renaming=Renaming(old, new), words=(*memory.words, _word("rename", order, event)))
+        word = replace(_word("rename", order, event), about=f"{old} → {new}")
+        return replace(memory, renaming=Renaming(old, new), words=(*memory.words, word))
     if kind == "rename-ended":
         # A pass between a kill and these same words wrote under the old name what the document has under the new one by now.
         between = {f"{new}{name[len(old) :]}": texts for name, texts in memory.written.items() if name.startswith(f"{old}|")}

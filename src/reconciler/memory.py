@@ -107,13 +107,15 @@ class Done:
 
 @dataclass(frozen=True)
 class Word:
-    """What a person said (``hold``, ``release``, …), who, when (epoch s) and why."""
+    """What a person said (``hold``, ``release``, …), who, when (epoch s) and why; ``about`` is what they named with it, such as
+    ``a → c`` of a rename."""
 
     verb: str
     order: int
     user: str = ""
     why: str = ""
     at: float = 0.0
+    about: str = ""
 
     @property
     def by_whom(self) -> str:

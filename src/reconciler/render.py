@@ -245,7 +245,8 @@ def explain_text(seen: Pass, key: str) -> str:
 
 def _said(word: Mapping[str, Any]) -> str:
     when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(word["at"]))
-    return plain(f"{when}  {word['verb']}" + (f" by {word['user']}" if word["user"] else "") + _because(word["why"]))
+    by = f"by {word['user']}" if word["user"] else ""
+    return plain(f"{when}  " + " ".join(filter(None, (word["verb"], word["about"], by))) + _because(word["why"]))
 
 
 def _because(why: str) -> str:
@@ -383,7 +384,7 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
 
 
 def _word(word: Word) -> dict[str, Any]:
-    return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at}
+    return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at, "about": word.about}
 
 
 def _attempt_json(attempt: Attempt) -> dict[str, Any]:
