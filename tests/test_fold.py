@@ -141,7 +141,7 @@ def test_a_release_and_a_rerun_take_back_what_was_said_before():
         None,
         3,
         None,
-        Rerun(20.0, 3, 17.0, Word("rerun", 3, at=20.0)),
+        Rerun(20.0, 3, 17.0, Word("rerun", 3, at=20.0), replaced=step(*before)),
     )
     assert step({"event": "rerun"}).rerun == Rerun(20.0, 1, None, Word("rerun", 1, at=20.0))
 
@@ -223,3 +223,35 @@ def test_an_event_that_lacks_what_its_kind_has_is_named_by_its_place(event):
 def test_a_class_of_failure_that_this_version_does_not_know_is_told_by_its_name():
     assert sentence("GpuOnFire") == "GpuOnFire"
     assert sentence("GpuOnFire", "smoke") == "GpuOnFire (smoke)"
+
+
+def test_what_a_rerun_gave_up_can_stand_again_until_something_is_submitted():
+    before = [{"event": "done", "definition": "d"}, {"event": "hold"}]
+    twice = [*before, {"event": "rerun"}, {"event": "rerun"}]
+    restored = step(*twice, {"event": "restored", "user": "u"})
+    assert (restored.done, restored.word, restored.rerun) == (step(*before).done, step(*before).word, None)
+    assert restored.words[-1].verb == "accept"
+    followed = step(*twice, {"event": "intent", "attempt": 1, "name": "n"}, {"event": "restored"})
+    assert followed.done is None
+    assert followed.given_up is None
+
+
+@pytest.mark.parametrize("verb", ["hold", "cancel"])
+def test_a_word_said_again_without_a_reason_keeps_the_reason_given_before(verb):
+    said = [{"event": "hold", "user": "ana", "why": "new data"}, {"event": verb, "user": "ben", "why": ""}]
+    assert (step(*said).word.user, step(*said).word.why) == ("ben", "new data")
+    assert [word.why for word in step(*said).words] == ["new data", ""]
+    assert step(*said, {"event": verb, "why": "other"}).word.why == "other"
+    assert step(*said, {"event": "release"}, {"event": verb}).word.why == ""
+
+
+def test_a_second_free_keeps_the_reason_given_before():
+    free = {"event": "free", "epochs": [0], "bytes": 1}
+    assert step({**free, "why": "the quota"}, free).freed.word.why == "the quota"
+
+
+def test_a_pause_said_again_keeps_its_reason_while_it_lasts():
+    memory = fold([{"event": "pause", "at": 1.0, "why": "maintenance", "until": 5.0}, {"event": "pause", "at": 2.0}])
+    assert memory.pause.word.why == "maintenance"
+    over = fold([{"event": "pause", "at": 1.0, "why": "maintenance", "until": 5.0}, {"event": "pause", "at": 6.0}])
+    assert over.pause.word.why == ""

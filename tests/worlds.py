@@ -206,6 +206,8 @@ class StandInTool:
             definition,
             "p",
             checkpoints={0: out / "epoch_0"},
+            job_name=script.stem.partition("_")[0],
+            workdir=str(script.parent),
             inputs=self._inputs(run),
             blocked=None if definition else Reason("NotScaffolded", f"{script} is missing"),
         )

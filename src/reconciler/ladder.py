@@ -285,7 +285,7 @@ def _are_outputs_not_ours(s: Situation) -> Action | None:
 def _is_settling(s: Situation) -> Action | None:
     """An ended job's outputs are looked for twice, ``settle`` apart: a file server may show them late."""
     last = s.memory.last_begun
-    if last is None or last.end is None or not _counts(last, s.memory):
+    if last is None or last.end is None or _is_replaced(last, s.memory):
         return None
     if last.missing_at is None:
         s.learn("missing", attempt=last.number)
@@ -536,9 +536,17 @@ def _since_release(memory: StepMemory) -> tuple[Attempt, ...]:
 
 
 def _counts(attempt: Attempt, memory: StepMemory) -> bool:
-    """True where an attempt's outcome came after the last release; what a rerun replaces counts no more, however it ends."""
-    outcome = attempt.order if attempt.end is None else attempt.end.order
-    return outcome > memory.released and (memory.rerun is None or attempt.order > memory.rerun.order)
+    """True where an attempt's outcome came after the last release; what a person had us cancel is no failure, also where its end
+    comes to light after the word was taken back."""
+    if attempt.end is None:
+        return attempt.order > memory.released and not _is_replaced(attempt, memory)
+    is_failure = attempt.end.failure != "CancelledByUs"
+    return is_failure and attempt.end.order > memory.released and not _is_replaced(attempt, memory)
+
+
+def _is_replaced(attempt: Attempt, memory: StepMemory) -> bool:
+    """What a rerun replaces counts no more, however it ends."""
+    return memory.rerun is not None and attempt.order < memory.rerun.order
 
 
 def _is_last_one_lost(memory: StepMemory) -> bool:

@@ -129,13 +129,15 @@ class Done:
 
 @dataclass(frozen=True)
 class Word:
-    """What a person said (``hold``, ``release``, …), who, when (epoch s) and why."""
+    """What a person said (``hold``, ``release``, …), who, when (epoch s) and why; ``about`` is what they named with it, such as
+    ``a → c`` of a rename."""
 
     verb: str
     order: int
     user: str = ""
     why: str = ""
     at: float = 0.0
+    about: str = ""
 
     @property
     def by_whom(self) -> str:
@@ -178,12 +180,13 @@ class Pause:
 @dataclass(frozen=True)
 class Rerun:
     """A person's wish for a new result. ``newest`` (epoch s) is when what was there was last written, by the file server's own
-    clock; None where that was not known."""
+    clock; None where that was not known. ``replaced`` is what was in writing of the step, where it had a result."""
 
     at: float
     order: int
     newest: float | None = None
     word: Word | None = None
+    replaced: StepMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,8 @@ class Freed:
 @dataclass(frozen=True)
 class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
-    person's last ``release`` or ``rerun``. Attempts up to ``taken`` were made under this key by a run that has another name now.
+    person's last ``release`` or ``rerun``. What was submitted before ``cancelled``, the last ``cancel``, was cancelled by us.
+    Attempts up to ``taken`` were made under this key by a run that has another name now.
     ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them. ``edits`` are those of the run's configuration
     that we set out to make and neither took back nor found gone (``remember_edits``)."""
 
@@ -218,6 +222,7 @@ class StepMemory:
     words: tuple[Word, ...] = ()
     freed: Freed | None = None
     taken: int = 0
+    cancelled: int = 0
 
     @property
     def last(self) -> Attempt | None:
@@ -230,6 +235,13 @@ class StepMemory:
         not taken by the site, or given up unseen."""
         begun = (a for a in reversed(self.attempts) if not a.withdrawn and (a.job is not None or a.is_unconfirmed))
         return next(begun, None)
+
+    @property
+    def given_up(self) -> StepMemory | None:
+        """What was in writing before a rerun gave up the result; None once something was submitted since, or it is done again."""
+        if self.rerun is None or self.done is not None or any(a.order > self.rerun.order for a in self.attempts):
+            return None
+        return self.rerun.replaced
 
     @property
     def open(self) -> tuple[Attempt, ...]:

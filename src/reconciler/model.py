@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.errors import Problem, UsageError
+from reconciler.spelling import closest
 
 
 class Stage(str, Enum):
@@ -220,12 +221,18 @@ class Desired:
         return next((step for step in self.steps if step.key == key), None)
 
     def select(self, *patterns: str) -> tuple[Step, ...]:
-        """The steps that keys or globs name, in document order. Raises UsageError for a pattern that names none."""
+        """The steps that keys, globs or runs name, in document order. Raises UsageError for a pattern that names none."""
         for pattern in patterns:
-            if not any(fnmatchcase(step.key, pattern) for step in self.steps):
+            if not any(names_step(pattern, step.key) for step in self.steps):
                 known = ", ".join(step.key for step in self.steps[:5]) + (", …" if len(self.steps) > 5 else "")
-                raise UsageError(f"no step matches {pattern!r}; the steps are {known}")
-        return tuple(step for step in self.steps if any(fnmatchcase(step.key, pattern) for pattern in patterns))
+                hint = closest(pattern, [name for step in self.steps for name in (step.key, step.run)])
+                raise UsageError(f"no step matches {pattern!r}{hint}; the steps are {known}")
+        return tuple(step for step in self.steps if any(names_step(pattern, step.key) for pattern in patterns))
+
+
+def names_step(pattern: str, key: str) -> bool:
+    """True where a person means this step: by its key or a glob on it, or by the name of its run."""
+    return fnmatchcase(key, pattern) or key.partition("/")[0] == pattern
 
 
 CHECKPOINT = "checkpoint"

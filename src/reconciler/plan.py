@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from reconciler.failures import CANCELLED, INFRASTRUCTURE, NODE, is_slurms_word
 from reconciler.ladder import climb, is_given_up, need_blocked
 from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, in_turn, stopped
 from reconciler.memory import End, Memory, StepMemory
-from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb
+from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb, names_step
 from reconciler.remedies import withhold_varied
 from reconciler.situation import Ownership, Situation, remember_edits, remember_ends, supersede, whose_jobs
 
@@ -32,13 +31,15 @@ _ONE_FAILURE = 600.0  # s, within which jobs that a node takes with it ended by 
 class Plan:
     """One action per step, in document order; ``learned`` are events that hold whatever becomes of the actions. ``orphans`` are
     live jobs of steps that are not in the document any more: they are shown, and left alone. ``order`` has the steps' keys in the
-    order of submission, ``bill`` what they cost before any of the actions."""
+    order of submission, ``bill`` what they cost before any of the actions. ``wave`` are the steps whose failures, with no success
+    between them, stop submissions."""
 
     actions: tuple[Action, ...]
     learned: tuple[Mapping[str, Any], ...] = ()
     orphans: tuple[Orphan, ...] = ()
     order: tuple[str, ...] = ()
     bill: Bill = field(default_factory=Bill)
+    wave: tuple[str, ...] = ()
 
     def of(self, key: str) -> Action:
         """The action of a step."""
@@ -61,8 +62,8 @@ def make_plan(
 ) -> Plan:
     """The actions that bring the world closer to what is desired. Deterministic, and independent of the order of jobs.
 
-    ``gate`` is set where nothing may be submitted for a reason that lies outside the steps (another environment). Steps whose key
-    the glob ``select`` does not match are looked at and left alone.
+    ``gate`` is set where nothing may be submitted for a reason that lies outside the steps (another environment). Steps that
+    ``select`` does not name are looked at and left alone.
     """
     desired = replace(desired, steps=withhold_varied(desired.steps, memory))
     ours = whose_jobs(desired, observed, memory)
@@ -75,7 +76,8 @@ def make_plan(
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
     decided = _avoid_nodes(decided, failing_nodes(known, policy, memory.released), known, desired)
     gate = _pause_gate(memory, now) or gate
-    gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, suspects), policy)
+    failed = failures_in_a_row(decided, known, memory, suspects)
+    gate = gate or _names_gate(memory) or _wave_gate(failed, policy)
     desired = replace(desired, steps=tuple(replace(s, ask=s.ask.under(decided[s.key].options)) for s in desired.steps))
     order = in_turn(desired.steps, known)
     budget = Budget(policy, uses_of(desired, known, memory, ours, now))
@@ -89,7 +91,8 @@ def make_plan(
     ]
     held_back = _hold_back(desired, decided, order, limits)
     actions = tuple(held_back[step.key] for step in desired.steps)
-    return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill)
+    wave = tuple(failed) if len(failed) >= policy.stop_after_failures else ()
+    return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill, wave)
 
 
 def _situation(step: Step, observed: Observed, memory: Memory, ours: Ownership, policy: Policy, now: float) -> Situation:
@@ -196,7 +199,7 @@ def _avoid_nodes(
 
 def _leave_alone(action: Action, select: str) -> Action:
     """An act on a step that was not selected turns into a wait."""
-    if not action.changes_something or fnmatchcase(action.step, select):
+    if not action.changes_something or names_step(select, action.step):
         return action
     reason = Reason("NotSelected", f"--select {select} leaves this step alone")
     idle = replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, move_aside=(), changes=())

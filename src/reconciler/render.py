@@ -18,11 +18,12 @@ from typing import Any
 
 from reconciler import budget
 from reconciler.batch_script import log_paths
+from reconciler.errors import Problem
 from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory, Word
-from reconciler.model import Action, Condition, Desired, Step, Verb
+from reconciler.model import Action, Condition, Step, Verb
 from reconciler.staleness import staleness
-from reconciler.words import Done
+from reconciler.words import Done, Skipped
 
 _GROUPS: tuple[tuple[str, str, str], ...] = (
     ("Cancel", "-", "red"),
@@ -224,15 +225,20 @@ def _colour_of(condition: Condition) -> str:
     return "blue" if condition in (Condition.RUNNING, Condition.QUEUED) else "dim"
 
 
-def explain_text(seen: Pass, key: str) -> str:
-    """The facts seen of one step, the rule that decided, the attempts and the evidence."""
+def explain_text(seen: Pass, key: str, *, verbose: bool = False, quiet: bool = False) -> str:
+    """The facts seen of one step, the rule that decided, the attempts and the evidence; what defines the result too, or how it
+    stands alone."""
     facts = explained(seen, key)
     lines = [f"{plain(key)}", f"  {facts['condition']}: {plain(facts['reason']['message'])}"]
+    if quiet:
+        return "\n".join(lines)
     lines.append(f"  decided by the rule {facts['rule']!r} ({facts['reason']['code']}), action {facts['action']}")
     lines += [f"  {plain(change)}" for change in facts["changes"]]
     for name in ("script", "output_dir", "need"):
         if facts[name]:
             lines.append(f"  {name.replace('_', ' ')}: {plain(facts[name])}")
+    step = seen.desired.step(key)
+    lines += [f"  defined by {plain(item)}: {plain(text)}" for item, text in step.meaning.items()] if verbose and step else []
     outputs = facts["outputs"]
     lines.append(
         f"  outputs: {outputs['state']}, {plain(outputs['reason']['message'])}" if outputs else "  outputs: not examined"
@@ -252,9 +258,8 @@ def explain_text(seen: Pass, key: str) -> str:
 
 
 def _said(word: Mapping[str, Any]) -> str:
-    return plain(
-        f"{_local(word['at'])}  {word['verb']}" + (f" by {word['user']}" if word["user"] else "") + _because(word["why"])
-    )
+    by = f"by {word['user']}" if word["user"] else ""
+    return plain(f"{_local(word['at'])}  " + " ".join(filter(None, (word["verb"], word["about"], by))) + _because(word["why"]))
 
 
 def _because(why: str) -> str:
@@ -353,15 +358,14 @@ def status_json(seen: Pass) -> dict[str, Any]:
 
 def words_json(done: Sequence[Done]) -> dict[str, Any]:
     """What the commands that take a person's word print; its form is schemas/words.schema.json."""
-    return {"done": [{"step": each.step or None, "message": each.message} for each in done]}
+    told = [(isinstance(each, Skipped), {"step": each.step or None, "message": each.message}) for each in done]
+    return {"done": [each for is_skipped, each in told if not is_skipped], "skipped": [each for is_it, each in told if is_it]}
 
 
-def problems_json(desired: Desired) -> dict[str, Any]:
-    """What ``validate`` prints; its form is schemas/problems.schema.json."""
-    problems = [
-        {"file": str(p.file), "line": p.line, "message": p.message, "run": p.run, "warning": p.warning} for p in desired.problems
-    ]
-    return {"experiment": desired.name, "steps": [step.key for step in desired.steps], "problems": problems}
+def problems_json(experiment: str, steps: Sequence[Step], problems: Sequence[Problem]) -> dict[str, Any]:
+    """What ``validate`` prints; its form is schemas/problems.schema.json. A document that cannot be read has no steps."""
+    told = [{"file": str(p.file), "line": p.line, "message": p.message, "run": p.run, "warning": p.warning} for p in problems]
+    return {"experiment": experiment, "steps": [step.key for step in steps], "problems": told}
 
 
 def explained(seen: Pass, key: str) -> dict[str, Any]:
@@ -404,7 +408,7 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
 
 
 def _word(word: Word) -> dict[str, Any]:
-    return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at}
+    return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at, "about": word.about}
 
 
 def _attempts(seen: Pass, action: Action) -> list[dict[str, Any]]:

@@ -279,7 +279,14 @@ def _unseen(situation: Situation, attempt: Attempt) -> Attempt:
         return attempt
     if attempt.withdrawing:
         return _withdrawn(situation, attempt)
-    return _ended(situation, attempt, attempt.job, End("UNKNOWN", "Vanished", situation.now))
+    failure = "CancelledByUs" if _was_asked(situation.memory, attempt) else "Vanished"
+    return _ended(situation, attempt, attempt.job, End("UNKNOWN", failure, situation.now))
+
+
+def _was_asked(memory: StepMemory, attempt: Attempt) -> bool:
+    """True where a person's word had us cancel the attempt's job, also where that word is lifted by now."""
+    is_replaced = memory.rerun is not None and attempt.order < memory.rerun.order
+    return is_replaced or attempt.order < memory.cancelled
 
 
 def _over(situation: Situation, attempt: Attempt, job: Job) -> Attempt:
@@ -289,13 +296,11 @@ def _over(situation: Situation, attempt: Attempt, job: Job) -> Attempt:
     if isinstance(log, Unknown):
         situation.unread_log = f"job {job.id} ended ({job.state}), and its log cannot be read: {log.why}"
         return attempt if attempt.job is not None else replace(attempt, job=job.id)
-    word = memory.word is not None and memory.word.verb == "cancel" and attempt.order < memory.word.order
-    rerun = memory.rerun is not None and attempt.order < memory.rerun.order
     if attempt.withdrawing and not attempt.withdrawn:
         attempt = _withdrawn(situation, attempt)
     signs = observed.signs.get(situation.step.key, ())
     gpus = (attempt.ask or situation.step.ask).gpus
-    why = classify(job, log, signs, observed.uid, was_asked=word or rerun or attempt.withdrawn, gpus=gpus)
+    why = classify(job, log, signs, observed.uid, was_asked=_was_asked(memory, attempt) or attempt.withdrawn, gpus=gpus)
     end = End(job.state, why.code, job.ended or situation.now, job.started, job.exit_code, detail=why.detail, nodes=job.nodes)
     return _ended(situation, attempt, job.id, end)
 
