@@ -151,3 +151,9 @@ def test_an_experiment_that_is_moved_or_copied_asks_whose_it_is(person):
     assert person.reconcile("diff", moved).returncode in (0, 1, 4)
     person.reconcile("apply", moved)
     assert started(moved) == before
+    # The copy begins without memory, and finds in the directories that it shares with the original what that one made.
+    accepted = person.reconcile("adopt", copy, "--copied", "--yes")
+    assert accepted.returncode == 0, accepted.stderr
+    person.reconcile("apply", copy)
+    assert started(copy) == before
+    assert set(conditions(person, copy).values()) == {"Done"}
