@@ -197,10 +197,10 @@ def test_a_script_in_another_encoding_is_submitted_like_any_other(bench):
     assert here.cluster.submissions[0].name == here.name(here.steps[0])
 
 
-def test_what_cannot_be_prepared_is_not_submitted_and_the_next_step_is(bench, tmp_path):
+def test_what_cannot_be_prepared_is_not_submitted_and_the_next_step_is(bench):
     here = bench(finetune("a"), finetune("b"))
-    here.steps = (here.on_disk(finetune("a"), "#SBATCH --output=logs/%j\n"), here.steps[1])
-    (tmp_path / "a" / "logs").write_text("a file where a directory should be")
+    too_long = "logs" * 100
+    here.steps = (here.on_disk(finetune("a"), f"#SBATCH --output={too_long}/%j\n"), here.steps[1])
     outcomes = here.act()
     assert told(outcomes[0]) == ("failed", Verb.WAIT, Condition.WAITING, "DiskUnknown")
     assert "logs" in outcomes[0].action.reason.message

@@ -19,7 +19,7 @@ from reconciler.render import Paint, explained, status_text
 from reconciler.schemas import schema
 from reconciler.tracebacks import FORMS
 from test_pass import lab, order  # noqa: F401 - a fixture
-from worlds import COMPLETE, NOW, done, ended, finetune, job, plan_for, submitted
+from worlds import COMPLETE, NOW, done, ended, evaluation, finetune, job, plan_for, submitted
 
 SAMPLES = Path(__file__).parent / "samples" / "torchtune.tar.gz"
 FAILED = Job("117", "x", "FAILED", Phase.ENDED, exit_code="1:0")
@@ -256,10 +256,12 @@ def test_room_is_there_again_once_somebody_says_so_or_a_later_job_has_left_a_res
     def with_result(step, first):
         return [*ended(step, "Unknown", at=NOW - 950), *MET, done(step)] if first else [*MET, *ended(step, "Unknown"), done(step)]
 
-    third = replace(finetune("d"), root=Path("/x/d"))
-    disks = {**DISKS, third.key: 1}
-    for step, first, code in ((third, False, "NotStarted"), (third, True, "DiskQuota"), (ELSEWHERE, False, "DiskQuota")):
-        plan = plan_for(*RUNS, third, events=with_result(step, first), filesystems=disks)
+    third, small = replace(finetune("d"), root=Path("/x/d")), replace(evaluation("e"), need=None)
+    disks = {**DISKS, third.key: 1, small.key: 1}
+    for step, first, code in (
+        (third, False, "NotStarted"), (third, True, "DiskQuota"), (ELSEWHERE, False, "DiskQuota"), (small, False, "DiskQuota"),
+    ):  # fmt: skip
+        plan = plan_for(*RUNS, third, small, events=with_result(step, first), filesystems=disks)
         assert plan.of(BESIDE.key).reason.code == code
     for release in ({"event": "release", "at": 1.0, "step": FULL.key}, {"event": "release", "at": 1.0}):
         assert waiting([*MET, release]) == []

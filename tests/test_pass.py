@@ -340,6 +340,15 @@ def test_the_directory_of_a_scripts_output_is_made_before_its_job(lab):
     assert (lab.directory / "a" / "logs").is_dir()
 
 
+@pytest.mark.parametrize("inside", ["a-file/o-%j", "a-file/logs/o-%j"])
+def test_a_file_where_the_directory_of_a_scripts_output_should_be_makes_no_step_wait_for_ever(lab, inside):
+    """The job is submitted and dies of it (0:53), which is told; the directory could be made on no later day either."""
+    (lab.directory / "a" / "a-file").write_text("")
+    (lab.directory / "a" / "finetune.slurm").write_text(f"#!/bin/bash\n#SBATCH --output={inside}\necho train\n")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.QUEUED
+
+
 def test_every_intent_is_on_disk_before_its_submission(lab):
     class Watching(MemoryCluster):
         def submit(self, job):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -340,11 +341,13 @@ def _drafts(action: Action) -> list[Draft]:
 
 
 def _make_room_for_logs(script: BatchScript) -> None:
-    """The directories of the script's output files: Slurm makes none, and a job without them dies at its start."""
+    """The directories of the script's output files: Slurm makes none, and a job without them dies at its start. Where a file is
+    in the way none can be made, today or tomorrow: the job is left to die of it, which is a failure that a person hears of."""
     for option in ("output", "error"):
         directory = script.directory_of(option)
         if directory is not None:
-            make_directory(directory, parents=True)
+            with suppress(FileExistsError, NotADirectoryError):
+                make_directory(directory, parents=True)
 
 
 def _whose_limits(script: BatchScript) -> tuple[str | None, ...]:

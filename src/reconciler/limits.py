@@ -95,14 +95,14 @@ class FullDisk:
         self, desired: Desired, known: Mapping[str, StepMemory], filesystems: Mapping[str, int], released: int = 0
     ) -> None:
         self._filesystems = filesystems
-        self._written = {step.key: _last_written(known[step.key]) for step in desired.steps}
+        self._written = [(step, _last_written(known[step.key])) for step in desired.steps]
         ends = ((step, _last_end(known[step.key])) for step in desired.steps)
         self._failed = {
             step.key: step
             for step, end in ends
             if end is not None
             and end.failure == "DiskQuota"
-            and end.order > max(released, known[step.key].released, self._written_beside(step.key))
+            and end.order > max(released, known[step.key].released, self._written_beside(step))
         }
 
     def refuses(self, step: Step) -> Gate | None:
@@ -124,11 +124,20 @@ class FullDisk:
         devices = self._filesystems.get(one), self._filesystems.get(other)
         return None in devices or devices[0] == devices[1]
 
-    def _written_beside(self, key: str) -> int:
-        """The order of the last end of a job that left a result surely on the same filesystem; 0 for none."""
-        device = self._filesystems.get(key)
-        same = (other for other in self._written if device is not None and self._filesystems.get(other) == device)
-        return max((self._written[other] for other in same), default=0)
+    def _written_beside(self, step: Step) -> int:
+        """The order of the last end of a job that left a result surely on the same filesystem; 0 for none. An evaluation's log of
+        some kilobytes tells nothing of the room for a checkpoint."""
+        device = self._filesystems.get(step.key)
+        return max(
+            (
+                order
+                for other, order in self._written
+                if device is not None
+                and self._filesystems.get(other.key) == device
+                and other.stage in (step.stage, Stage.FINETUNE)
+            ),
+            default=0,
+        )
 
 
 def _last_end(memory: StepMemory) -> End | None:

@@ -27,11 +27,11 @@ def steps(person, experiment: Path) -> dict[str, dict]:
     return {step["step"]: step for step in answer["steps"]}
 
 
-def settle(person, experiment: Path, run: str, condition: str = "Failed", seconds: float = 90) -> dict:
+def settle(person, experiment: Path, run: str, condition: str = "Failed", seconds: float = 90, select: str = "*") -> dict:
     """Passes until a run's fine-tune stands so; how it stands then."""
 
     def stands() -> bool:
-        person.reconcile("apply", experiment, **QUICK)
+        person.reconcile("apply", experiment, "--select", select, **QUICK)
         return steps(person, experiment)[f"{run}/finetune"]["condition"] == condition
 
     until(stands, seconds)
@@ -43,7 +43,7 @@ def job_of(person, experiment: Path, run: str) -> str:
 
 
 def test_each_class_of_failure_is_told_and_followed_as_the_settings_say(person, cluster):
-    runs = ["gpu", "host", "quota", "module", "trace", "silent", "nothing", "byme", "byroot", "told", "nolog"]
+    runs = ["gpu", "host", "quota", "module", "trace", "silent", "nothing", "byme", "byroot", "told", "nolog", "nogpu"]
     experiment = person.new_experiment("classes", *(word for run in runs for word in ("--run", run)))
     configure(experiment, SETTINGS + "stop_after_failures: 100\n")
     script(person, experiment, "gpu", "echo 'torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB' >&2; exit 1")
@@ -56,6 +56,7 @@ def test_each_class_of_failure_is_told_and_followed_as_the_settings_say(person, 
         script(person, experiment, run, "sleep 300")
     # Its log goes where nothing can be made: to a file's inside.
     script(person, experiment, "nolog", "exit 0", "--output=finetune.yaml/%j.out")
+    script(person, experiment, "nogpu", "echo 'RuntimeError: No CUDA GPUs are available' >&2; exit 1")
     script(person, experiment, "quota", "echo 'OSError: [Errno 122] Disk quota exceeded' >&2; exit 1")
     person.reconcile("apply", experiment, "--select", "[!q]*/finetune", **QUICK)
     until(
@@ -68,7 +69,7 @@ def test_each_class_of_failure_is_told_and_followed_as_the_settings_say(person, 
     assert person.reconcile("cancel", experiment, "told/finetune").returncode == 0
     expected = {
         "gpu": "OutOfMemoryGpu", "host": "OutOfMemoryHost", "module": "LaunchFailure", "trace": "UserError", "silent": "Unknown",
-        "nothing": "CompletedWithoutEvidence",
+        "nothing": "CompletedWithoutEvidence", "nolog": "LaunchFailure", "nogpu": "LaunchFailure",
     }  # fmt: skip
     for run, failure in expected.items():
         assert settle(person, experiment, run)["reason"]["code"] == failure, run
@@ -79,13 +80,28 @@ def test_each_class_of_failure_is_told_and_followed_as_the_settings_say(person, 
     }
     assert told == {"byme": "CancelledByPerson", "byroot": "CancelledByAdmin", "told": "CancelledByPerson"}
     # A full disk: whatever else would be written there waits.
+    assert settle(person, experiment, "quota", select="quota/finetune")["reason"]["code"] == "DiskQuota"
     person.reconcile("release", experiment, "trace/finetune")
-    person.reconcile("apply", experiment, "--select", "quota/finetune")
-    assert settle(person, experiment, "quota")["reason"]["code"] == "DiskQuota"
+    person.reconcile("apply", experiment, **QUICK)
     assert steps(person, experiment)["trace/finetune"]["reason"]["code"] == "DiskQuota"
     explained = person.reconcile("explain", experiment, "gpu/finetune").stdout
     assert "OutOfMemoryGpu" in explained
     assert "CUDA out of memory" in explained
+
+
+def test_a_job_whose_output_directory_vanished_while_it_waited_is_told_as_a_failure_to_launch(person):
+    experiment = person.new_experiment("vanished", "--run", "gone", "--run", "made")
+    configure(experiment, SETTINGS)
+    for run in ("gone", "made"):
+        script(person, experiment, run, "exit 0", "--output=joblogs/%j.out", "--begin=now+8")
+    person.reconcile("apply", experiment, **QUICK)
+    (experiment / "gone" / "joblogs").rmdir()  # as a person does who tidies up: it was made before the job was submitted
+    assert "output file could not be opened" in settle(person, experiment, "gone")["reason"]["message"]
+    assert {run: settle(person, experiment, run)["reason"]["code"] for run in ("gone", "made")} == {
+        "gone": "LaunchFailure", "made": "CompletedWithoutEvidence",
+    }  # fmt: skip
+    attempts = json.loads(person.reconcile("explain", experiment, "gone/finetune", "--output", "json").stdout)["attempts"]
+    assert [attempt["outcome"].split()[1:3] for attempt in attempts] == [["FAILED", "0:53"]]
 
 
 def test_a_node_that_goes_down_and_a_job_that_is_requeued_cost_no_retry(person, cluster):
