@@ -22,7 +22,8 @@ from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene
 from reconciler.memory import Renaming
 from reconciler.model import Condition, Step
-from reconciler.words import Done, Prospect, look_at
+from reconciler.situation import whose_jobs
+from reconciler.words import Done, Prospect, look_at, named
 
 _SCAFFOLDING = ("finetune.yaml", "finetune.slurm", "eval/*.slurm", "eval/*/cell.slurm", "eval/*/eval.yaml")
 _LARGEST = 1 << 20  # bytes of a scaffolding file that are looked at
@@ -119,8 +120,12 @@ def _refuse_live(seen: Pass, old: str) -> None:
     for orphan in seen.plan.orphans:
         if not orphan.step or orphan.step.startswith(f"{old}/"):
             raise UsageError(f"job {orphan.job.id} is an orphan that may be this run's; wait for its end, or cancel it")
+    ours = whose_jobs(seen.desired, seen.observed, seen.memory)
     for step in _steps(seen, old):
         action = seen.plan.of(step.key)
+        live = [job for job in ours.of(step.key) if job.is_live]
+        if live:
+            raise UsageError(f"{step.key}: {named(live)} may be live; rename the run when that has ended, or cancel it")
         if action.condition in (Condition.QUEUED, Condition.RUNNING, Condition.UNKNOWN):
             raise UsageError(f"{step.key}: {action.reason.message}; rename the run when that is over")
 

@@ -141,6 +141,8 @@ def _nothing_to_stop(verb: str, case: Case) -> str | None:
 
 def _not_to_replace(order: Order, case: Case) -> str | None:
     step, action = case.step, case.action
+    if case.is_shared:
+        return f"{action.reason.message}; nothing may be replaced before that is known"
     if case.running and not order.now:
         return f"{named(case.running)} may be running; say --now to cancel it and start again"
     if action.condition is Condition.UNKNOWN and not case.live:
