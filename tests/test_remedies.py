@@ -175,9 +175,7 @@ def test_attempts_that_advanced_it_do_not_count_and_one_that_did_not_holds_it():
     assert after(stuck, left(5, of=9), resume=True, time=TIME).options == {"time": "90"}
 
 
-@pytest.mark.parametrize(
-    "failure", ["CancelledByPerson", "CancelledByAdmin", "CancelledByUs", "UserError", "Unknown", "CompletedWithoutEvidence"]
-)
+@pytest.mark.parametrize("failure", ["CancelledByPerson", "CancelledByAdmin", "UserError", "Unknown", "CompletedWithoutEvidence"])
 def test_whole_epochs_do_not_outvote_a_person_who_cancelled_nor_a_program_that_failed(failure: str):
     action = after(failed(failure), left(2), resume=True)
     assert (action.verb, action.condition, action.reason.code) == (Verb.HOLD, Condition.FAILED, failure)

@@ -643,6 +643,18 @@ def test_releasing_the_experiment_is_a_word_on_no_step_and_submissions_go_on(sto
     assert stopped.conditions()[BASE] is Condition.QUEUED
 
 
+def test_releasing_the_experiment_lets_jobs_go_to_nodes_that_failed_some(queued):
+    for key in (A, B):
+        (job,) = [job for job in queued.cluster.jobs.values() if job.id == preview(queued.scene).plan.of(key).job]
+        queued.cluster.jobs[job.id] = replace(job, nodes="n1")
+        queued.finish(key, None, "NODE_FAIL")
+        queued.run(700)
+    assert preview(queued.scene).plan.avoided == ("n1",)
+    (answer,) = release_experiment(queued.scene)
+    assert "although jobs failed with n1" in answer.message
+    assert preview(queued.scene).plan.avoided == ()
+
+
 def test_where_no_failures_stop_submissions_there_is_nothing_to_release(queued):
     (answer,) = release_experiment(queued.scene)
     assert "nothing to release" in answer.message

@@ -32,7 +32,7 @@ class Plan:
     """One action per step, in document order; ``learned`` are events that hold whatever becomes of the actions. ``orphans`` are
     live jobs of steps that are not in the document any more: they are shown, and left alone. ``order`` has the steps' keys in the
     order of submission, ``bill`` what they cost before any of the actions. ``wave`` are the steps whose failures, with no success
-    between them, stop submissions."""
+    between them, stop submissions, ``avoided`` nodes that failed jobs."""
 
     actions: tuple[Action, ...]
     learned: tuple[Mapping[str, Any], ...] = ()
@@ -40,6 +40,7 @@ class Plan:
     order: tuple[str, ...] = ()
     bill: Bill = field(default_factory=Bill)
     wave: tuple[str, ...] = ()
+    avoided: tuple[str, ...] = ()
 
     def of(self, key: str) -> Action:
         """The action of a step."""
@@ -74,7 +75,8 @@ def make_plan(
     learned = [event for situation in situations for event in situation.learned]
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
-    decided = _avoid_nodes(decided, failing_nodes(known, policy, memory.released), known, desired)
+    nodes = failing_nodes(known, policy, memory.released)
+    decided = _avoid_nodes(decided, nodes, known, desired)
     gate = _pause_gate(memory, now) or gate
     failed = failures_in_a_row(decided, known, memory, suspects)
     gate = gate or _names_gate(memory) or _wave_gate(failed, policy)
@@ -92,7 +94,7 @@ def make_plan(
     held_back = _hold_back(desired, decided, order, limits)
     actions = tuple(held_back[step.key] for step in desired.steps)
     wave = tuple(failed) if len(failed) >= policy.stop_after_failures else ()
-    return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill, wave)
+    return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill, wave, nodes)
 
 
 def _situation(step: Step, observed: Observed, memory: Memory, ours: Ownership, policy: Policy, now: float) -> Situation:

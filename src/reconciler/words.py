@@ -6,7 +6,7 @@ queue cannot be asked nothing is said and nothing is done: a job that nobody see
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from reconciler.errors import ClusterUnreachable, UsageError
@@ -14,7 +14,8 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
-from reconciler.model import Desired, Job, Step, Unknown
+from reconciler.model import Condition, Desired, Job, Step, Unknown
+from reconciler.plan import Plan
 from reconciler.situation import Ownership, whose_jobs
 from reconciler.staleness import staleness
 from reconciler.verbs import Case, Court, Done, Order, Skipped, named, nothing_to_do, refusal, told
@@ -184,23 +185,32 @@ def _write_learned(ledger: Ledger, seen: Pass, keys: Collection[str]) -> None:
 def release_experiment(
     scene: Scene, why: str = "", confirm: Callable[[Prospect], bool] = lambda prospect: True
 ) -> tuple[Done, ...]:
-    """Let submissions go on after a wave of failures, or after a canary that failed. Raises ClusterUnreachable as every word."""
+    """Let submissions go on after a wave of failures or a failed canary, on a disk that was full, to nodes that failed jobs.
+
+    Raises ClusterUnreachable as every word.
+    """
     directory = load(scene.experiment, scene.tools, scene.disk).directory
     with pass_lock(directory):
         seen = look_at(scene)
-        failed = _what_stopped_all(seen)
-        if not failed:
+        lifted = " and ".join(_what_it_lifts(seen.plan))
+        if not lifted:
             return (Done("", "no failures stop submissions; there is nothing to release without naming a step"),)
-        if not confirm(Prospect((f"release {seen.desired.name}: submissions go on, although {failed} failed",))):
+        if not confirm(Prospect((f"release {seen.desired.name}: submissions go on, although {lifted}",))):
             return ()
         ledger = Ledger(directory, scene.clock)
         _write_learned(ledger, seen, [step.key for step in seen.desired.steps])
         ledger.append("release", user=scene.user, why=why)
-    return (Done("", f"submissions go on; {failed} failed, and stay so until they are released themselves"),)
+    return (Done("", f"submissions go on, although {lifted}; a failed step stays so until it is released itself"),)
 
 
-def _what_stopped_all(seen: Pass) -> str:
-    """Whose failures stop the submissions of others, in words; empty where none do."""
-    if seen.plan.wave:
-        return ", ".join(seen.plan.wave)
-    return "the first step" if any(action.reason.code == "CanaryFailed" for action in seen.plan.actions) else ""
+def _what_it_lifts(plan: Plan) -> Iterator[str]:
+    """What failed and stops the submissions of others, or sends them elsewhere."""
+    stopped = {action.reason.code for action in plan.actions if action.condition is Condition.WAITING}
+    if plan.wave:
+        yield f"{', '.join(plan.wave)} failed"
+    elif any(action.reason.code == "CanaryFailed" for action in plan.actions):
+        yield "the first step failed"
+    if "DiskQuota" in stopped:
+        yield "a disk was full"
+    if plan.avoided:
+        yield f"jobs failed with {', '.join(plan.avoided)}"
