@@ -187,6 +187,18 @@ def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
     assert fold([]) == Memory()
 
 
+def test_a_word_on_the_experiment_is_remembered_with_what_it_changed():
+    opened = {"event": "opened", "cluster": "c1", "path": "/p", "user": "u", "environment": {}}
+    adopted = {**opened, "by": "v"}
+    words = told(
+        adopted, {**adopted, "path": "/q"}, {**adopted, "cluster": "c2", "user": "v"}, {**adopted, "cluster": "c2", "user": "v"},
+        {"event": "renaming", "old": "a", "new": "b"}, {"event": "pause"},
+    ).words  # fmt: skip
+    changed = ["as a copy", "path /p → /q", "path /q → /p, cluster c1 → c2, user u → v", "environment", "a → b", ""]
+    assert [word.what for word in words] == changed
+    assert told(opened).words == ()
+
+
 def test_a_cell_is_remembered_with_what_it_holds_and_what_a_crash_may_have_left_there():
     wrote = [{"event": "writing", "cells": {"x": "1", "y": "1"}}, {"event": "writing", "cells": {"x": "2"}}]
     assert told(*wrote).written == {"x": ("2", "1"), "y": ("1",)}

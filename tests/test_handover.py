@@ -125,4 +125,4 @@ def test_a_copy_does_not_train_into_the_directory_where_its_original_does(lab): 
 def test_who_took_it_over_and_why_is_shown_by_explain(lab):  # noqa: F811
     lab.run()
     accept_identity(lab.scene, "environment", "a new login node")
-    assert "adopt by u: a new login node" in explain_text(preview(lab.scene), "a/finetune")
+    assert "adopt environment by u: a new login node" in explain_text(preview(lab.scene), "a/finetune")

@@ -57,8 +57,8 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     kind = event["event"]
     if kind == "opened":
         identity = Identity(event["cluster"], event["path"], event["user"])
-        said = (_word("adopt", order, {**event, "user": event["by"]}),) if "by" in event else ()
-        words = (*memory.words, *said)
+        said = _word("adopt", order, {**event, "user": event.get("by", "")}, _adopted(memory.identity, identity))
+        words = (*memory.words, said) if "by" in event else memory.words
         return replace(memory, identity=identity, environment=dict(event["environment"]), words=words)
     if kind == "root":
         return replace(memory, roots=memory.roots | {event["path"]})
@@ -84,8 +84,17 @@ def _with_words(step: StepMemory, kind: str, order: int, event: Event) -> StepMe
     return step
 
 
-def _word(verb: str, order: int, event: Event) -> Word:
-    return Word(verb, order, event.get("user", ""), event.get("why", ""), float(event["at"]))
+def _word(verb: str, order: int, event: Event, what: str = "") -> Word:
+    return Word(verb, order, event.get("user", ""), event.get("why", ""), float(event["at"]), what)
+
+
+def _adopted(before: Identity | None, after: Identity) -> str:
+    """What changed of whose experiment it is; a copy begins a ledger of its own."""
+    if before is None:
+        return "as a copy"
+    named = (("path", before.path, after.path), ("cluster", before.cluster, after.cluster), ("user", before.user, after.user))
+    changes = [f"{name} {old} → {new}" for name, old, new in named if old != new]
+    return ", ".join(changes) or "environment"
 
 
 def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
@@ -106,7 +115,9 @@ def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
 def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memory:
     old, new = event["old"], event["new"]
     if kind == "renaming":
-        return replace(memory, renaming=Renaming(old, new), words=(*memory.words, _word("rename", order, event)))
+        return replace(
+            memory, renaming=Renaming(old, new), words=(*memory.words, _word("rename", order, event, f"{old} → {new}"))
+        )
     if kind == "rename-ended":
         # A pass between a kill and these same words wrote under the old name what the document has under the new one by now.
         between = {f"{new}{name[len(old) :]}": texts for name, texts in memory.written.items() if name.startswith(f"{old}|")}

@@ -114,13 +114,15 @@ class Done:
 
 @dataclass(frozen=True)
 class Word:
-    """What a person said (``hold``, ``release``, …), who, when (epoch s) and why."""
+    """What a person said (``hold``, ``release``, …), who, when (epoch s) and why; ``what`` it changed, where the verb does not
+    tell."""
 
     verb: str
     order: int
     user: str = ""
     why: str = ""
     at: float = 0.0
+    what: str = ""
 
     @property
     def by_whom(self) -> str:

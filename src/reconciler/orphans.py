@@ -13,8 +13,8 @@ from reconciler.errors import UsageError
 from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
-from reconciler.loop import Pass, Scene
-from reconciler.model import Orphan
+from reconciler.loop import Pass, Scene, preview
+from reconciler.model import Orphan, Step
 from reconciler.words import Done, Prospect, look_at
 
 
@@ -33,6 +33,18 @@ def prune(scene: Scene, names: Sequence[str], why: str, confirm: Callable[[Prosp
             return ()
         ledger = Ledger(directory, scene.clock)
         return tuple(_cancel(scene, ledger, orphan, why) for orphan in chosen)
+
+
+def named(scene: Scene, names: Sequence[str]) -> tuple[Pass, tuple[Orphan, ...], tuple[Step, ...]]:
+    """What there is, with the orphans and the steps that are named (all steps, where nothing is). Raises UsageError for a name of
+    neither."""
+    seen = preview(scene)
+    if not all(any(fnmatchcase(step.key, name) for step in seen.desired.steps) for name in names):
+        seen = preview(scene, always_ask=True)  # where everything is done, the queue was not asked
+    theirs = [name for name in names if names_orphans_alone(seen, name)]
+    others = [name for name in names if name not in theirs]
+    found = tuple(orphan for orphan in seen.plan.orphans if any(is_named(orphan, name) for name in theirs))
+    return seen, found, seen.desired.select(*others) if others or not theirs else ()
 
 
 def names_orphans_alone(seen: Pass, name: str) -> bool:

@@ -20,7 +20,7 @@ from reconciler import budget
 from reconciler.batch_script import log_paths
 from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory, Word
-from reconciler.model import Action, Condition, Desired, Step, Verb
+from reconciler.model import Action, Condition, Desired, Orphan, Step, Verb
 from reconciler.staleness import staleness
 from reconciler.words import Done
 
@@ -131,12 +131,14 @@ def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
     """Jobs of ours whose steps the document has no more."""
     if not seen.plan.orphans:
         return []
-    lines = [
-        f"  {paint('!', 'yellow')} job {plain(o.job.id)} ({plain(o.job.state)}) is of {plain(o.step) or 'a step'}, which the "
-        f"document does not have; it is left alone, `reconcile cancel {plain(o.job.id)}` ends it"
-        for o in seen.plan.orphans
-    ]
+    lines = [f"  {paint('!', 'yellow')} {_orphan_sentence(orphan)}" for orphan in seen.plan.orphans]
     return ["", f"{paint('Orphans', 'bold')} ({len(lines)})", *lines]
+
+
+def _orphan_sentence(orphan: Orphan) -> str:
+    job = orphan.job
+    whose = f"job {job.id} ({job.state}) is of {orphan.step or 'a step'}, which the document does not have"
+    return plain(f"{whose}; it is left alone, `reconcile cancel {job.id}` ends it")
 
 
 def _cost_lines(seen: Pass) -> list[str]:
@@ -245,16 +247,25 @@ def explain_text(seen: Pass, key: str) -> str:
         lines.append(f"  evidence ({len(facts['evidence'])} files):")
         lines += [f"    {plain(file['path'])}  {file['size']} bytes" for file in facts["evidence"]]
     lines += [f"  {line}" for line in _standing_lines(seen)]
-    if facts["words"]:
-        lines.append("  what persons said:")
-        lines += [f"    {_said(word)}" for word in facts["words"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_word_lines(facts["words"])])
+
+
+def explain_orphan_text(seen: Pass, orphan: Orphan) -> str:
+    """What is known of a job whose step the document does not have."""
+    facts = explained_orphan(seen, orphan)
+    lines = [plain(orphan.step or f"job {orphan.job.id}"), f"  Orphan: {_orphan_sentence(orphan)}"]
+    lines += [f"  attempt {attempt['number']}: {_attempt_sentence(attempt)}" for attempt in facts["attempts"]]
+    return "\n".join([*lines, *_word_lines(facts["words"])])
+
+
+def _word_lines(words: Sequence[Mapping[str, Any]]) -> list[str]:
+    return ["  what persons said:", *(f"    {_said(word)}" for word in words)] if words else []
 
 
 def _said(word: Mapping[str, Any]) -> str:
-    return plain(
-        f"{_local(word['at'])}  {word['verb']}" + (f" by {word['user']}" if word["user"] else "") + _because(word["why"])
-    )
+    what = f" {word['what']}" if word["what"] else ""
+    user = f" by {word['user']}" if word["user"] else ""
+    return plain(f"{_local(word['at'])}  {word['verb']}{what}{user}{_because(word['why'])}")
 
 
 def _because(why: str) -> str:
@@ -389,7 +400,7 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
         "edits": [{"file": str(e.path), "key": e.key, "before": e.before, "after": e.after, "at": e.at} for e in memory.edits],
         "evidence": _evidence(memory),
         "word": _word(memory.word) if memory.word else None,
-        "words": [_word(word) for word in sorted((*memory.words, *seen.memory.words), key=lambda word: word.order)],
+        "words": _words(seen, key),
         "paused": _pause(seen),
         "changes": list(action.changes) if action.condition is Condition.DRIFTED else [],
         "stale": list(stale(seen, key)),
@@ -403,8 +414,23 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
     }
 
 
+def explained_orphan(seen: Pass, orphan: Orphan) -> dict[str, Any]:
+    """What ``explain`` prints of an orphan; its form is in the same schema."""
+    return {
+        "step": orphan.step or None,
+        "orphan": {"job_id": orphan.job.id, "state": orphan.job.state},
+        "attempts": [_attempt_json(attempt, ()) for attempt in seen.memory.of(orphan.step).attempts],
+        "words": _words(seen, orphan.step),
+    }
+
+
+def _words(seen: Pass, key: str) -> list[dict[str, Any]]:
+    words = (*seen.memory.of(key).words, *seen.memory.words)
+    return [_word(word) for word in sorted(words, key=lambda word: word.order)]
+
+
 def _word(word: Word) -> dict[str, Any]:
-    return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at}
+    return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at, "what": word.what}
 
 
 def _attempt_json(attempt: Attempt, logs: Sequence[Path]) -> dict[str, Any]:
