@@ -199,7 +199,7 @@ def status(asked: Asked) -> int:
 @reconcile.command()
 @_takes(_STEPS, _BACKEND, _OUTPUT, _DEEP)
 def explain(asked: Asked, arguments: tuple[str, ...]) -> int:
-    """Tell all that is known of steps, or of orphans: facts, the rule that decided, attempts, evidence. In JSON a document each."""
+    """Tell all that is known of steps or orphans: facts, the rule that decided, attempts, evidence. In JSON a document each."""
     asked, patterns = _with_steps(asked, arguments)
     seen, of_orphans, of_steps = orphans.named(_scene(asked), patterns)
     as_json = asked.form == "json"
