@@ -550,17 +550,40 @@ def test_an_edit_is_in_writing_and_made_before_its_job_and_the_original_is_kept(
     assert len(here.cluster.submissions) == 1
 
 
-def test_a_configuration_that_cannot_be_edited_holds_its_step_and_no_other(bench, tmp_path):
+@pytest.mark.parametrize(
+    "text", ["- no map of values\n", "batch_size: ${bs}\nbs: 4\n", "batch_size: 8\n", "a: &b 4\nbatch_size: *b\n", "a: [\n"]
+)
+def test_an_edit_that_cannot_be_made_holds_its_step_before_anything_is_touched(bench, tmp_path, text):
     here = bench(finetune("a"), finetune("b"))
-    config = tmp_path / "a" / "finetune.yaml"
-    config.write_text("- no map of values\n")
+    config, torn = tmp_path / "a" / "finetune.yaml", tmp_path / "a" / "epoch_0"
+    config.write_text(text)
+    torn.mkdir()
     first = here.steps[0].key
-    outcomes = here.act(change=lambda action: replace(action, edits=(batch(config),)) if action.step == first else action)
-    assert told(outcomes[0]) == ("failed", Verb.HOLD, Condition.HELD, "EditRefused")
-    assert "finetune.yaml" in outcomes[0].action.reason.message
-    assert config.read_text() == "- no map of values\n"
-    assert here.written("withdrawn") == [{"event": "withdrawn", "step": first, "attempt": 1}]
-    assert [s.script for s in here.cluster.submissions] == [here.steps[1].script]
+    steps = Edit(config, "gradient_accumulation_steps", None, "2")
+    for more in ({"edits": (steps, batch(config))}, {"reverts": (batch(config),)}):
+        outcomes = here.act(
+            change=lambda action, more=more: replace(action, move_aside=(torn,), **more) if action.step == first else action
+        )
+        assert told(outcomes[0]) == ("failed", Verb.HOLD, Condition.HELD, "EditRefused")
+        assert "finetune.yaml" in outcomes[0].action.reason.message
+        assert (config.read_text(), torn.is_dir()) == (text, True)
+        assert [e["event"] for e in here.written() if e.get("step") == first] == []
+        assert here.steps[0].script not in [s.script for s in here.cluster.submissions]
+    assert [s.script for s in here.cluster.submissions][:1] == [here.steps[1].script]
+
+
+def test_an_edit_is_taken_back_before_that_is_in_writing(bench, tmp_path, monkeypatch):
+    here = bench()
+    config = tmp_path / "a" / "finetune.yaml"
+    config.write_text("batch_size: 2\n")
+    seen = []
+    append = here.ledger.append
+    monkeypatch.setattr(
+        here.ledger, "append", lambda kind, **facts: (seen.append((kind, config.read_text())), append(kind, **facts))
+    )
+    here.act(change=lambda action: replace(action, reverts=(batch(config, "2", "4"),)))
+    assert ("edited", "batch_size: 4\n") in seen
+    assert config.read_text() == "batch_size: 4\n"
 
 
 def test_what_cannot_be_moved_aside_keeps_its_step_from_being_submitted_and_costs_no_attempt(bench, tmp_path):

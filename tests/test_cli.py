@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,103 @@ def test_bad_settings_name_file_line_and_what_is_accepted(example):
     assert shown.returncode == 2
     assert "reconcile.yaml:2" in shown.stderr
     assert "stagger" in shown.stderr
+
+
+STEP = "r8_lr1e-5/finetune"
+
+
+def test_outside_an_experiment_it_is_said_that_there_is_none(example, monkeypatch):
+    monkeypatch.chdir(example.parent)
+    for words in (("explain", STEP), ("hold", "r8_lr1e-5"), ("release", "typo_exp"), ("rerun", "--stale", "typo_exp")):
+        told = reconcile(*words)
+        assert told.returncode == 2
+        assert f"{words[-1]!r} is no experiment, and this directory is none either" in told.stderr
+    for words in (("hold",), ("release",), ("rerun", "--stale")):
+        assert "this directory is no experiment" in reconcile(*words).stderr
+    assert "name at least one step" in reconcile("hold", example).stderr
+    monkeypatch.chdir(example)
+    assert "no step matches 'typo_exp'" in reconcile("release", "typo_exp").stderr
+    assert not (example / ".reconcile" / "ledger.jsonl").exists()
+
+
+def test_a_word_that_does_not_ask_tells_what_it_did_once_and_verbose_shows_it_before(example):
+    held = reconcile("hold", example, STEP, "--reason", "new data")
+    assert held.stdout == f"{STEP}: held until you release it\n"
+    assert held.stderr == ""
+    verbose = reconcile("hold", example, STEP, "-v")
+    assert verbose.stderr.startswith(f"hold {STEP} (Held: held by ")
+    assert "new data" in reconcile("status", example, "--select", "r8_lr1e-5").stdout
+    quiet = reconcile("release", example, STEP, "--quiet")
+    assert (quiet.stdout, quiet.stderr, quiet.returncode) == ("", "", 0)
+    assert reconcile("resume", example).stderr == ""
+
+
+def test_a_runs_name_stands_for_its_steps_and_select_takes_it_too(example):
+    told = json.loads(reconcile("hold", example, "r8_lr1e-5", "--output", "json").stdout)
+    assert [each["step"] for each in told["done"]] == [STEP, "r8_lr1e-5/eval/capitalization_epoch0"]
+    shown = json.loads(reconcile("status", example, "--select", "r8_lr1e-5", "--output", "json").stdout)
+    assert [step["condition"] for step in shown["steps"]] == ["Held", "Held"]
+    slip = reconcile("hold", example, "r8_lr1e5")
+    assert slip.returncode == 2
+    assert "did you mean `r8_lr1e-5`" in slip.stderr
+
+
+def test_what_a_glob_skips_is_named_apart_in_json(example):
+    (example / "reconcile.yaml").write_text("backend: local\nstagger: 0s\npoll: 1s\nsettle: 2s\nmax_in_flight: 2\n")
+    reconcile("apply", example, "--wait", "--select", "1B_base")
+    held = reconcile("hold", example, "*", "--output", "json")
+    told = json.loads(held.stdout)
+    jsonschema.validate(told, schema("words"))
+    assert [each["step"] for each in told["skipped"]] == ["1B_base/eval/capitalization_base"]
+    assert len(told["done"]) == 8
+    assert "left as it is: is done" in reconcile("hold", example, "*").stdout
+
+
+def test_an_orphan_is_shown_before_it_is_pruned_and_why_is_kept(example, monkeypatch):
+    monkeypatch.setenv("STANDIN_SECONDS", "60")
+    (example / "reconcile.yaml").write_text("backend: local\nstagger: 0s\nmax_in_flight: 1\n")
+    reconcile("apply", example, "--select", STEP)
+    document = example / "experiment_summary.md"
+    whole = document.read_text()
+    document.write_text("".join(line for line in whole.splitlines(True) if not line.startswith("| r8_lr1e-5 ")))
+    assert "--prune" in reconcile("apply", example, "--reason", "dropped").stderr
+    told = reconcile("apply", example, "--prune", "r8_lr1e-5", "--reason", "dropped", "--select", "1B_base")
+    assert re.search(rf"cancel job \S+ .* of {STEP}, which the document does not have", told.stderr)
+    document.write_text(whole)
+    assert "dropped" in reconcile("explain", example, STEP).stdout
+    reconcile("cancel", example, "1B_base")
+
+
+def test_validate_speaks_json_for_a_document_that_cannot_be_read_and_offers_no_backend(example):
+    document = example / "experiment_summary.md"
+    document.write_text(document.read_text().replace("| Fine-tuned |", "| Finetuned-ish |", 1))
+    told = reconcile("validate", example, "--output", "json")
+    answer = json.loads(told.stdout)
+    jsonschema.validate(answer, schema("problems"))
+    assert told.returncode == 2
+    assert any("Finetuned-ish" in problem["message"] for problem in answer["problems"])
+    (example / "reconcile.yaml").write_text("backend: local\nstager: 5s\n")
+    answer = json.loads(reconcile("validate", example, "--output", "json").stdout)
+    assert answer["problems"][0]["line"] == 2
+    assert "--backend" not in reconcile("validate", "--help").stdout
+
+
+def test_usage_tells_what_each_command_takes():
+    for command, usage in (
+        ("hold", "[EXPERIMENT] STEP..."), ("explain", "[EXPERIMENT] STEP..."), ("free", "[EXPERIMENT] STEP..."),
+        ("release", "[EXPERIMENT] [STEP]..."), ("rerun", "[EXPERIMENT] [STEP]..."), ("accept", "[EXPERIMENT] [STEP]..."),
+        ("adopt", "[EXPERIMENT]"), ("pause", "[EXPERIMENT]"), ("rename", "[EXPERIMENT] OLD NEW"), ("apply", "[EXPERIMENT]"),
+    ):  # fmt: skip
+        shown = reconcile(command, "--help").stdout
+        assert shown.splitlines()[0] == f"Usage: reconcile {command} [OPTIONS] {usage}"
+        assert {"--quiet", "--verbose", "--output"} <= set(shown.replace(",", " ").split())
+
+
+def test_explain_tells_more_or_less(example):
+    shown = reconcile("explain", example, STEP).stdout
+    assert reconcile("explain", example, STEP, "--quiet").stdout.splitlines() == shown.splitlines()[:2]
+    assert "defined by" in reconcile("explain", example, STEP, "-v").stdout
+    assert "defined by" not in shown
 
 
 def test_help_names_every_command():

@@ -25,6 +25,13 @@ def test_a_file_has_its_size_and_its_time_in_nanoseconds(file: Path) -> None:
     assert (found.size, found.mtime_ns, found.is_dir) == (10, 1_700_000_000_123_456_789, False)
 
 
+def test_what_is_there_has_the_filesystem_that_it_is_on(file: Path) -> None:
+    found, above = RealDisk().stat(file), RealDisk().stat(file.parent)
+    assert found is not None
+    assert above is not None
+    assert found.device == above.device == os.stat(file).st_dev  # noqa: PTH116
+
+
 def test_a_directory_lists_its_entries_in_order_hidden_ones_too(tmp_path: Path) -> None:
     for name in ("b", ".hidden", "a"):
         (tmp_path / name).touch()

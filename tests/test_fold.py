@@ -141,7 +141,7 @@ def test_a_release_and_a_rerun_take_back_what_was_said_before():
         None,
         3,
         None,
-        Rerun(20.0, 3, 17.0, Word("rerun", 3, at=20.0)),
+        Rerun(20.0, 3, 17.0, Word("rerun", 3, at=20.0), replaced=step(*before)),
     )
     assert step({"event": "rerun"}).rerun == Rerun(20.0, 1, None, Word("rerun", 1, at=20.0))
 
@@ -187,18 +187,6 @@ def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
     assert fold([]) == Memory()
 
 
-def test_a_word_on_the_experiment_is_remembered_with_what_it_changed():
-    opened = {"event": "opened", "cluster": "c1", "path": "/p", "user": "u", "environment": {}}
-    adopted = {**opened, "by": "v"}
-    words = told(
-        adopted, {**adopted, "path": "/q"}, {**adopted, "cluster": "c2", "user": "v"}, {**adopted, "cluster": "c2", "user": "v"},
-        {"event": "renaming", "old": "a", "new": "b"}, {"event": "pause"},
-    ).words  # fmt: skip
-    changed = ["as a copy", "path /p → /q", "path /q → /p, cluster c1 → c2, user u → v", "environment", "a → b", ""]
-    assert [word.what for word in words] == changed
-    assert told(opened).words == ()
-
-
 def test_a_cell_is_remembered_with_what_it_holds_and_what_a_crash_may_have_left_there():
     wrote = [{"event": "writing", "cells": {"x": "1", "y": "1"}}, {"event": "writing", "cells": {"x": "2"}}]
     assert told(*wrote).written == {"x": ("2", "1"), "y": ("1",)}
@@ -235,3 +223,35 @@ def test_an_event_that_lacks_what_its_kind_has_is_named_by_its_place(event):
 def test_a_class_of_failure_that_this_version_does_not_know_is_told_by_its_name():
     assert sentence("GpuOnFire") == "GpuOnFire"
     assert sentence("GpuOnFire", "smoke") == "GpuOnFire (smoke)"
+
+
+def test_what_a_rerun_gave_up_can_stand_again_until_something_is_submitted():
+    before = [{"event": "done", "definition": "d"}, {"event": "hold"}]
+    twice = [*before, {"event": "rerun"}, {"event": "rerun"}]
+    restored = step(*twice, {"event": "restored", "user": "u"})
+    assert (restored.done, restored.word, restored.rerun) == (step(*before).done, step(*before).word, None)
+    assert restored.words[-1].verb == "accept"
+    followed = step(*twice, {"event": "intent", "attempt": 1, "name": "n"}, {"event": "restored"})
+    assert followed.done is None
+    assert followed.given_up is None
+
+
+@pytest.mark.parametrize("verb", ["hold", "cancel"])
+def test_a_word_said_again_without_a_reason_keeps_the_reason_given_before(verb):
+    said = [{"event": "hold", "user": "ana", "why": "new data"}, {"event": verb, "user": "ben", "why": ""}]
+    assert (step(*said).word.user, step(*said).word.why) == ("ben", "new data")
+    assert [word.why for word in step(*said).words] == ["new data", ""]
+    assert step(*said, {"event": verb, "why": "other"}).word.why == "other"
+    assert step(*said, {"event": "release"}, {"event": verb}).word.why == ""
+
+
+def test_a_second_free_keeps_the_reason_given_before():
+    free = {"event": "free", "epochs": [0], "bytes": 1}
+    assert step({**free, "why": "the quota"}, free).freed.word.why == "the quota"
+
+
+def test_a_pause_said_again_keeps_its_reason_while_it_lasts():
+    memory = fold([{"event": "pause", "at": 1.0, "why": "maintenance", "until": 5.0}, {"event": "pause", "at": 2.0}])
+    assert memory.pause.word.why == "maintenance"
+    over = fold([{"event": "pause", "at": 1.0, "why": "maintenance", "until": 5.0}, {"event": "pause", "at": 6.0}])
+    assert over.pause.word.why == ""

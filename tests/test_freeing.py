@@ -14,7 +14,7 @@ from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene, preview, run_pass
 from reconciler.model import Condition, FileId, Job, OutputState, Phase
-from reconciler.words import Prospect
+from reconciler.words import Prospect, Skipped
 from test_pass import Lab, lab, order  # noqa: F401 - the fixture
 from worlds import StandInTool
 
@@ -103,6 +103,39 @@ def test_verified_and_evaluated_checkpoints_go_and_the_step_stays_done(world):
     assert "freed by u: the quota" in world.reason("a/finetune").message
     assert world.condition("a/eval/cap_epoch0") is Condition.DONE
     assert "nothing was left" in world.free()[0].message
+
+
+def test_a_glob_frees_what_may_go_and_names_what_stays(world):
+    told: list[Prospect] = []
+    freed, skipped = world.free("*", confirm=lambda prospect: told.append(prospect) or True)
+    assert (freed.step, world.files()) == ("a/finetune", ["config.json"])
+    assert isinstance(skipped, Skipped)
+    assert skipped.step == "b/finetune"
+    assert "left as it is: only checkpoints in writing" in skipped.message
+    assert "b/finetune" in told[0].sentences[1]
+    assert world.condition("b/finetune") is Condition.QUEUED
+
+
+def test_what_verifies_and_is_not_in_writing_yet_is_not_freed_and_the_way_out_is_told(world):
+    order(world, "rerun", "a/eval/cap_epoch0")
+    world.run()
+    world.lab.now += 60
+    world.lab.finish("a/eval/cap_epoch0")
+    with pytest.raises(UsageError, match="a/eval/cap_epoch0 needs it and verifies; `reconcile apply`"):
+        world.free()
+    Ledger(world.lab.directory.resolve(), lambda: 0.0).path.unlink()
+    with pytest.raises(UsageError, match="it verifies, and `reconcile apply` writes that down first"):
+        world.free()
+    world.run()
+    world.run()
+    world.free()
+    assert world.files() == ["config.json"]
+
+
+def test_a_second_free_without_a_reason_keeps_the_first(world):
+    world.free(why="the quota")
+    world.free()
+    assert "freed by u: the quota" in world.reason("a/finetune").message
 
 
 def test_nothing_goes_where_a_person_says_no(world):
@@ -199,9 +232,10 @@ def _leave_only_what_is_done(world: Done) -> None:
 def test_what_is_not_done_not_ours_to_judge_or_no_fine_tune_is_refused_and_nothing_goes(world):
     before = world.lab.tree()
     with pytest.raises(UsageError, match="b/finetune: only"):
-        world.free("*/finetune")
-    with pytest.raises(UsageError, match="nothing to free"):
-        world.free("a/eval/*")
+        world.free("a/finetune", "b/finetune")
+    for steps in (["a/eval/*"], ["a/finetune", "a/eval/cap_epoch0"]):
+        with pytest.raises(UsageError, match="nothing to free"):
+            world.free(*steps)
     (world.lab.directory / "a" / "finetune.slurm").write_text("#!/bin/bash\necho other\n")
     with pytest.raises(UsageError, match="Drifted"):
         world.free()

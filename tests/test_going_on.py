@@ -177,3 +177,149 @@ def test_more_memory_is_asked_of_slurm_itself(lab: Callable[[str], Lab]):
     world.cluster.finish(world.job().id, state=State.OUT_OF_MEMORY)
     until(world, Condition.QUEUED)
     assert world.job().request.memory == 2048
+
+
+# --- what cannot be edited, and what a person said of it -----------------------------------------------
+
+
+def settle_on(lab: Lab, settings: str) -> None:
+    (lab.experiment / "reconcile.yaml").write_text(SETTINGS + settings)
+
+
+def tree(lab: Lab) -> dict[str, int]:
+    """Every file of the outputs and the configuration, with when it was last written."""
+    files = [lab.config, *(path for path in lab.output.rglob("*") if path.is_file())]
+    return {str(path): path.stat().st_mtime_ns for path in files}
+
+
+def epochs(lab: Lab) -> list[str]:
+    return sorted(path.name for path in lab.output.glob("epoch_*"))
+
+
+def spell(lab: Lab, old: str, new: str) -> None:
+    text = lab.config.read_text()
+    assert old in text
+    lab.config.write_text(text.replace(old, new))
+
+
+def fails_for_want_of_gpu_memory(lab: Lab) -> None:
+    job = lab.job()
+    (lab.config.parent / f"slurm-{job.id}.out").write_text("torch.OutOfMemoryError: CUDA out of memory.\n")
+    lab.cluster.finish(job.id, exit_code=1)
+
+
+def intents(lab: Lab) -> int:
+    return sum(event["event"] == "intent" for event in Ledger(lab.experiment, time.time).events())
+
+
+@pytest.mark.parametrize("value", ["${compile}", "&later no"])
+def test_what_cannot_be_asked_of_the_trainer_is_held_alike_by_all_commands_until_a_person_wrote_it(
+    lab: Callable[[str], Lab], value: str
+):
+    world = lab("resume: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    spell(world, "resume_from_checkpoint: False", f"resume_from_checkpoint: {value}")
+    until(world, Condition.HELD)
+    before = tree(world)
+    for _ in range(3):
+        (shown,) = preview(world.scene()).actions
+        (made,) = world.apply().actions
+        assert (shown.reason, shown.condition) == (made.reason, made.condition)
+        assert (made.reason.code, "write `resume_from_checkpoint: True`" in made.reason.message) == ("EditRefused", True)
+    assert (tree(world), intents(world)) == (before, 1)
+    spell(world, f"resume_from_checkpoint: {value}", "resume_from_checkpoint: True")
+    until(world, Condition.QUEUED)
+    assert epochs(world) == ["epoch_0"]
+    assert Ledger(world.experiment, time.time).memory().of("r/finetune").attempts[-1].from_epoch == 1
+
+
+def test_another_spelling_of_false_is_edited_like_any_other(lab: Callable[[str], Lab]):
+    world = lab("resume: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    spell(world, "resume_from_checkpoint: False", "resume_from_checkpoint: no   # begin anew")
+    until(world, Condition.QUEUED)
+    assert "resume_from_checkpoint: True   # begin anew" in world.config.read_text()
+
+
+def test_a_batch_that_is_a_reference_leaves_the_whole_configuration_as_it_is(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    spell(world, "batch_size: 4", "bs: 4\nbatch_size: ${bs}")
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    held = until(world, Condition.FAILED).actions[0]
+    assert "`batch_size: 2` and `gradient_accumulation_steps: 2`" in held.reason.message
+    world.apply()
+    assert (world.config.read_text(), intents(world)) == (before, 1)
+
+
+def test_halving_ends_at_a_batch_of_one(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    for _ in range(3):
+        until(world, Condition.QUEUED)
+        fails_for_want_of_gpu_memory(world)
+    held = until(world, Condition.FAILED).actions[0]
+    assert "`batch_size` in finetune.yaml is 1" in held.reason.message
+    text = world.config.read_text()
+    assert ("batch_size: 1\n" in text, "gradient_accumulation_steps: 4\n" in text, intents(world)) == (True, True, 3)
+
+
+def test_resuming_switched_off_while_our_edit_stands_trains_over_nothing(lab: Callable[[str], Lab]):
+    world = lab("resume: true\n")
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    until(world, Condition.QUEUED)
+    assert world.config.read_text() != before
+    world.cluster.finish(world.job().id, state=State.NODE_FAIL)
+    settle_on(world, "resume: false\n")
+    whole = (world.output / "epoch_0" / "adapter_model.pt").stat().st_ino
+    until(world, Condition.QUEUED)
+    assert world.config.read_text() == before
+    assert (epochs(world), (world.output / "recipe_state").exists()) == ([], False)
+    (kept,) = world.output.glob("moved-aside-*/epoch_0/adapter_model.pt")
+    assert kept.stat().st_ino == whole
+
+
+def test_a_smaller_batch_begins_anew_where_the_run_had_gone_on(lab: Callable[[str], Lab]):
+    world = lab("resume: true\nshrink_batch: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.QUEUED)
+    text = world.config.read_text()
+    assert ("batch_size: 2\n" in text, "resume_from_checkpoint: False\n" in text) == (True, True)
+    assert (epochs(world), (world.output / "recipe_state").exists()) == ([], False)
+    assert Ledger(world.experiment, time.time).memory().of("r/finetune").attempts[-1].from_epoch == 0
+
+
+@pytest.mark.parametrize("shrink", ["false", "true"])
+def test_a_configuration_that_a_person_put_back_stays_so(lab: Callable[[str], Lab], shrink: str):
+    world = lab("shrink_batch: true\n")
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.QUEUED)
+    assert world.config.read_text() != before
+    world.cluster.finish(world.job().id, state=State.NODE_FAIL)
+    world.config.write_text(before)
+    settle_on(world, f"shrink_batch: {shrink}\n")
+    until(world, Condition.QUEUED)
+    assert world.config.read_text() == before
+    assert Ledger(world.experiment, time.time).memory().of("r/finetune").edits == ()
+
+
+def test_a_directory_that_the_trainer_would_take_for_an_epoch_is_told_of_first(lab: Callable[[str], Lab]):
+    world = lab("resume: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    (world.output / "epoch_9_old").mkdir()
+    held = until(world, Condition.HELD).actions[0]
+    assert (held.reason.code, "epoch_9_old" in held.reason.message) == ("CannotResume", True)
+    assert epochs(world) == ["epoch_0", "epoch_9_old"]
+    (world.output / "epoch_9_old").rename(world.output / "old_epoch_9")
+    until(world, Condition.QUEUED)
+    assert epochs(world) == ["epoch_0"]

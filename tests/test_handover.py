@@ -124,5 +124,33 @@ def test_a_copy_does_not_train_into_the_directory_where_its_original_does(lab): 
 
 def test_who_took_it_over_and_why_is_shown_by_explain(lab):  # noqa: F811
     lab.run()
+    lab.environment = {"HOME": "/h", "USER": "u"}
     accept_identity(lab.scene, "environment", "a new login node")
-    assert "adopt environment by u: a new login node" in explain_text(preview(lab.scene), "a/finetune")
+    assert "adopt --environment by u: a new login node" in explain_text(preview(lab.scene), "a/finetune")
+
+
+@pytest.mark.parametrize("what", ["moved", "copied", "user", "cluster", "environment"])
+@pytest.mark.parametrize("jobs_gone", [False, True])
+def test_where_nothing_has_changed_there_is_nothing_to_accept(lab, what, jobs_gone):  # noqa: F811
+    lab.run()
+    before = lab.tree()
+    with pytest.raises(UsageError, match=f"there is nothing to accept with --{what}"):
+        accept_identity(lab.scene, what, jobs_gone=jobs_gone)
+    assert lab.tree() == before
+    assert lab.conditions()["a/finetune"] is Condition.QUEUED
+
+
+def test_what_a_copy_shares_with_its_original_is_among_what_was_done(lab):  # noqa: F811
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    copy = replace(lab, directory=lab.directory.with_name("copy"))
+    shutil.copytree(lab.directory, copy.directory)
+    ledger = copy.directory / ".reconcile" / "ledger.jsonl"
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    ends = {line["step"] for line in lines if line["event"] == "ended"}
+    out = str(copy.directory / "a" / "out" / "finetune")
+    lines = [{**line, "output_dir": out} if line.get("step") in ends and "output_dir" in line else line for line in lines]
+    ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = accept_identity(copy.scene, "copied")
+    assert f"warning: a/finetune has the output directory of the original, {out}" in [d.message for d in done]

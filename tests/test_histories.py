@@ -20,7 +20,7 @@ from histories import Fate, History
 
 _FUZZ = int(os.environ.get("RECONCILE_HISTORIES", "0"))
 SETTINGS = settings(
-    max_examples=_FUZZ or 500,
+    max_examples=_FUZZ or 200,
     derandomize=not _FUZZ,
     stateful_step_count=40 if _FUZZ else 25,
     deadline=None,

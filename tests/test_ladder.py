@@ -541,7 +541,7 @@ def test_a_directory_that_another_runs_job_writes_to_is_not_trained_in():
         ({"queue": (job(EVALUATION),)}, f"job 101 of {EVALUATION.key}"),
         ({"queue": (job(EVALUATION, Phase.QUEUED),), "events": submitted(EVALUATION)}, f"job 101 of {EVALUATION.key}"),
         ({"events": submitted(EVALUATION)}, f"a job of {EVALUATION.key} that is not seen to have ended"),
-        ({"events": submitted(EVALUATION)[:1]}, f"a job of {EVALUATION.key} that is not seen to have ended"),
+        ({"events": submitted(EVALUATION, at=NOW - 500)[:1]}, f"a job of {EVALUATION.key} that is not seen to have ended"),
         ({"queue": (job(OTHER_TASK),), "events": submitted(OTHER_TASK)}, f"job 101 of {OTHER_TASK.key}, which the document"),
     ],
 )

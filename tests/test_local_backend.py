@@ -180,6 +180,19 @@ def test_a_submitter_killed_before_the_acceptance_leaves_no_job_that_would_ever_
     assert not (bench.work / "ran").exists()
 
 
+@pytest.mark.parametrize(("script", "option", "seconds"), [("1:00:00", "0:01", 1.0), ("0:01", "90", 5400.0), ("0:07", None, 7.0)])
+def test_the_time_that_a_submission_asks_for_outranks_its_scripts(bench: Bench, script: str, option: str | None, seconds: float):
+    options = {"time": option} if option else {}
+    job_id = bench.submit(f"#SBATCH --time={script}\nsleep 60", held=True, options=options)
+    assert json.loads((bench.state / "jobs" / job_id / "job.json").read_text())["time_limit"] == seconds
+    bench.backend.cancel(job_id)
+
+
+def test_a_submission_whose_time_was_raised_is_given_it(bench: Bench) -> None:
+    job = bench.ended(bench.submit("#SBATCH --time=0:01\nsleep 1.5", options={"time": "1"}))
+    assert job.state == "COMPLETED"
+
+
 def test_the_time_limit_ends_a_script(bench: Bench) -> None:
     job = bench.ended(bench.submit("#SBATCH --time=0:01\nsleep 60"))
     assert (job.state, job.exit_code) == ("TIMEOUT", "0:15")

@@ -75,11 +75,12 @@ class Shelf:
     there: tuple[str, ...] = ("/scratch", "/exp/a")
     fails: str = ""
     is_dir: bool = True
+    devices: dict[str, int] = field(default_factory=dict)
 
     def stat(self, path: Path) -> FileInfo | None:
         if str(path) == self.fails:
             raise DiskUnreadable(f"{path}: Stale file handle")
-        return FileInfo(0, 0, self.is_dir) if str(path) in self.there else None
+        return FileInfo(0, 0, self.is_dir, self.devices.get(str(path), 1)) if str(path) in self.there else None
 
 
 def look(*steps, events=(), cluster=None, disk=None, tool=None, **more) -> Observed:
@@ -528,6 +529,25 @@ def test_the_lock_is_kept_by_a_submission_that_inherited_it_and_by_no_other_proc
     finally:
         heir.kill()
         other.communicate(b"")
+
+
+def test_where_a_disk_may_be_full_each_step_has_the_filesystem_of_the_nearest_directory_that_is_there():
+    below, beside = finetune("a"), replace(finetune("b"), output_dir=Path("/scratch/x/y/b"))
+    on_project, out_of_sight = (
+        replace(finetune("c"), output_dir=Path("/project/c")),
+        replace(finetune("d"), output_dir=Path("/nfs/d")),
+    )
+    shelf = Shelf(("/scratch", "/project", "/project/c", "/nfs"), "/nfs", devices={"/scratch": 5, "/project/c": 7})
+    steps = (below, beside, on_project, out_of_sight)
+    seen = look(*steps, events=ended(below, "DiskQuota"), disk=shelf)
+    assert seen.filesystems == {below.key: 5, beside.key: 5, on_project.key: 7}
+    assert look(*steps, events=ended(below, "Unknown"), disk=shelf).filesystems == {}, "nothing asks"
+
+
+def test_an_unmounted_filesystem_is_not_taken_for_the_one_beneath_it():
+    gone = look(events=[*ended(STEP, "DiskQuota"), {"event": "root", "at": NOW, "path": "/scratch"}], disk=Shelf(("/",)))
+    assert gone.outputs[STEP.key].state is OutputState.UNKNOWN
+    assert gone.filesystems == {}
 
 
 def test_a_directory_where_nothing_can_be_locked_stops_with_its_name(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.loop import preview
-from reconciler.orphans import named, names_orphans_alone, prune
+from reconciler.orphans import cancel, named, names_orphans_alone, prune
 from reconciler.render import explain_orphan_text, explained_orphan
 from reconciler.schemas import schema
 from test_pass import DOCUMENT, drop_run_a, lab, order, start  # noqa: F401 - the fixture
@@ -111,6 +111,39 @@ def test_a_glob_that_means_steps_of_the_document_means_no_orphan(orphaned):
     assert [names_orphans_alone(seen, name) for name in ("*", "*/finetune", "a/*", "a", "b/finetune")] == [
         False, False, True, True, False,
     ]  # fmt: skip
+
+
+def say_cancel(world, *names, confirm=lambda prospect: True):
+    return cancel(world.scene, names, "wrong data", confirm)
+
+
+def test_orphans_and_steps_are_cancelled_together_or_not_at_all(orphaned):
+    orphaned.finish("b/finetune")
+    orphaned.run()
+    before, tree = live(orphaned), orphaned.tree()
+    for names in (("a", "b/finetune"), ("b/finetune", "a"), ("a", "nobody")):
+        with pytest.raises(UsageError):
+            say_cancel(orphaned, *names)
+    heard = []
+    assert say_cancel(orphaned, "a", "b/eval/*", confirm=lambda prospect: heard.append(prospect) or False) == ()
+    assert [sentence.split(" (")[0] for sentence in heard[0].sentences] == [
+        f"cancel job {orphaned.orphan}", "cancel b/eval/cap_epoch0",
+    ]  # fmt: skip
+    assert (live(orphaned), orphaned.tree()) == (before, tree)
+    done = say_cancel(orphaned, "a", "b")
+    assert [d.step for d in done] == ["a/finetune", "b/eval/cap_epoch0", "b/finetune"]
+    assert len(live(orphaned)) == len(before) - 2
+
+
+def test_the_step_of_an_orphan_that_was_cancelled_goes_on_once_it_is_back_and_released_with_no_pass_between(orphaned):
+    say_cancel(orphaned, orphaned.orphan)
+    orphaned.document.write_text(DOCUMENT)
+    order(orphaned, "release", "a/finetune")
+    for _ in range(4):
+        orphaned.run(100)
+    job = preview(orphaned.scene).plan.of("a/finetune").job
+    assert job != orphaned.orphan
+    assert orphaned.cluster.jobs[job].is_live
 
 
 def test_a_queue_that_cannot_be_asked_prunes_nothing(orphaned):

@@ -176,5 +176,9 @@ def test_a_bad_date_is_refused_and_nothing_is_done(lab):  # noqa: F811
 def test_to_resume_what_is_not_paused_says_so_and_does_nothing(lab):  # noqa: F811
     lab.run()
     before = lab.tree()
-    assert "not paused" in say_resume(lab)[0].message
+
+    def confirm(prospect):
+        raise AssertionError("nothing is shown before there is something to resume")
+
+    assert "not paused" in resume(lab.scene, "", confirm)[0].message
     assert lab.tree() == before

@@ -155,6 +155,18 @@ def test_every_class_of_failure_but_those_of_the_infrastructure_waits_for_a_pers
         assert decide(STEP, events=ended(STEP, failure)).verb is Verb.SUBMIT
 
 
+def test_a_bad_account_is_a_failure_to_launch_also_where_sbatch_finds_it():
+    told = "Batch job submission failed: Invalid account or account/partition combination specified"
+    refused = [
+        e
+        for n in (1, 2, 3)
+        for e in (*submitted(STEP, n, NOW - 9000)[:1], event("refused", STEP, NOW - 8999, attempt=n, message=told))
+    ]
+    action = decide(STEP, events=refused)
+    assert (action.condition, action.reason.code) == (Condition.HELD, "LaunchFailure")
+    assert told in action.reason.message
+
+
 def test_three_refusals_hold_a_step_and_fewer_back_off():
     def refused(number, at):
         return [*submitted(STEP, number, at)[:1], event("refused", STEP, at + 1, attempt=number, message="Invalid account")]

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from reconciler.config_edit import make_edits, open_edits
+from reconciler.config_edit import draft_edits, make_edits
 from reconciler.errors import DiskUnreadable, PermanentError
 from reconciler.fold import fold
-from reconciler.model import Action, Condition, Edit, Outputs, OutputState, Policy, Raise, Reason, Verb
+from reconciler.model import Action, Condition, Edit, Outputs, OutputState, Policy, Raise, Reason, Step, Verb, Written
 from worlds import NOW, TORN, decide, ended, event, finetune, name_of, plan_for
 
 CONFIG = Path("/exp/a/finetune.yaml")
-RESUME = Edit(CONFIG, "resume_from_checkpoint", "False", "True")
-SMALLER = (Edit(CONFIG, "batch_size", "4", "2"), Edit(CONFIG, "gradient_accumulation_steps", "1", "2"))
-STEP = finetune(asks={"time": "01:00:00", "mem": "100G"}, resume=RESUME, smaller_batch=SMALLER)
+
+RESUME, BATCH, STEPS = "resume_from_checkpoint", "batch_size", "gradient_accumulation_steps"
+
+
+def standing(batch: int = 4, steps: int = 1, resume: str = "False", run: str = "a") -> Step:
+    """A training whose configuration says so now."""
+    path = Path(f"/exp/{run}/finetune.yaml")
+    smaller = (Edit(path, BATCH, str(batch), str(batch // 2)), Edit(path, STEPS, str(steps), str(2 * steps)))
+    values = {RESUME: resume, BATCH: str(batch), STEPS: str(steps)}
+    return finetune(
+        run,
+        asks={"time": "01:00:00", "mem": "100G"},
+        resume=Edit(path, RESUME, resume, "True"),
+        smaller_batch=smaller if batch > 1 else (),
+        why_no_smaller_batch="" if batch > 1 else "`batch_size` is 1",
+        written={key: Written(value) for key, value in values.items()},
+        meaning=values,
+    )
+
+
+STEP = standing()
 TIME, MEM = Raise(1.5, 4 * 3600.0), Raise(1.5, 200 * 1024.0)
 QUICK: dict[str, Any] = {"backoff": 0.0, "settle": 0.0}
 
@@ -40,8 +59,12 @@ def left(whole: int, of: int = 3) -> Outputs:
     return Outputs(OutputState.INCOMPLETE, reason, torn=epochs, has_work=True, resumable=whole, torn_to_resume=epochs[whole:])
 
 
-def after(events: list[dict[str, Any]], seen: Outputs = TORN, **settings: Any) -> Action:
-    return decide(STEP, events=events, seen={STEP.key: seen}, policy=policy(**settings))
+def after(events: list[dict[str, Any]], seen: Outputs = TORN, step: Step = STEP, **settings: Any) -> Action:
+    return decide(step, events=events, seen={step.key: seen}, policy=policy(**settings))
+
+
+def words(edits: tuple[Edit, ...]) -> list[str]:
+    return [edit.words for edit in edits]
 
 
 # --- time and memory -----------------------------------------------------------------------------------
@@ -67,6 +90,25 @@ def test_without_a_setting_it_is_held_with_the_suggestion(failure: str, advice: 
     action = after(failed(failure))
     assert (action.verb, action.condition, action.reason.code) == (Verb.HOLD, Condition.FAILED, failure)
     assert advice in action.reason.message
+
+
+@pytest.mark.parametrize(
+    ("given", "factor", "minutes"),
+    [("00:00:02", 2, "2"), ("1", 1.5, "2"), ("00:01:30", 1.5, "3"), ("03:00:00", 1.5, "240"), ("10", 1.1, "11")],
+)
+def test_time_is_raised_in_whole_minutes_as_slurm_has_it(given: str, factor: float, minutes: str):
+    step = replace(STEP, asks={"time": given})
+    assert after(failed("TimeLimit"), step=step, time=Raise(factor, 4 * 3600.0)).options == {"time": minutes}
+
+
+def test_memory_that_is_asked_for_by_the_cpu_is_raised_and_capped_by_the_cpu_and_it_is_said():
+    step = replace(STEP, asks={"mem-per-cpu": "4G"})
+    action = after(failed("OutOfMemoryHost"), step=step, mem=Raise(2, 6 * 1024.0))
+    assert action.options == {"mem-per-cpu": "6144M"}
+    assert "--mem-per-cpu=6144M (for each CPU)" in action.changes
+    events = [*failed("OutOfMemoryHost"), *failed("OutOfMemoryHost", 2, NOW - 500, options={"mem-per-cpu": "6144M"})]
+    held = after(events, step=step, mem=Raise(2, 6 * 1024.0))
+    assert "`mem.max` is 6G (for each CPU)" in held.reason.message
 
 
 def test_each_failure_raises_from_what_it_had_and_the_cap_holds_it():
@@ -117,7 +159,7 @@ def test_a_run_goes_on_from_its_whole_epochs_and_moves_aside_only_what_would_be_
     action = after(failed("TimeLimit"), left(2), resume=True)
     assert (action.verb, action.from_epoch) == (Verb.SUBMIT, 2)
     assert action.move_aside == (Path("/scratch/a/epoch_2"),)
-    assert [edit.words for edit in action.edits] == ["resume_from_checkpoint False → True"]
+    assert words(action.edits) == ["resume_from_checkpoint False → True"]
     assert "goes on from 2 whole epochs" in action.changes
 
 
@@ -145,7 +187,7 @@ def test_a_renamed_runs_edits_are_taken_back_where_the_run_is_now():
     old = [{**edit, "path": "/exp/old/finetune.yaml"} for edit in MADE]
     events = [*failed("OutOfMemoryGpu"), *old, event("rerun", STEP, NOW - 10, newest=None)]
     action = decide(HALVED, events=events, policy=policy(shrink_batch=True))
-    assert {edit.path for edit in action.edits} == {CONFIG}
+    assert {edit.path for edit in action.reverts} == {CONFIG}
 
 
 def test_without_the_setting_nothing_is_resumed_and_everything_torn_is_moved_aside():
@@ -154,9 +196,48 @@ def test_without_the_setting_nothing_is_resumed_and_everything_torn_is_moved_asi
 
 
 def test_where_nothing_can_be_resumed_our_edit_is_taken_back():
-    edited = event("edited", STEP, NOW - 1000, path=str(CONFIG), key=RESUME.key, before="False", after="True")
-    action = after([edited, *failed("NodeFailure", from_epoch=1)], left(0), resume=True)
-    assert [edit.words for edit in action.edits] == ["resume_from_checkpoint True → False"]
+    action = after([*RESUMED, *failed("NodeFailure", from_epoch=1)], left(0), standing(resume="True"), resume=True)
+    assert (action.edits, words(action.reverts)) == ((), ["resume_from_checkpoint True → False"])
+
+
+def test_resuming_switched_off_moves_all_epochs_aside_while_our_edit_is_still_in_the_file():
+    action = after([*RESUMED, *failed("NodeFailure", from_epoch=1)], left(2), standing(resume="True"))
+    assert (action.from_epoch, words(action.reverts)) == (0, ["resume_from_checkpoint True → False"])
+    assert action.move_aside == left(2).torn
+
+
+def test_a_configuration_that_asks_for_going_on_by_itself_is_heard():
+    action = after(failed("NodeFailure"), left(2), standing(resume="True"))
+    assert (action.from_epoch, action.edits, action.reverts) == (2, (), ())
+    assert action.move_aside == left(2).torn_to_resume
+
+
+@pytest.mark.parametrize("failure", ["NodeFailure", "TimeLimit"])
+def test_where_going_on_cannot_be_asked_of_the_trainer_a_person_is_and_nothing_else_happens(failure: str):
+    refers = replace(STEP, written={**STEP.written, RESUME: Written(why_not="`resume_from_checkpoint` is `${go_on}`")})
+    action = after(failed(failure), left(2), refers, resume=True)
+    assert (action.verb, action.condition, action.reason.code) == (Verb.HOLD, Condition.HELD, "EditRefused")
+    for told in ("${go_on}", "resume_from_checkpoint: True", "resume: false"):
+        assert told in action.reason.message
+    assert (action.move_aside, action.edits) == ((), ())
+    assert after(failed("NodeFailure"), left(2), refers).verb is Verb.SUBMIT
+
+
+def test_a_name_that_the_trainer_would_take_for_an_epoch_holds_what_would_go_on_and_nothing_else():
+    odd = replace(left(2), in_the_way="/scratch/a/epoch_9_old would be taken for an epoch")
+    action = after(failed("NodeFailure"), odd, resume=True)
+    assert (action.verb, action.reason.code, "epoch_9_old" in action.reason.message) == (Verb.HOLD, "CannotResume", True)
+    assert after(failed("NodeFailure"), odd).verb is Verb.SUBMIT
+
+
+def test_what_is_trained_again_and_why_is_said_before_it_happens():
+    note = "recipe_state.pt counts 1 of them, so epoch_1 will be trained again"
+    action = after(failed("NodeFailure"), replace(left(1), resume_note=note), resume=True)
+    assert f"goes on from 1 whole epochs; {note}" in action.changes
+    lost = replace(left(0), resume_note="recipe_state.pt is missing, so epoch_0 would be trained again")
+    assert f"begins anew: {lost.resume_note}" in after(failed("NodeFailure"), lost, resume=True).changes
+    held = after(failed("TimeLimit"), lost, resume=True)
+    assert (held.condition, lost.resume_note in held.reason.message) == (Condition.FAILED, True)
 
 
 # --- edits ---------------------------------------------------------------------------------------------------
@@ -174,20 +255,62 @@ def test_a_parameter_that_the_document_varies_is_not_ours_to_change():
     assert (action.verb, "varies" in action.reason.message) == (Verb.HOLD, True)
 
 
+def test_after_a_smaller_batch_nothing_is_gone_on_from():
+    events = [*RESUMED, *failed("OutOfMemoryGpu", from_epoch=1)]
+    action = after(events, left(2), standing(resume="True"), resume=True, shrink_batch=True)
+    assert (action.verb, action.from_epoch, action.move_aside) == (Verb.SUBMIT, 0, left(2).torn)
+    assert words(action.edits) == words(SMALLER)
+    assert words(action.reverts) == ["resume_from_checkpoint True → False"]
+    assert any("another batch size" in change for change in action.changes)
+    own = after(failed("OutOfMemoryGpu"), left(2), standing(resume="True"), resume=True, shrink_batch=True)
+    assert (own.condition, "set that to False" in own.reason.message) == (Condition.FAILED, True)
+
+
+def test_a_batch_of_one_is_the_end_of_it():
+    action = after(failed("OutOfMemoryGpu"), step=standing(batch=1, steps=8), shrink_batch=True)
+    assert (action.condition, "`batch_size` is 1" in action.reason.message) == (Condition.FAILED, True)
+
+
 def edits(*changes: tuple[str, str | None, str | None], at: float = NOW - 50) -> list[dict[str, Any]]:
     return [event("edited", STEP, at, path=str(CONFIG), key=k, before=b, after=a) for k, b, a in changes]
 
 
-MADE = edits(("batch_size", "4", "2"), ("gradient_accumulation_steps", "1", "2"))
-HALVED = replace(
-    STEP, smaller_batch=(Edit(CONFIG, "batch_size", "2", "1"), Edit(CONFIG, "gradient_accumulation_steps", "2", "4"))
-)
+SMALLER = STEP.smaller_batch
+MADE = edits((BATCH, "4", "2"), (STEPS, "1", "2"))
+RESUMED = edits((RESUME, "False", "True"), at=NOW - 1000)
+HALVED = standing(batch=2, steps=2)
 
 
 def test_an_edit_that_a_killed_pass_made_is_not_made_a_second_time():
     action = decide(HALVED, events=[*failed("OutOfMemoryGpu"), *MADE], seen={STEP.key: TORN}, policy=policy(shrink_batch=True))
-    assert action.verb is Verb.SUBMIT
-    assert [(edit.key, edit.after) for edit in action.edits] == [("batch_size", "2"), ("gradient_accumulation_steps", "2")]
+    assert (action.verb, action.edits, action.reverts) == (Verb.SUBMIT, (), ())
+
+
+def test_an_edit_in_writing_that_a_killed_pass_did_not_make_is_made_afresh():
+    action = after([*failed("OutOfMemoryGpu"), *MADE[:1]], shrink_batch=True)
+    assert (action.verb, words(action.edits)) == (Verb.SUBMIT, words(SMALLER))
+
+
+@pytest.mark.parametrize("batch", [4, 16])
+@pytest.mark.parametrize("shrink", [True, False])
+def test_a_value_that_a_person_put_back_is_a_word_and_is_not_edited_again(batch: int, shrink: bool):
+    events = [*failed("OutOfMemoryGpu"), *MADE, *failed("NodeFailure", 2, NOW - 20)]
+    restored = standing(batch=batch)
+    action = after(events, step=restored, shrink_batch=shrink)
+    assert (action.verb, action.edits, action.reverts) == (Verb.SUBMIT, (), ())
+    told = plan_for(restored, events=events, policy=policy()).learned
+    assert [(e["event"], e["key"], e["after"]) for e in told if e["event"] == "unedited"] == [
+        ("unedited", BATCH, str(batch)), ("unedited", STEPS, "1")
+    ]  # fmt: skip
+    known = fold([*events, *({**e, "at": NOW} for e in told)])
+    assert known.of(STEP.key).edits == ()
+
+
+def test_of_several_edits_of_a_value_the_file_tells_which_were_made():
+    events = [*failed("OutOfMemoryGpu"), *MADE, *failed("OutOfMemoryGpu", 2, NOW - 20), *edits((BATCH, "2", "1"))]
+    told = plan_for(HALVED, events=events, policy=policy()).learned
+    (kept,) = (e for e in fold([*events, *({**e, "at": NOW} for e in told)]).of(STEP.key).edits if e.key == BATCH)
+    assert (kept.before, kept.after, kept.via) == ("4", "2", ())
 
 
 def test_the_next_failure_halves_once_more_and_tells_where_it_came_from():
@@ -201,9 +324,24 @@ def test_the_next_failure_halves_once_more_and_tells_where_it_came_from():
 def test_a_rerun_takes_our_edits_back():
     events = [*failed("OutOfMemoryGpu"), *MADE, event("rerun", STEP, NOW - 10, newest=None)]
     action = decide(HALVED, events=events, policy=policy(shrink_batch=True))
-    assert [edit.words for edit in action.edits] == ["batch_size 2 → 4", "gradient_accumulation_steps 2 → 1"]
+    assert (action.edits, words(action.reverts)) == ((), ["batch_size 2 → 4", "gradient_accumulation_steps 2 → 1"])
     back = fold([*events, *edits(("batch_size", "2", "4"), ("gradient_accumulation_steps", "2", "1"))]).of(STEP.key)
     assert back.edits == ()
+
+
+def test_runs_whose_own_configurations_differ_in_their_batch_keep_it():
+    seen = {"a/finetune": TORN, "b/finetune": TORN}
+    for other in (standing(2, 1, run="b"), standing(4, 2, run="b"), standing(2, 2, run="b")):
+        plan = plan_for(STEP, other, events=failed("OutOfMemoryGpu"), seen=seen, policy=policy(shrink_batch=True))
+        assert (plan.of(STEP.key).verb, "differ in" in plan.of(STEP.key).reason.message) == (Verb.HOLD, True)
+    alike = plan_for(STEP, standing(run="b"), events=failed("OutOfMemoryGpu"), seen=seen, policy=policy(shrink_batch=True))
+    assert alike.of(STEP.key).edits == SMALLER
+
+
+def test_what_we_changed_ourselves_is_no_difference_between_runs():
+    events = [*failed("OutOfMemoryGpu"), *MADE, *failed("OutOfMemoryGpu", 2, NOW - 20)]
+    plan = plan_for(HALVED, standing(run="b"), events=events, seen={STEP.key: TORN}, policy=policy(shrink_batch=True))
+    assert words(plan.of(STEP.key).edits) == ["batch_size 2 → 1", "gradient_accumulation_steps 2 → 4"]
 
 
 # --- the file ------------------------------------------------------------------------------------------------
@@ -219,7 +357,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def apply(path: Path, *wanted: Edit) -> None:
-    make_edits(path, open_edits(path, wanted), path.parent / "kept" / "original.yaml")
+    make_edits(draft_edits(path, wanted), path.parent / "kept" / "original.yaml")
 
 
 def test_one_value_changes_and_every_other_byte_stays(config: Path):
@@ -228,11 +366,24 @@ def test_one_value_changes_and_every_other_byte_stays(config: Path):
     assert (config.parent / "kept/original.yaml").read_text() == TEXT
 
 
-def test_an_edit_and_its_way_back_leave_the_very_bytes(config: Path):
-    for wanted in (Edit(config, "batch_size", "4", "2"), Edit(config, "gradient_accumulation_steps", None, "2")):
+@pytest.mark.parametrize("value", ["no", "off", "False", "false", "null", "~", "", "  # not yet", "'epochs': 3"])
+def test_an_edit_and_its_way_back_leave_the_very_bytes(config: Path, value: str):
+    text = TEXT.replace("'epochs': 2", value) if "epochs" in value else TEXT + f"{RESUME}: {value}\nlast: 1\n"
+    config.write_text(text)
+    before = value if value[:1].isalpha() or value == "~" else ""
+    for wanted in (Edit(config, BATCH, "4", "2"), Edit(config, STEPS, None, "2"), Edit(config, RESUME, before, "True")):
+        if wanted.key == RESUME and RESUME not in text:
+            continue
         apply(config, wanted)
+        assert f"\n{wanted.key}: {wanted.after}" in config.read_text()
         apply(config, Edit(config, wanted.key, wanted.after, wanted.before))
-    assert config.read_text() == TEXT
+    assert config.read_text() == text
+
+
+def test_what_a_person_wrote_beside_a_value_of_ours_stays_when_it_goes(config: Path):
+    config.write_text(TEXT + f"{STEPS}: 2  # why?\n")
+    apply(config, Edit(config, STEPS, "2", None))
+    assert config.read_text() == TEXT + "# why?\n"
 
 
 def test_the_original_is_that_of_the_first_edit(config: Path):
@@ -241,38 +392,63 @@ def test_the_original_is_that_of_the_first_edit(config: Path):
     assert (config.parent / "kept/original.yaml").read_text() == TEXT
 
 
-def test_a_value_that_a_person_set_is_left_alone(config: Path):
-    assert open_edits(config, [Edit(config, "batch_size", "8", "2")]) == ()
-
-
-def test_an_edit_goes_on_from_what_we_wrote_in_between(config: Path):
-    (found,) = open_edits(config, [Edit(config, "batch_size", "16", "1", via=("8", "4"))])
-    assert (found.before, found.after) == ("4", "1")
+def test_an_edit_that_holds_already_changes_nothing(config: Path):
+    apply(config, Edit(config, BATCH, "8", "4"))
+    assert config.read_text() == TEXT
+    assert not (config.parent / "kept").exists()
 
 
 @pytest.mark.parametrize(
-    "text", [TEXT.replace("4   #", "|\n  4\n#"), "- 1\n", "a: [\n", "{batch_size: 4, lr: 1}\n", "batch_size: &b 4\nother: *b\n"]
+    ("text", "told"),
+    [
+        (TEXT.replace("4   #", "|\n  4\n#"), "not one plain value"),
+        (TEXT.replace("4   #", '"4" #'), "not one plain value"),
+        (TEXT.replace("4   #", "!!int 4 #"), "not one plain value"),
+        (TEXT.replace("4   #", "[4] #"), "not one plain value"),
+        (TEXT.replace("4   #", "${bs} #"), "`${bs}`, which refers to another setting"),
+        (TEXT.replace("4   #", "&b 4 #"), "shared with another setting"),
+        ("b: &b 4\nbatch_size: *b\n", "shared with another setting"),
+        (TEXT + "batch_size: 4\n", "twice"),
+        ("x: &x {batch_size: 4}\n<<: *x\n", "not there by itself"),
+        ("{lr: 1}\n", "do not stand line by line"),
+        ("- 1\n", "holds no `key: value` lines"),
+        ("a: [\n", "is not valid YAML"),
+        (TEXT.replace("4   #", "8   #"), "is 8 by now"),
+        ("lr: 1\n", "is not there by now"),
+        ("lr: 1\n...\n", "is not there by now"),
+    ],
 )
-def test_what_cannot_be_edited_in_place_is_left_as_it_is(config: Path, text: str):
+def test_of_edits_that_cannot_all_be_made_none_is_and_it_is_said_why(config: Path, text: str, told: str):
     config.write_text(text)
     before = config.read_bytes()
-    with pytest.raises(PermanentError):
-        make_edits(config, [Edit(config, "batch_size", "4", "2")], config.parent / "kept")
+    with pytest.raises(PermanentError, match=re.escape(told)):
+        apply(config, Edit(config, "batch_size", "4", "2"))
+    with pytest.raises(PermanentError, match=re.escape(told)):
+        apply(config, Edit(config, "lr", "1e-5", "2e-5"), Edit(config, "batch_size", "4", "2")) if "1e-5" in text else apply(
+            config, Edit(config, "batch_size", "4", "2")
+        )
     assert config.read_bytes() == before
     assert not (config.parent / "kept").exists()
 
 
+def test_nothing_is_added_after_the_end_of_a_document(config: Path):
+    config.write_text("lr: 1\n...\n")
+    with pytest.raises(PermanentError, match="without changing more; write `batch_size: 2` by hand"):
+        apply(config, Edit(config, BATCH, None, "2"))
+
+
 def test_a_configuration_that_is_gone_is_unknown(tmp_path: Path):
     with pytest.raises(DiskUnreadable):
-        open_edits(tmp_path / "none.yaml", [Edit(CONFIG, "batch_size", "4", "2")])
+        draft_edits(tmp_path / "none.yaml", [Edit(CONFIG, "batch_size", "4", "2")])
 
 
-@pytest.mark.parametrize("text", [TEXT.replace("\n", "\r\n"), TEXT.replace("4   #", '"4" #'), "batch_size: 4"])
+@pytest.mark.parametrize(
+    "text", [TEXT.replace("\n", "\r\n"), "batch_size: 4", "{batch_size: 4, lr: 1}\n", "\ufeffbatch_size: 4\nx: caf\xe9\n"]
+)
 def test_any_ordinary_layout_can_be_edited(config: Path, text: str):
     config.write_bytes(text.encode())
     apply(config, Edit(config, "batch_size", "4", "2"))
-    assert open_edits(config, [Edit(config, "batch_size", "2", "3")])
-    assert config.read_bytes().count(b"\r") == text.count("\r")
+    assert config.read_bytes().decode() == text.replace("batch_size: 4", "batch_size: 2")
 
 
 # --- nodes ---------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from reconciler import renaming
@@ -11,7 +12,8 @@ from reconciler.errors import ReconcileError, UsageError
 from reconciler.experiment.renamed_text import mentions, rename_in_document
 from reconciler.loop import preview
 from reconciler.model import Condition
-from reconciler.render import Paint, status_text
+from reconciler.render import Paint, explain_text, explained, status_text
+from reconciler.schemas import schema
 from test_pass import DOCUMENT, lab, order, start  # noqa: F401 - the fixture
 
 
@@ -50,6 +52,34 @@ def test_what_is_done_stays_done_and_what_failed_stays_failed(done):
     done.run()
     job = done.cluster.submissions[-1]
     assert (job.script.parent.parent.name, job.name.endswith("-2")) == ("c", True)
+
+
+def test_what_still_has_the_old_name_is_told_and_what_is_rewritten_is_not(done):
+    text = done.document.read_text()
+    done.document.write_text(f"{text}\nThe run a is the baseline.\n")
+    heard = []
+    told = renaming.rename(done.scene, "a", "c", "", lambda prospect: heard.append(prospect) or True)
+    line = done.document.read_text().splitlines().index("The run a is the baseline.") + 1
+    [about_lines] = [d.message for d in told if "still named" in d.message]
+    assert about_lines == f"only tables are rewritten; a is still named in line {line} of experiment_summary.md"
+    assert about_lines in heard[0].sentences
+
+
+def test_a_run_whose_end_is_not_in_writing_yet_tells_the_way_out(lab):  # noqa: F811
+    lab.run()
+    lab.finish("a/finetune")
+    with pytest.raises(UsageError, match="a/finetune: its end is not in writing yet; `reconcile apply` writes it down first"):
+        say_rename(lab)
+    order(lab, "hold", "a/eval/cap_epoch0")
+    lab.run()
+    say_rename(lab)
+    assert lab.conditions()["c/finetune"] is Condition.DONE
+
+
+def test_a_renaming_is_told_by_explain_with_both_names(done):
+    say_rename(done)
+    assert "rename a → c by u: a better name" in explain_text(preview(done.scene), "c/finetune")
+    jsonschema.validate(explained(preview(done.scene), "c/finetune"), schema("explanation"))
 
 
 def test_a_renaming_is_undone_by_its_opposite(done):

@@ -14,6 +14,7 @@ from reconciler.experiment.settings import read_settings
 from reconciler.failures import classify
 from reconciler.model import Job, Phase, Policy
 from reconciler.schemas import schema
+from reconciler.tools import all_tools
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def experiment(tmp_path: Path) -> Path:
 def faults(experiment: Path, home: Path, text: str) -> list[str]:
     (experiment / "reconcile.yaml").write_text(text)
     with pytest.raises(InvalidExperiment) as raised:
-        read_settings(experiment, {}, home)
+        read_settings(experiment, {}, home, all_tools())
     return [f"{problem.file.name}:{problem.line}: {problem.message}" for problem in raised.value.problems]
 
 
@@ -91,6 +92,27 @@ def test_retry_is_merged_class_by_class(experiment: Path, home: Path) -> None:
     assert retry == {"NodeFailure": 0, "BootFailure": 10, "Preempted": 100, "TimeLimit": 1, "UserError": 2}
 
 
+def test_what_holds_for_one_tool_is_merged_tool_by_tool_and_class_by_class(experiment: Path, home: Path) -> None:
+    personal(home, "tools: {inspect-ai: {retry: {UserError: 2, Unknown: 1}}, torchtune: {resume: true, shrink_batch: true}}\n")
+    (experiment / "reconcile.yaml").write_text("tools: {inspect-ai: {retry: {UserError: 0}}, torchtune: {resume: false}}\n")
+    policy = read_settings(experiment, {}, home, all_tools())
+    assert policy.tools["torchtune"] == {"resume": False, "shrink_batch": True}
+    assert policy.tools["inspect-ai"] == {"retry": {"UserError": 0, "Unknown": 1}}
+    assert policy.of("inspect-ai").retry == {"NodeFailure": 10, "BootFailure": 10, "Preempted": 100, "UserError": 0, "Unknown": 1}
+    assert policy.of("torchtune").retry == Policy().retry
+
+
+def test_every_setting_that_a_tool_takes_is_one_that_the_schema_has_for_tools() -> None:
+    published = schema("reconcile")["properties"]["tools"]["additionalProperties"]["properties"]
+    assert all(set(tool.settings) <= set(published) for tool in all_tools().values())
+
+
+def test_every_setting_stands_in_the_readmes_block() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    block = readme.partition("Settings (all optional")[2].split("```")[1]
+    assert {line.split(":")[0] for line in block.splitlines() if ":" in line} == set(schema("reconcile")["properties"])
+
+
 def test_no_limit_can_be_said_over_a_persons_limit(experiment: Path, home: Path) -> None:
     personal(home, "max_in_flight: 4\n")
     assert read_settings(experiment, {}, home).max_in_flight == 4
@@ -128,6 +150,25 @@ def test_no_limit_can_be_said_over_a_persons_limit(experiment: Path, home: Path)
         ("- a\n", ":1: the file is a list; accepted: a map of settings"),
         ("a: [\n", ":2: is not YAML"),
         ("backend: cli\npoll: 5s\n", ":2: `poll` is '5s'; accepted: 10s or more"),
+        ("mem:\n  factor: 2\n  max: 0G\n", ":3: `mem.max` is '0G'; accepted: an amount of memory above 0 such as 200G"),
+        ("mem: {factor: 2, max: 0.0}\n", ":1: `mem.max` is 0.0; accepted: an amount of memory above 0"),
+        ("time: {factor: 2, max: 0}\n", ":1: `time.max` is 0; accepted: a duration above 0"),
+        ("time: {factor: 2, max: 0.00h}\n", ":1: `time.max` is '0.00h'; accepted: a duration above 0"),
+        (
+            "tools:\n  inspect_ai: {retry: {Unknown: 1}}\n",
+            ":2: `tools.inspect_ai` is no known key; accepted: `inspect-ai`, `torchtune`",
+        ),
+        ("tools:\n  torchtun: {}\n", ":2: `tools.torchtun` is no known key; accepted: `inspect-ai`, `torchtune`"),
+        (
+            "tools:\n  inspect-ai:\n    resume: true\n",
+            ":3: `tools.inspect-ai.resume` is no known key; accepted: `retry`, `time`, `mem`",
+        ),
+        ("tools: {inspect-ai: {shrink_batch: true}}\n", ":1: `tools.inspect-ai.shrink_batch` is no known key; accepted: `retry`"),
+        ("tools: {inspect-ai: 3}\n", ":1: `tools.inspect-ai` is 3; accepted: a map of `retry`, `time`, `mem`"),
+        (
+            "tools: {torchtune: {time: {factor: 2, max: 0h}}}\n",
+            ":1: `tools.torchtune.time.max` is '0h'; accepted: a duration above 0",
+        ),
     ],
 )
 def test_a_setting_that_cannot_be_followed_is_named_with_its_line(experiment: Path, home: Path, text: str, fault: str) -> None:

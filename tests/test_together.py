@@ -274,6 +274,50 @@ def test_a_failure_that_the_settings_retry_is_no_wave_before_its_outputs_have_se
         assert plan.of("d/finetune").reason.code == code
 
 
+def test_a_release_of_the_experiment_lets_jobs_go_to_a_mended_node_again_and_one_of_a_step_does_not():
+    failed = [*on_node(STEPS[0], "n1", "NodeFailure"), *on_node(STEPS[1], "n1", "NodeFailure", 1, NOW - 70_000)]
+    whole, step = {"event": "release", "at": NOW}, event("release", STEPS[0], NOW)
+    for later, excluded in (([], "n1"), ([step], "n1"), ([whole], None)):
+        assert plan_for(*STEPS, events=[*failed, *later]).of("d/finetune").options.get("exclude") == excluded
+    once_more = [*failed, whole, *on_node(STEPS[2], "n1", "NodeFailure", 1, NOW - 50_000)]
+    assert plan_for(*STEPS, events=once_more).of("d/finetune").options == {}
+
+
+def settling(steps: tuple[Step, ...], state: str, attempt: int = 1) -> dict:
+    """Jobs that have just ended so, of whose outputs nothing is seen yet."""
+    over = tuple(replace(job(step, Phase.ENDED, attempt, state=state), id=str(n)) for n, step in enumerate(steps))
+    begun = [submitted(step, attempt) for step in steps]
+    events = [e for n, (intent, answer) in enumerate(begun) for e in (intent, {**answer, "job": str(n)})]
+    return {"events": events, "queue": over}
+
+
+def test_what_the_settings_of_its_tool_retry_is_no_wave_before_its_outputs_have_settled():
+    for tool, code in (("trainer", "NotStarted"), ("another", "ManyFailures")):
+        policy = Policy(tools={tool: {"retry": {"TimeLimit": 1}}})
+        assert plan_for(*STEPS, **settling(STEPS[:3], "TIMEOUT"), policy=policy).of("d/finetune").reason.code == code
+
+
+def test_what_a_remedy_answers_is_no_wave_before_its_outputs_have_settled():
+    for policy, whole, code in (
+        (Policy(resume=True), 1, "NotStarted"),
+        (Policy(resume=True), 0, "ManyFailures"),
+        (Policy(tools={"trainer": {"resume": True}}), 1, "NotStarted"),
+    ):
+        left = {step.key: replace(TORN, resumable=whole, newest=NOW) for step in STEPS[:3]}
+        plan = plan_for(*STEPS, **settling(STEPS[:3], "TIMEOUT"), seen=left, policy=policy)
+        assert plan.of("a/finetune").reason.code == "OutputsMissing"
+        assert plan.of("d/finetune").reason.code == code
+
+
+def test_a_failure_whose_retries_are_used_up_counts_at_once():
+    policy = Policy(retry={"TimeLimit": 1})
+    world = settling(STEPS[:3], "TIMEOUT", attempt=2)
+    before = [e for step in STEPS[:3] for e in ended(step, "TimeLimit", 1, NOW - 90_000)]
+    plan = plan_for(*STEPS, events=[*before, *world["events"]], queue=world["queue"], policy=policy)
+    assert plan.of("a/finetune").reason.code == "OutputsMissing"
+    assert plan.of("d/finetune").reason.code == "ManyFailures"
+
+
 def test_a_rerun_goes_on_from_nothing_that_it_replaces():
     step = replace(STEPS[0], resume=Edit(STEPS[0].script.with_name("finetune.yaml"), "resume_from_checkpoint", "False", "True"))
     left = replace(TORN, newest=NOW - 5000, resumable=2, torn_to_resume=())

@@ -456,14 +456,17 @@ def test_a_stale_recipe_state_and_epoch_do_not_end_the_save_of_a_new_one(complet
 @pytest.mark.parametrize(
     ("name", "torn"), [("killed_during_save_epoch1_adapter_pt", ["epoch_1"]), ("killed9_between_epochs", [])]
 )
-def test_a_launch_that_will_resume_keeps_what_it_goes_on_from(
+def test_what_a_launch_would_train_over_does_not_hang_on_what_the_configuration_says_of_resuming(
     sample: Callable[[str], Sample], name: str, torn: list[str]
 ) -> None:
     killed = sample(name)
+    before = killed.check()
     killed.edit(("resume_from_checkpoint: False", "resume_from_checkpoint: True"))
     outputs = killed.check()
     assert outputs.state is BROKEN
-    assert outputs.torn == tuple(killed.output / directory for directory in torn)
+    assert outputs.torn_to_resume == tuple(killed.output / directory for directory in torn)
+    assert outputs.torn == before.torn
+    assert {"epoch_0", "recipe_state", "torchtune_config.yaml"} <= {path.name for path in outputs.torn}
 
 
 # --- what was launched -----------------------------------------------------------------------------

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.errors import DiskUnreadable
-from reconciler.model import Edit, OutputState, Step
+from reconciler.model import Edit, OutputState, Step, Written
 from reconciler.tools.torchtune import TOOL
 from test_torchtune import DISK, Sample, Sealed, complete, rewrite, sample, truncate, unpacked  # noqa: F401 - the fixtures
 
@@ -51,6 +53,64 @@ def test_nothing_is_gone_on_from_that_the_trainer_would_not_find_whole(sample: C
     outputs = killed.check(disk)
     assert (outputs.state, outputs.resumable) == (BROKEN, 0)
     assert outputs.torn == outputs.torn_to_resume == tuple(killed.output / name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("lost", "told"),
+    [
+        ("its state", "recipe_state.pt is missing, so epoch_0 would be trained again"),
+        ("its state's bytes", "recipe_state.pt counts no epoch (0 bytes), so epoch_0 would be trained again"),
+        (
+            "its adapter",
+            "adapter_model.pt is not where the trainer looks for it (stashed away?), so epoch_0 would be trained again",
+        ),
+        ("its epoch", ""),
+    ],
+)
+def test_why_whole_epochs_cannot_be_gone_on_from_is_said(sample: Callable[[str], Sample], lost: str, told: str) -> None:
+    killed = sample(KILLED)
+    state, epoch = killed.output / "recipe_state", killed.output / "epoch_0"
+    if lost == "its state":
+        shutil.rmtree(state)
+    elif lost == "its state's bytes":
+        truncate(state / "recipe_state.pt", 0)
+    elif lost == "its adapter":
+        (epoch / "adapter_weights").mkdir()
+        (epoch / "adapter_model.pt").rename(epoch / "adapter_weights" / "adapter_model.pt")
+    else:
+        truncate(epoch / "adapter_model.safetensors", 100)
+    outputs = killed.check()
+    assert outputs.resumable == 0
+    assert outputs.resume_note.endswith(told)
+    assert bool(outputs.resume_note) == bool(told)
+
+
+def test_an_epoch_that_the_state_does_not_count_is_said_to_be_trained_again(complete: Sample) -> None:
+    complete.set(epochs=3)
+    outputs = complete.check()
+    assert (outputs.resumable, outputs.torn_to_resume) == (1, (complete.output / "epoch_1",))
+    assert outputs.resume_note == "recipe_state/recipe_state.pt counts 1 of them, so epoch_1 will be trained again"
+
+
+def test_an_epoch_before_the_last_that_does_not_verify_would_never_be_trained_again(complete: Sample) -> None:
+    complete.set(epochs=3)
+    with zipfile.ZipFile(complete.output / "recipe_state" / "recipe_state.pt", "w") as state:
+        state.writestr("state/data.pkl", pickle.dumps({"epochs_run": 2}, protocol=2))
+    assert (complete.check().resumable, complete.check().resume_note) == (2, "")
+    truncate(complete.output / "epoch_0" / "adapter_model.safetensors", 100)
+    outputs = complete.check()
+    assert outputs.resumable == 0
+    assert outputs.resume_note.startswith("epoch_0, which recipe_state/recipe_state.pt counts, does not verify, so epoch_1 would")
+
+
+@pytest.mark.parametrize("name", ["epoch_9_old", "epoch_1.bak", "epoch_01", "epoch_best"])
+def test_what_the_trainer_would_take_for_an_epoch_is_in_the_way(sample: Callable[[str], Sample], name: str) -> None:
+    killed = sample(KILLED)
+    assert killed.check().in_the_way == ""
+    (killed.output / name).mkdir()
+    outputs = killed.check()
+    assert str(killed.output / name) in outputs.in_the_way
+    assert killed.output / name not in (*outputs.torn, *outputs.torn_to_resume)
 
 
 def test_what_was_written_at_the_very_time_of_the_launch_is_the_launchs(complete: Sample) -> None:
@@ -163,10 +223,46 @@ def settled(sample: Sample, *lines: str) -> Step:
     return sample.read()[0]
 
 
-@pytest.mark.parametrize(("value", "before"), [("False", "False"), ("True", "True"), ("null", None)])
-def test_going_on_is_one_value_of_the_configuration(complete: Sample, value: str, before: str | None) -> None:
+@pytest.mark.parametrize("value", ["False", "false", "no", "off", "null", "~", ""])
+def test_going_on_is_one_value_of_the_configuration_however_it_is_spelled(complete: Sample, value: str) -> None:
     step = settled(complete, f"resume_from_checkpoint: {value}")
-    assert step.resume == Edit(complete.config, "resume_from_checkpoint", before, "True")
+    assert step.resume == Edit(complete.config, "resume_from_checkpoint", value, "True")
+    assert step.written["resume_from_checkpoint"] == Written(value)
+
+
+@pytest.mark.parametrize("lines", [["resume_from_checkpoint: yes"], ["go_on: true", "resume_from_checkpoint: ${go_on}"]])
+def test_a_configuration_that_goes_on_already_needs_no_edit(complete: Sample, lines: list[str]) -> None:
+    step = settled(complete, *lines)
+    assert step.resume is not None
+    assert step.resume.is_made
+
+
+@pytest.mark.parametrize("value", ["${go_on}", "*no", "&other no", '!!bool "no"'])
+def test_a_value_that_is_not_plainly_there_is_not_ours_to_edit(complete: Sample, value: str) -> None:
+    step = settled(complete, "first: &no false", "go_on: false", f"resume_from_checkpoint: {value}")
+    if step.blocked is None:
+        assert step.resume is not None
+        assert not step.resume.is_made
+        assert step.written["resume_from_checkpoint"].why_not
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (("bs: 4", "batch_size: ${bs}", f"{STEPS}: 1"), "`${bs}`"),
+        (("bs: 1", "batch_size: 4", f"{STEPS}: ${{bs}}"), "`${bs}`"),
+        (("batch_size: &b 4", f"{STEPS}: 1"), "shared"),
+        (("batch_size: 1", f"{STEPS}: 8"), "1, no even number"),
+    ],
+)
+def test_a_batch_that_cannot_be_edited_whole_is_not_offered_and_the_edit_is_printed(
+    complete: Sample, lines: tuple[str, ...], told: str
+) -> None:
+    step = settled(complete, *lines)
+    assert step.smaller_batch == ()
+    assert told in step.why_no_smaller_batch
+    if "even" not in told:
+        assert "`batch_size: 2` and `gradient_accumulation_steps: 2`" in step.why_no_smaller_batch
 
 
 @pytest.mark.parametrize(
@@ -174,7 +270,8 @@ def test_going_on_is_one_value_of_the_configuration(complete: Sample, value: str
     [
         (("batch_size: 4", f"{STEPS}: 8"), [("batch_size", "4", "2"), (STEPS, "8", "16")]),
         (("batch_size: 2", f"{STEPS}: 1"), [("batch_size", "2", "1"), (STEPS, "1", "2")]),
-        (("batch_size: 2", f"{STEPS}: null"), [("batch_size", "2", "1"), (STEPS, None, "2")]),
+        (("batch_size: 2", f"{STEPS}: null"), [("batch_size", "2", "1"), (STEPS, "null", "2")]),
+        (("batch_size: 2",), [("batch_size", "2", "1"), (STEPS, "1", "2")]),
         (("batch_size: 1",), []),
         (("batch_size: 3",), []),
         (("batch_size: 0",), []),
@@ -194,10 +291,14 @@ def test_half_the_batch_is_accumulated_over_twice_the_steps(
 
 def test_what_the_document_varies_is_not_ours_to_halve(complete: Sample) -> None:
     settled(complete, "batch_size: 4", "gradient_accumulation_steps: 1")
-    for varied, is_ours in (({"lr"}, True), ({"batch_size"}, False), ({"gradient_accumulation_steps", "lr"}, False)):
+    ours = ("lr", "jobs", "absolute_bias", "rank")
+    theirs = ("batch_size", "gradient_accumulation_steps", "batch", "bs", "batch_size_per_device", "effective_batch_size")
+    more = ("grad_accum", "bs_per_gpu", "train_bs", "microbatch")
+    cases = [*(({name}, True) for name in ours), *(({name, "lr"}, False) for name in (*theirs, *more))]
+    for varied, is_ours in cases:
         (step,) = TOOL.read(replace(complete.run, parameters=dict.fromkeys(varied, "1"), varied=frozenset(varied)), DISK).steps
         assert bool(step.smaller_batch) == is_ours
-        assert any(key in step.why_no_smaller_batch for key in varied) == (not is_ours)
+        assert any(f"`{key}`" in step.why_no_smaller_batch for key in varied) == (not is_ours)
 
 
 @pytest.mark.parametrize("value", ["''", "'  '", "$SCRATCH/out", "/scratch/$USER", "~/out", "'~ana/out'", "3", "[a]"])

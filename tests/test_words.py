@@ -8,13 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from reconciler.errors import AnotherPass, SubmissionUncertain, UsageError
+from reconciler.errors import AnotherPass, ClusterUnreachable, SubmissionUncertain, UsageError
 from reconciler.handover import accept_identity
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Scene, preview
-from reconciler.model import Condition, Outputs, OutputState, Phase, Reason, Stage
-from reconciler.words import Done, Order, carry_out, release_experiment
+from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Reason, Stage
+from reconciler.pausing import pause
+from reconciler.words import Done, Order, Skipped, carry_out, release_experiment
 from test_pass import Lab, drop_run_a, lab, order, start  # noqa: F401 - the fixture
 from worlds import MemoryCluster, StandInTool
 
@@ -82,6 +83,37 @@ def test_hold_of_a_running_job_lets_it_run_on_and_says_so(queued):
     assert held.message.endswith("runs on")
     assert job not in held.message
     assert (queued.cluster.jobs[job].state, queued.cluster.jobs[job].held) == ("RUNNING", False)
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_release_lets_go_of_what_it_tells_also_of_a_job_submitted_by_hand(lab, is_paused):
+    job = by_hand(lab)
+    order(lab, "hold", A)
+    assert lab.cluster.jobs[job].held
+    if is_paused:
+        pause(lab.scene, None, "", lambda prospect: True)
+    heard = []
+    (answer,) = carry_out(lab.scene, Order("release", (A,)), lambda prospect: heard.append(prospect) or True)
+    assert heard[0].sentences[0].endswith(f"job {job} may start")
+    assert answer.message == f"released; job {job} may start"
+    assert not lab.cluster.jobs[job].held
+    lab.run()
+    assert lab.conditions()[A] is Condition.QUEUED
+
+
+def test_release_of_what_is_done_says_that_what_follows_may_start(queued):
+    finished(queued)
+    heard = []
+    (answer,) = carry_out(queued.scene, Order("release", (A,)), lambda prospect: heard.append(prospect) or True)
+    assert heard[0].sentences[0].endswith("what follows it may start")
+    assert answer.message == "released; what follows it may start"
+
+
+def test_hold_of_outputs_that_another_definition_made_does_not_call_them_done(queued):
+    other = Outputs(OutputState.MISMATCH, Reason("Drifted", "launched with lr 1e-4"))
+    queued.cluster.finish(job_of(queued, A), "COMPLETED", queued.now)
+    with pytest.raises(UsageError, match=r"of another definition .accept or rerun it.; there is nothing to hold"):
+        carry_out(told_otherwise(queued, Other(other)), Order("hold", (A,)), lambda prospect: True)
 
 
 def test_release_of_a_job_that_nobody_held_leaves_the_queue_alone(queued):
@@ -163,6 +195,71 @@ def test_what_is_drifted_is_done_and_can_be_neither_held_nor_cancelled(queued, v
     assert queued.conditions()[A] is Condition.DRIFTED
     with pytest.raises(UsageError, match=f"{A}: .*{verb}"):
         order(queued, verb, A)
+
+
+def goes_on(lab: Lab, key: str = A) -> bool:
+    """Whether the step is submitted again by itself."""
+    before = len(lab.cluster.submissions)
+    for _ in range(4):
+        lab.run(100)
+    return lab.conditions()[key] is Condition.QUEUED and len(lab.cluster.submissions) == before + 1
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_cancel_is_undone_by_release_also_with_no_pass_between(queued, is_running):
+    job = start(queued, A) if is_running else job_of(queued, A)
+    order(queued, "cancel", A)
+    order(queued, "release", A)
+    assert goes_on(queued)
+    (end,) = written(queued, "ended")
+    assert (end["job"], end["failure"]) == (job, "CancelledByUs")
+
+
+def test_a_cancelled_job_whose_end_comes_to_light_after_the_release_is_no_failure(queued):
+    job = start(queued, A)
+    shown = queued.cluster.jobs[job]
+    order(queued, "cancel", A)
+    queued.cluster.jobs[job] = replace(shown, state="COMPLETING")
+    order(queued, "release", A)
+    queued.run()
+    queued.cluster.finish(job, "CANCELLED", queued.now)
+    assert goes_on(queued)
+
+
+def test_a_cancelled_job_that_nothing_tells_of_any_more_is_no_failure(queued):
+    job = job_of(queued, A)
+    order(queued, "cancel", A)
+    del queued.cluster.jobs[job]
+    order(queued, "release", A)
+    queued.run(queued.policy.grace + 1)
+    assert goes_on(queued)
+
+
+def test_a_failure_that_was_shown_and_is_not_in_writing_is_released_too(queued):
+    queued.finish(A, None, "FAILED")
+    order(queued, "release", A)
+    assert goes_on(queued)
+
+
+def test_an_ended_jobs_outputs_are_waited_for_also_after_a_release(queued):
+    queued.finish(A, None, "FAILED")
+    order(queued, "release", A)
+    queued.run(queued.policy.settle / 2)
+    assert queued.conditions()[A] is Condition.VERIFYING
+    queued.finish(A, "whole", "FAILED")
+    queued.run()
+    queued.run()
+    assert queued.conditions()[A] is Condition.DONE
+
+
+def test_a_job_that_a_person_cancels_after_a_release_is_theirs(queued):
+    order(queued, "cancel", A)
+    order(queued, "release", A)
+    assert goes_on(queued)
+    queued.cluster.finish(job_of(queued, A), "CANCELLED", queued.now)
+    queued.run()
+    queued.run(100)
+    assert code(queued, A) == "CancelledByPerson"
 
 
 # --- rerun -------------------------------------------------------------------------------------------
@@ -355,6 +452,88 @@ def test_accepting_a_queued_job_lets_it_stand_and_is_about_its_attempt(queued):
     assert written(queued, "done") == []
 
 
+def by_hand(lab: Lab, key: str = A, **more) -> str:
+    """A person submits the step's script by hand, and no pass has seen it yet."""
+    step = preview(lab.scene).desired.step(key)
+    lab.cluster.jobs["90"] = Job("90", step.job_name, "PENDING", Phase.QUEUED, str(step.workdir), submitted=lab.now, **more)
+    return "90"
+
+
+def test_a_job_submitted_by_hand_is_accepted_once_it_is_taken_over(lab):
+    by_hand(lab)
+    before = lab.tree()
+    with pytest.raises(UsageError, match="job 90 is not in writing yet; `reconcile apply`"):
+        order(lab, "accept", A)
+    assert {name: text for name, text in lab.tree().items() if "lock" not in name} == before
+    lab.run()
+    order(lab, "accept", A)
+    assert [event["attempt"] for event in written(lab, "placed")] == [1]
+    assert lab.conditions()[A] is Condition.QUEUED
+
+
+def test_which_of_several_jobs_stands_is_not_guessed(queued):
+    first = job_of(queued, A)
+    queued.cluster.jobs["77"] = replace(queued.cluster.jobs[first], id="77")
+    with pytest.raises(UsageError, match=f"jobs {first}, 77 all belong to it; cancel all but one"):
+        order(queued, "accept", A)
+    assert written(queued, "placed") == []
+    assert code(queued, A) == "SeveralJobs"
+
+
+def test_a_job_that_may_be_another_steps_is_not_accepted(lab):
+    evaluations = lab.directory / "a" / "eval"
+    lab.document.write_text(lab.document.read_text().replace("| a | ✓ epoch 0 |", "| a | ✓ epoch 0,1 |"))
+    shutil.copy(evaluations / "cap_epoch0.slurm", evaluations / "cap_epoch1.slurm")
+    by_hand(lab, EVAL)
+    assert code(lab, EVAL) == "AmbiguousJob"
+    with pytest.raises(UsageError, match=f"{EVAL}: job 90 .*another's"):
+        order(lab, "accept", EVAL)
+    assert written(lab, "placed") == []
+    assert code(lab, EVAL) == "AmbiguousJob"
+
+
+def test_to_accept_what_is_done_and_verified_does_nothing_and_says_so(queued):
+    finished(queued)
+    (answer,) = order(queued, "accept", A, why="surely")
+    assert answer == Skipped(A, "is done already; there is nothing to accept")
+    assert len(written(queued, "done")) == 1
+    assert preview(queued.scene).plan.of(A).reason.message == "its outputs were verified"
+    queued.finish(B)
+    (answer,) = order(queued, "accept", B)
+    assert "the next pass writes that down" in answer.message
+    queued.run()
+    assert [event.get("by_person") for event in written(queued, "done")] == [None, None]
+
+
+def test_a_rerun_is_taken_back_by_accept_before_anything_follows_it(queued):
+    finished(queued)
+    finished(queued, EVAL)
+    before = preview(queued.scene)
+    order(queued, "rerun", A, EVAL)
+    order(queued, "rerun", A)
+    answer = order(queued, "accept", A, EVAL, why="a mistake")
+    assert [(d.step, d.message) for d in answer] == [(A, "its result stands as before"), (EVAL, "its result stands as before")]
+    after = preview(queued.scene)
+    for key in (A, EVAL):
+        assert after.memory.of(key).done == before.memory.of(key).done
+        assert after.plan.of(key) == before.plan.of(key)
+        assert after.memory.of(key).words[-1].by_whom == "accepted by u: a mistake"
+    submitted = len(queued.cluster.submissions)
+    queued.run()
+    assert len(queued.cluster.submissions) == submitted
+    assert (queued.directory / "a" / "out" / "finetune" / "result").read_text() == "whole"
+
+
+def test_a_rerun_that_was_submitted_is_not_taken_back(queued):
+    order(queued, "hold", EVAL)
+    finished(queued)
+    order(queued, "rerun", A)
+    queued.run()
+    order(queued, "accept", A)
+    assert written(queued, "restored") == []
+    assert queued.conditions()[A] is Condition.QUEUED
+
+
 # --- which steps, and when not -----------------------------------------------------------------------
 
 
@@ -369,6 +548,70 @@ def test_several_jobs_of_one_step_are_all_named(queued):
     assert f"jobs {first}, 77" in answer.message
 
 
+def test_a_step_that_a_glob_matched_is_skipped_where_the_word_makes_no_sense_and_one_that_is_named_refuses(queued):
+    finished(queued)
+    jobs = {key: job_of(queued, key) for key in (EVAL, B, BASE)}
+    for verb in ("hold", "cancel"):
+        with pytest.raises(UsageError, match=f"{A}: is done; there is nothing to {verb}"):
+            order(queued, verb, "*", A)
+        assert written(queued, verb) == []
+        answer = order(queued, verb, "*")
+        assert answer[-1] == Skipped(A, f"left as it is: is done; there is nothing to {verb}")
+        assert {d.step for d in answer[:-1]} == {EVAL, B, BASE, "b/eval/cap_epoch0"}
+        assert {e["step"] for e in written(queued, verb)} == {EVAL, B, BASE, "b/eval/cap_epoch0"}
+    assert {queued.cluster.jobs[job].state for job in jobs.values()} == {"CANCELLED"}
+
+
+def test_where_a_glob_leaves_nothing_every_reason_is_told(queued):
+    finished(queued)
+    finished(queued, EVAL)
+    with pytest.raises(UsageError, match=rf"nothing was done:\n{A}: is done.*\n{EVAL}: is done"):
+        order(queued, "hold", "a/*")
+    with pytest.raises(UsageError, match=f"^{A}: is done"):
+        order(queued, "hold", "a/fine*")
+    assert written(queued, "hold") == []
+
+
+def test_a_run_names_its_steps_and_a_slip_of_the_pen_is_told(queued):
+    assert [d.step for d in order(queued, "hold", "a")] == [A, EVAL]
+    with pytest.raises(UsageError, match="did you mean `base`"):
+        order(queued, "hold", "bse")
+    with pytest.raises(UsageError, match="did you mean `a/finetune`"):
+        order(queued, "hold", "a/fintune")
+
+
+def test_what_is_stale_is_rerun_but_for_what_cannot_be(queued):
+    finished(queued)
+    finished(queued, EVAL)
+    finished(queued, BASE)
+    (queued.directory / "task.py").write_text("new")
+    order(queued, "rerun", EVAL, BASE)
+    for key in (EVAL, BASE):
+        queued.run()
+        finished(queued, key)
+    (queued.directory / "task.py").write_text("newer")
+    Ledger(queued.directory.resolve(), lambda: queued.now).append("free", step=A, epochs=[0], bytes=1, user="u", why="")
+    answer = order(queued, "rerun", "*", stale=True)
+    assert [(d.step, isinstance(d, Skipped)) for d in answer] == [(BASE, False), (EVAL, True)]
+    assert "its checkpoint is gone" in answer[1].message
+    assert queued.conditions()[EVAL] is Condition.DRIFTED
+    with pytest.raises(UsageError, match=f"{EVAL}: its checkpoint is gone"):
+        order(queued, "rerun", EVAL, stale=True)
+
+
+def test_a_fine_tune_is_not_rerun_under_an_evaluation_that_is_skipped(queued):
+    finished(queued)
+    running = start(queued, EVAL)
+    answer = order(queued, "rerun", "*", with_dependents=True)
+    skipped = {d.step: d.message for d in answer if isinstance(d, Skipped)}
+    assert skipped.keys() == {A, EVAL}
+    assert f"job {running} of {EVAL} needs it; wait" in skipped[A]
+    assert queued.cluster.jobs[running].state == "RUNNING"
+    with pytest.raises(UsageError, match=f"{EVAL}: .*--now"):
+        order(queued, "rerun", A, with_dependents=True)
+    assert queued.conditions()[A] is Condition.DONE
+
+
 def test_a_word_is_not_given_while_a_pass_is_under_way(queued):
     with pass_lock(queued.directory.resolve()), pytest.raises(AnotherPass):
         order(queued, "hold", A)
@@ -379,10 +622,44 @@ def test_a_word_is_not_given_while_a_pass_is_under_way(queued):
     assert written(queued, "hold", "release") == []
 
 
-def test_releasing_the_experiment_is_a_word_on_no_step(queued):
-    (answer,) = release_experiment(queued.scene)
+@pytest.fixture
+def stopped(queued: Lab) -> Lab:
+    """An experiment whose submissions two failures stopped; the second of them no pass has written down yet."""
+    queued.policy = replace(queued.policy, stop_after_failures=2)
+    finished(queued, A, None, "FAILED")
+    order(queued, "rerun", BASE)
+    queued.finish(B, None, "FAILED")
+    return queued
+
+
+def test_releasing_the_experiment_is_a_word_on_no_step_and_submissions_go_on(stopped):
+    assert code(stopped, BASE) == "ManyFailures"
+    heard = []
+    (answer,) = release_experiment(stopped.scene, "seen", lambda prospect: heard.append(prospect) or True)
     assert answer == Done("", answer.message)
-    assert written(queued, "release") == [{"event": "release", "user": "u", "why": ""}]
+    assert A in heard[0].sentences[0]
+    assert written(stopped, "release") == [{"event": "release", "user": "u", "why": "seen"}]
+    stopped.run()
+    assert stopped.conditions()[BASE] is Condition.QUEUED
+
+
+def test_where_no_failures_stop_submissions_there_is_nothing_to_release(queued):
+    (answer,) = release_experiment(queued.scene)
+    assert "nothing to release" in answer.message
+    assert written(queued, "release") == []
+
+
+def test_the_experiment_is_not_released_where_the_queue_is_down_by_a_stranger_or_where_a_person_says_no(stopped):
+    stopped.cluster.is_down = True
+    with pytest.raises(ClusterUnreachable):
+        release_experiment(stopped.scene)
+    stopped.cluster.is_down = False
+    copy = stopped.directory.with_name("copy")
+    shutil.copytree(stopped.directory, copy)
+    with pytest.raises(UsageError, match="--copied"):
+        release_experiment(replace(stopped, directory=copy).scene)
+    assert release_experiment(stopped.scene, "", lambda prospect: False) == ()
+    assert written(stopped, "release") == []
 
 
 def test_the_job_of_a_dropped_run_is_nobodys_to_cancel_by_its_old_name(queued):

@@ -85,8 +85,13 @@ def submitted(step: Step, attempt: int = 1, at: float = NOW - 1000, **more: Any)
     return [intent, event("submitted", step, at + 1, attempt=attempt, job=str(100 + attempt))]
 
 
+_STATES = {"NodeFailure": "NODE_FAIL", "BootFailure": "BOOT_FAIL", "Preempted": "PREEMPTED"}
+
+
 def ended(step: Step, failure: str, attempt: int = 1, at: float = NOW - 900, **more: Any) -> list[Event]:
-    end = event("ended", step, at, attempt=attempt, job=str(100 + attempt), state="FAILED", failure=failure, ended=at, **more)
+    """An attempt that ended so, by Slurm's own word where that has one for it; its outputs were seen to be missing."""
+    facts = {"state": _STATES.get(failure, "FAILED"), "failure": failure, "ended": at, **more}
+    end = event("ended", step, at, attempt=attempt, job=str(100 + attempt), **facts)
     return [*submitted(step, attempt, at - 100), end, event("missing", step, at, attempt=attempt)]
 
 
@@ -104,9 +109,10 @@ def plan_for(
     gate: Gate | None = None,
     select: str = "*",
     logs: dict[tuple[str, str], str | Unknown | None] | None = None,
+    filesystems: dict[str, int] | None = None,
 ) -> Plan:
     found = {step.key: ABSENT for step in steps} | (seen or {})
-    observed = Observed(queue, accounting, found, logs=logs or {}, uid="1000")
+    observed = Observed(queue, accounting, found, logs=logs or {}, uid="1000", filesystems=filesystems or {})
     return make_plan(experiment(*steps), observed, fold(events or []), policy or Policy(), NOW, gate, select)
 
 
@@ -171,6 +177,7 @@ class StandInTool:
         self.log_file = f"run-{self.name}.log"
         self.is_default = False
         self.signs: tuple[Sign, ...] = ()
+        self.settings: tuple[str, ...] = ("retry", "resume", "time", "mem", "shrink_batch")
         self.root: Path | None = None
         self.result = "result"
 
@@ -199,6 +206,8 @@ class StandInTool:
             definition,
             "p",
             checkpoints={0: out / "epoch_0"},
+            job_name=script.stem.partition("_")[0],
+            workdir=str(script.parent),
             inputs=self._inputs(run),
             blocked=None if definition else Reason("NotScaffolded", f"{script} is missing"),
         )

@@ -8,12 +8,12 @@ nobody else has written to the ledger since.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from reconciler.batch_script import BatchScript, parse_batch_script
-from reconciler.config_edit import make_edits, open_edits
+from reconciler.config_edit import Draft, draft_edits, make_edits
 from reconciler.errors import (
     ClusterUnreachable,
     ControllerFull,
@@ -28,7 +28,7 @@ from reconciler.files import make_directory, move, read_file
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.memory import Attempt, Memory
-from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Stage, Step, Token, Verb
+from reconciler.model import Action, Condition, Desired, Edit, Observed, Policy, Reason, Stage, Step, Token, Verb
 from reconciler.plan import Plan
 from reconciler.ports import Backend, Submission
 from reconciler.situation import all_jobs
@@ -140,9 +140,13 @@ class _Pass:
             stopped = self._stopped or self._limited.get(_whose_limits(script))
             if stopped is not None:
                 return _waiting(action, stopped.code, stopped.message, "failed")
+            drafts = _drafts(action)
             _make_room_for_logs(script)
         except (OSError, DiskUnreadable) as error:
             return _waiting(action, "DiskUnknown", str(error), "failed")
+        except PermanentError as error:
+            held = replace(action, verb=Verb.HOLD, condition=Condition.HELD, reason=Reason("EditRefused", str(error)))
+            return Outcome(held, "failed")
         token = self._write_intent(action, step, script)
         if not self._world.ledger.claim(str(token)):
             return self._stop(
@@ -155,14 +159,10 @@ class _Pass:
             why = self._move_aside(action, step)
             if why is not None:
                 return self._stop(action, why)
-            self._edit(action, step)
+            self._edit(action, step, drafts)
         except (OSError, DiskUnreadable, TemporaryError) as error:
             self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
             return _waiting(action, "DiskUnknown", str(error), "failed")
-        except PermanentError as error:
-            self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
-            held = replace(action, verb=Verb.HOLD, condition=Condition.HELD, reason=Reason("EditRefused", str(error)))
-            return Outcome(held, "failed")
         why = self.obstacle()
         if why is not None:
             return self._stop(action, why)
@@ -256,15 +256,18 @@ class _Pass:
             self._world.ledger.append("moved", step=step.key, path=str(path), to=str(destination))
         return None
 
-    def _edit(self, action: Action, step: Step) -> None:
-        """Each edit is in writing before it is made: what is written down and not made, the next pass makes."""
-        for path in dict.fromkeys(edit.path for edit in action.edits):
-            edits = open_edits(path, [edit for edit in action.edits if edit.path == path])
-            for edit in edits:
-                facts = {"path": str(path), "key": edit.key, "before": edit.before, "after": edit.after}
-                self._world.ledger.append("edited", step=step.key, **facts)
-            if edits:
-                make_edits(path, edits, self._world.ledger.path.parent / "originals" / step.run / path.name)
+    def _edit(self, action: Action, step: Step, drafts: Sequence[Draft]) -> None:
+        """An edit is in writing before it is made, and one that takes it back after that: whatever a crash leaves, the next pass
+        sees in the file whether it was made, and knows that it was ours."""
+        self._note_edits(action.edits, step)
+        for draft in drafts:
+            make_edits(draft, self._world.ledger.path.parent / "originals" / step.run / draft.path.name)
+        self._note_edits(action.reverts, step)
+
+    def _note_edits(self, edits: Sequence[Edit], step: Step) -> None:
+        for edit in edits:
+            facts = {"path": str(edit.path), "key": edit.key, "before": edit.before, "after": edit.after}
+            self._world.ledger.append("edited", step=step.key, **facts)
 
     # --- the past
 
@@ -328,6 +331,12 @@ def move_aside(path: Path, now: float) -> Path:
             move(path, destination)
             return destination
     raise DiskUnreadable(f"{path}: no free name to move it aside to")
+
+
+def _drafts(action: Action) -> list[Draft]:
+    """What the configurations will be, before anything else is touched. Raises PermanentError where they cannot be that."""
+    edits = (*action.edits, *action.reverts)
+    return [draft_edits(path, [e for e in edits if e.path == path]) for path in dict.fromkeys(e.path for e in edits)]
 
 
 def _make_room_for_logs(script: BatchScript) -> None:

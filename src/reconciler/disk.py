@@ -27,7 +27,7 @@ class RealDisk:
                 found = path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
-        return FileInfo(found.st_size, found.st_mtime_ns, stat.S_ISDIR(found.st_mode))
+        return FileInfo(found.st_size, found.st_mtime_ns, stat.S_ISDIR(found.st_mode), found.st_dev)
 
     def names(self, directory: Path) -> tuple[str, ...] | None:
         """The sorted entries of a directory; None where there is surely no such directory."""

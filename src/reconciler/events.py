@@ -132,7 +132,7 @@ def _map_of(form: Form) -> Form:
 
 _THINGS: Mapping[Form, str] = {
     _is_text: "by cluster definition detail event exit_code failure key message name new nodes old output_dir path placement "
-    "state step to until_text user why words",
+    "state step to until_text user what why words",
     _or_none(_is_text): "before after",
     _is_time: "at begins ended",
     _or_none(_is_time): "begun started until",
@@ -162,7 +162,7 @@ _DEFINED = "definition placement output_dir ask meaning inputs"
 
 KINDS: Mapping[str, Kind] = {
     # of the experiment as a whole
-    "opened": _kind("cluster path user environment", "by why"),
+    "opened": _kind("cluster path user environment", "by why what"),
     "root": _kind("path"),
     "names": _kind("kept"),
     "writing": _kind("cells"),
@@ -198,10 +198,12 @@ KINDS: Mapping[str, Kind] = {
     # of a step
     "done": _kind("step definition", "meaning inputs evidence by_person user why"),
     "edited": _kind("step path key before after"),
+    "unedited": _kind("step key after"),
     "moved": _kind("step path to"),
     "hold": _kind("step", "user why"),
     "cancel": _kind("step", "user why"),
     "rerun": _kind("step", "newest user why"),
     "free": _kind("step epochs bytes", "user why"),
     "freed": _kind("step"),
+    "restored": _kind("step", "user why"),
 }

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reconciler.model import Job, Sign
+from reconciler.tracebacks import ending
 
 LOG_TAIL = 65536
 """Bytes of a job's log that are looked at, from its end."""
@@ -18,7 +19,10 @@ LOG_TAIL = 65536
 CANCELLED = frozenset({"CancelledByPerson", "CancelledByAdmin", "CancelledByUs"})
 """Ends that are somebody's wish and no fault of the work."""
 
-INFRASTRUCTURE = frozenset({"NodeFailure", "BootFailure", "Preempted"})
+NODE = frozenset({"NodeFailure", "BootFailure"})
+"""Ends that a node is blamed for: by Slurm, or by what the job's program said before it ended."""
+
+INFRASTRUCTURE = NODE | {"Preempted"}
 """Ends that another attempt may well not meet again."""
 
 _BY_STATE = {
@@ -47,7 +51,8 @@ SIGNS: tuple[Sign, ...] = (
     Sign("OutOfMemoryHost", r"Exceeded (job|step) memory limit", "slurmstepd-n1: error: Exceeded job memory limit"),
     Sign("NodeFailure", r"DUE TO NODE FAILURE", f"{_CANCELLED_AT} DUE TO NODE FAILURE, SEE SLURMCTLD LOG FOR DETAILS ***"),
     Sign("NodeFailure", r"uncorrectable (NVLink|ECC) error", "RuntimeError: CUDA error: uncorrectable ECC error encountered"),
-    Sign("NodeFailure", r"No CUDA GPUs are available", "RuntimeError: No CUDA GPUs are available"),
+    # Of a node only where the job was to have a GPU; where nobody asked for one, no other attempt would find any.
+    Sign("NodeFailure", r"No CUDA GPUs are available", "RuntimeError: No CUDA GPUs are available", without_gpus="LaunchFailure"),
     Sign("TimeLimit", r"DUE TO TIME LIMIT", f"{_CANCELLED_AT} DUE TO TIME LIMIT ***"),
     Sign("Preempted", r"DUE TO PREEMPTION", f"{_CANCELLED_AT} DUE TO PREEMPTION ***"),
     Sign("LaunchFailure", r"^ModuleNotFoundError: ", "ModuleNotFoundError: No module named 'datasets'"),
@@ -66,11 +71,35 @@ SIGNS: tuple[Sign, ...] = (
         r"slurm_script: line \d+: .*: No such file",
         "/d/slurm_script: line 9: activate: No such file or directory",
     ),
+    Sign(
+        "LaunchFailure",
+        r"slurm_script: (line \d+: )?.*: Permission denied",
+        "/d/slurm_script: line 9: ./train.sh: Permission denied",
+    ),
+    Sign(
+        "LaunchFailure",
+        r"execve\(\): .*: (Permission denied|No such file)",
+        "slurmstepd: error: execve(): /d/train.py: Permission denied",
+    ),
+    # Environment Modules in Tcl (ModuleCmd_Load.c's line in 3.2 ends so too).
+    Sign("LaunchFailure", r"Unable to locate a modulefile", "ERROR: Unable to locate a modulefile for 'cuda/12.4'"),
+    Sign("LaunchFailure", r"^EnvironmentNameNotFound: ", "EnvironmentNameNotFound: Could not find conda environment: llm"),
+    Sign(
+        "LaunchFailure",
+        r"Invalid account or account/partition combination",
+        "srun: error: Unable to create step for job 117: Invalid account or account/partition combination specified",
+    ),
     Sign("LaunchFailure", r"[Cc]ouldn't chdir to", "slurmstepd: error: couldn't chdir to `/scratch/run': No such file"),
 )
-"""What a job's log may tell, whatever tool wrote it; the first that is found counts. Tools have more of their own."""
+"""What a job's log may tell, whatever tool wrote it: in the exception of its last traceback and what follows, or anywhere where
+there is none. The first that is found counts. Tools have more of their own. (The forms of tracebacks are in tracebacks.py.)"""
 
-_TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n|\n)*(?P<last>\S.*)", re.MULTILINE)
+# tqdm's bars end in no line break; what is printed next stands behind them.
+_BAR = re.compile(
+    r"(?:%\|[^|]{0,300}\|\s*(?:\S{1,20}/\S{1,20} ?\[[^]]{0,200}\]|[\d.]{1,20}/[\d.]{1,20}(?![\d.]| ?\[))|\dit \[[^]]{0,200}\])"
+    r" *(?=\S)"
+)
+_ASK_FOR_A_GPU = "does its script ask for a GPU? `#SBATCH --gres=gpu:1` would"
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 _LONGEST = 300  # characters of a line that is shown
 
@@ -108,11 +137,25 @@ def needs_log(job: Job) -> bool:
     return job.state not in _BY_STATE and job.state != "CANCELLED" and job.exit_code != _OUTPUT_NOT_OPENED
 
 
-def classify(job: Job, log: str | None = None, signs: Sequence[Sign] = (), uid: str = "", *, was_asked: bool = False) -> Failure:
+def is_slurms_word(state: str, failure: str) -> bool:
+    """True where the class of an end is what Slurm itself says of the job; else its log alone told it."""
+    return _BY_STATE.get(state) == failure
+
+
+def classify(
+    job: Job,
+    log: str | None = None,
+    signs: Sequence[Sign] = (),
+    uid: str = "",
+    *,
+    was_asked: bool = False,
+    gpus: int | None = None,
+) -> Failure:
     """The class of an ended job.
 
     ``log`` is the tail of its log, None where there is none; ``signs`` are its tool's own. ``uid`` is this user's, and
-    ``was_asked`` tells that a person's word to reconcile had the job cancelled.
+    ``was_asked`` tells that a person's word to reconcile had the job cancelled. ``gpus`` is how many it asked for, None where
+    nobody knows.
     """
     if job.state == "CANCELLED":
         return _cancelled(job, uid, was_asked=was_asked)
@@ -120,12 +163,18 @@ def classify(job: Job, log: str | None = None, signs: Sequence[Sign] = (), uid: 
         return Failure(_BY_STATE[job.state])
     if job.exit_code == _OUTPUT_NOT_OPENED:
         return Failure("LaunchFailure", "its output file could not be opened: does the directory of #SBATCH --output exist?")
-    told = _told_by_log(plain_log(log), signs) if log else None
+    told = _told_by_log(plain_log(log), signs, gpus) if log else None
     if told is not None:
         return told
     if job.state == "COMPLETED":
         return Failure("CompletedWithoutEvidence")
     return Failure("Unknown", f"exit code {job.exit_code}" if job.exit_code else "")
+
+
+def class_of_refusal(message: str) -> str:
+    """What a job that was never accepted is held as: a bad account is the same failure whoever finds it, sbatch or srun."""
+    is_known = any(sign.failure == "LaunchFailure" and re.search(sign.pattern, message) for sign in SIGNS)
+    return "LaunchFailure" if is_known else "SubmissionRefused"
 
 
 def sentence(failure: str, detail: str = "") -> str:
@@ -135,8 +184,8 @@ def sentence(failure: str, detail: str = "") -> str:
 
 
 def plain_log(text: str) -> str:
-    """A log's lines as they would stay on a terminal: of a progress bar its last state, and no escapes."""
-    return "\n".join(_CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2]) for line in text.split("\n"))
+    """A log's lines as they would stay on a terminal: of a progress bar its last state, on a line of its own, and no escapes."""
+    return "\n".join(_BAR.sub(r"\g<0>\n", _CONTROL.sub("", line.rstrip("\r").rpartition("\r")[2])) for line in text.split("\n"))
 
 
 def _cancelled(job: Job, uid: str, *, was_asked: bool) -> Failure:
@@ -147,13 +196,21 @@ def _cancelled(job: Job, uid: str, *, was_asked: bool) -> Failure:
     return Failure("CancelledByPerson")
 
 
-def _told_by_log(log: str, signs: Sequence[Sign]) -> Failure | None:
+def _told_by_log(log: str, signs: Sequence[Sign], gpus: int | None) -> Failure | None:
+    """By what its last traceback tells: what a program said before, it went on after."""
+    end = ending(log)
     for sign in (*signs, *SIGNS):
-        found = re.search(sign.pattern, log, re.MULTILINE)
+        found = re.search(sign.pattern, end.text, re.MULTILINE)
         if found is not None:
-            return Failure(sign.failure, _line_around(log, found.start()))
-    tracebacks = list(_TRACEBACK.finditer(log))
-    return Failure("UserError", tracebacks[-1]["last"].strip()[:_LONGEST]) if tracebacks else None
+            return _meaning(sign, _line_around(end.text, found.start()), gpus)
+    return Failure("UserError", end.exception[:_LONGEST]) if end.exception else None
+
+
+def _meaning(sign: Sign, line: str, gpus: int | None) -> Failure:
+    """What a sign stands for, in the line where it was found."""
+    if sign.without_gpus and not gpus:
+        return Failure(sign.without_gpus, f"{line}; {_ASK_FOR_A_GPU}")
+    return Failure(sign.failure, line)
 
 
 def _line_around(text: str, at: int) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from reconciler.events import KINDS, Event, check, is_of_step
 from reconciler.memory import (
     PARTICIPLES,
+    WITHOUT_EVIDENCE,
     Attempt,
     Done,
     End,
@@ -25,6 +26,7 @@ from reconciler.memory import (
     StepMemory,
     Word,
     reopened,
+    unedited,
 )
 from reconciler.model import Ask, Edit
 
@@ -57,8 +59,10 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     kind = event["event"]
     if kind == "opened":
         identity = Identity(event["cluster"], event["path"], event["user"])
-        said = _word("adopt", order, {**event, "user": event.get("by", "")}, _adopted(memory.identity, identity))
-        words = (*memory.words, said) if "by" in event else memory.words
+        words = memory.words
+        if "by" in event:
+            about = f"--{event['what']}" if "what" in event else ""
+            words += (replace(_word("adopt", order, event), user=event["by"], about=about),)
         return replace(memory, identity=identity, environment=dict(event["environment"]), words=words)
     if kind == "root":
         return replace(memory, roots=memory.roots | {event["path"]})
@@ -78,23 +82,19 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
 def _with_words(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
     """What an event makes of a step, a person's word on it among all the others."""
     step = _apply_to_step(step, kind, order, event)
-    if kind in PARTICIPLES or kind == "placed" or event.get("by_person"):
+    if kind in PARTICIPLES or kind in ("placed", "restored") or event.get("by_person"):
         verb = kind if kind in PARTICIPLES else "accept"
         step = replace(step, words=(*step.words, _word(verb, order, event)))
     return step
 
 
-def _word(verb: str, order: int, event: Event, what: str = "") -> Word:
-    return Word(verb, order, event.get("user", ""), event.get("why", ""), float(event["at"]), what)
+def _word(verb: str, order: int, event: Event) -> Word:
+    return Word(verb, order, event.get("user", ""), event.get("why", ""), float(event["at"]))
 
 
-def _adopted(before: Identity | None, after: Identity) -> str:
-    """What changed of whose experiment it is; a copy begins a ledger of its own."""
-    if before is None:
-        return "as a copy"
-    named = (("path", before.path, after.path), ("cluster", before.cluster, after.cluster), ("user", before.user, after.user))
-    changes = [f"{name} {old} → {new}" for name, old, new in named if old != new]
-    return ", ".join(changes) or "environment"
+def _kept_why(word: Word, before: Word | None) -> Word:
+    """A word said again without a reason keeps the reason that was given before."""
+    return word if word.why or before is None else replace(word, why=before.why)
 
 
 def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
@@ -108,16 +108,18 @@ def _apply_word(memory: Memory, kind: str, order: int, event: Event) -> Memory:
     if kind == "release":
         return replace(memory, released=order)
     until = event.get("until")
-    pause = Pause(word, None if until is None else float(until), event.get("until_text", "")) if kind == "pause" else None
-    return replace(memory, pause=pause)
+    if kind == "resume":
+        return replace(memory, pause=None)
+    before = memory.pause.word if memory.pause is not None and memory.pause.is_on(word.at) else None
+    end = None if until is None else float(until)
+    return replace(memory, pause=Pause(_kept_why(word, before), end, event.get("until_text", "")))
 
 
 def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memory:
     old, new = event["old"], event["new"]
     if kind == "renaming":
-        return replace(
-            memory, renaming=Renaming(old, new), words=(*memory.words, _word("rename", order, event, f"{old} → {new}"))
-        )
+        word = replace(_word("rename", order, event), about=f"{old} → {new}")
+        return replace(memory, renaming=Renaming(old, new), words=(*memory.words, word))
     if kind == "rename-ended":
         # A pass between a kill and these same words wrote under the old name what the document has under the new one by now.
         between = {f"{new}{name[len(old) :]}": texts for name, texts in memory.written.items() if name.startswith(f"{old}|")}
@@ -181,12 +183,15 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         done = Done(definition, order, by_person, evidence, event.get("meaning", {}), word, inputs, generation)
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
         standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
-        return replace(step, done=done, word=standing)
+        return replace(step, done=done, word=standing, attempts=step.attempts if by_person else _with_result(step))
     if kind == "edited":
         edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order, at=float(event["at"]))
         return replace(step, edits=_edited(step.edits, edit))
+    if kind == "unedited":
+        return replace(step, edits=unedited(step.edits, event["key"], event["after"]))
     if kind in ("hold", "cancel"):
-        return replace(step, word=_word(kind, order, event))
+        word = _kept_why(_word(kind, order, event), step.word)
+        return replace(step, word=word, cancelled=order if kind == "cancel" else step.cancelled)
     if kind == "release":
         return replace(step, word=None, released=order)
     if kind == "free":
@@ -194,13 +199,22 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         epochs = before.epochs | {int(epoch) for epoch in event["epochs"]}
         is_same_again = step.freed is not None and not step.freed.is_over
         size = before.size + (0 if is_same_again else int(event["bytes"]))
-        return replace(step, freed=Freed(epochs, size, _word(kind, order, event)))
+        return replace(step, freed=Freed(epochs, size, _kept_why(_word(kind, order, event), before.word)))
     if kind == "freed" and step.freed is not None:
         return replace(step, freed=replace(step.freed, is_over=True))
     if kind == "rerun":
-        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event))
+        replaced = step if step.done is not None else step.given_up
+        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event), replaced)
         return replace(step, word=None, released=order, done=None, rerun=rerun, freed=None)
+    if kind == "restored" and step.given_up is not None:
+        then = step.given_up
+        return replace(step, done=then.done, word=then.word, rerun=then.rerun, freed=then.freed)
     return step
+
+
+def _with_result(step: StepMemory) -> tuple[Attempt, ...]:
+    """The attempts, of which the last has left what was seen to be missing at first."""
+    return tuple(replace(a, missing_at=None) if a is step.last_begun else a for a in step.attempts)
 
 
 def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
@@ -213,7 +227,8 @@ def _edited(edits: tuple[Edit, ...], new: Edit) -> tuple[Edit, ...]:
 
 def _end(order: int, event: Event) -> End:
     told = {key: event.get(key, "") for key in ("exit_code", "detail", "nodes")}
-    return End(event["state"], event["failure"], float(event["ended"]), event.get("started"), order=order, **told)
+    failure = event["failure"] or WITHOUT_EVIDENCE
+    return End(event["state"], failure, float(event["ended"]), event.get("started"), order=order, **told)
 
 
 _OUTCOMES: Mapping[str, Any] = {

@@ -18,10 +18,10 @@ from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene
 from reconciler.memory import Done as Result
-from reconciler.model import Condition, FileId, Stage, Step
+from reconciler.model import Condition, FileId, Stage, Step, Verb
 from reconciler.sizes import size_text
 from reconciler.staleness import is_trained_anew
-from reconciler.words import Done, Prospect, look_at
+from reconciler.words import Done, Prospect, Skipped, left_alone, look_at
 
 _SHOWN = 3
 
@@ -45,34 +45,53 @@ class _Case:
 
 
 def free(scene: Scene, patterns: Sequence[str], why: str, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
-    """Delete the verified and evaluated checkpoints of fine-tunes. Nothing is deleted where one of them refuses.
+    """Delete the verified and evaluated checkpoints of fine-tunes. Nothing is deleted where one that is named refuses.
 
     Raises UsageError where there is nothing that may be freed, ClusterUnreachable where the queue cannot be asked.
     """
     directory = load(scene.experiment, scene.tools, scene.disk).directory
     with pass_lock(directory):
         seen = look_at(scene)
-        cases = [_case(seen, step) for step in _fine_tunes(seen, patterns)]
-        if not confirm(Prospect(tuple(map(_told, cases)), asks=any(case.going for case in cases))):
+        cases, skipped = _cases(seen, patterns)
+        told = (*map(_told, cases), *(f"{each.step}: {each.message}" for each in skipped))
+        if not confirm(Prospect(told, asks=any(case.going for case in cases))):
             return ()
         ledger = Ledger(directory, scene.clock)
-        return tuple(_free(case, ledger, scene.user, why) for case in cases)
+        return (*(_free(case, ledger, scene.user, why) for case in cases), *skipped)
+
+
+def _cases(seen: Pass, patterns: Sequence[str]) -> tuple[list[_Case], tuple[Skipped, ...]]:
+    """The fine-tunes that may be freed, and those that are skipped. Raises UsageError where one that is named may not be."""
+    cases, refused = [], {}
+    for step in _fine_tunes(seen, patterns):
+        try:
+            cases.append(_case(seen, step))
+        except _MayNotGo as why:
+            refused[step.key] = str(why)
+    return cases, left_alone(patterns, refused, is_any_left=bool(cases))
 
 
 def _fine_tunes(seen: Pass, patterns: Sequence[str]) -> list[Step]:
-    chosen = [step for step in seen.desired.select(*patterns) if step.stage is Stage.FINETUNE]
-    if not chosen:
-        raise UsageError(f"{', '.join(patterns)}: there is nothing to free but the checkpoints of fine-tunes")
-    return chosen
+    chosen = seen.desired.select(*patterns)
+    fine_tunes = [step for step in chosen if step.stage is Stage.FINETUNE]
+    named = [step.key for step in chosen if step.stage is not Stage.FINETUNE and step.key in patterns]
+    if named or not fine_tunes:
+        raise UsageError(f"{', '.join(named or patterns)}: there is nothing to free but the checkpoints of fine-tunes")
+    return fine_tunes
+
+
+class _MayNotGo(Exception):
+    """Why a fine-tune's checkpoints stay."""
 
 
 def _case(seen: Pass, step: Step) -> _Case:
+    """Raises _MayNotGo where nothing of the fine-tune may be freed."""
     result = _freeable(seen, step)
     memory = seen.memory.of(step.key)
     evaluated = {other.epoch for other in seen.desired.steps if other.need == step.key}
     epochs = tuple(sorted(epoch for epoch in step.checkpoints if epoch in evaluated))
     if not epochs:
-        raise UsageError(f"{step.key}: no evaluation of its checkpoints is in the plan; what was not evaluated is not freed")
+        raise _MayNotGo("no evaluation of its checkpoints is in the plan; what was not evaluated is not freed")
     recorded = [FileId(str(f["path"]), int(f["size"]), int(f["mtime_ns"])) for f in result.evidence]
     places = [(step.checkpoints[epoch], file) for epoch in epochs for file in recorded]
     files = tuple((place, examine(place, file)) for place, file in places if Path(file.path).is_relative_to(place))
@@ -80,37 +99,42 @@ def _case(seen: Pass, step: Step) -> _Case:
     _refuse_what_changed(case, result)
     if not case.going and not case.was_freed:
         why = _kept(case) or ("the files are gone already" if files else f"no file in writing is in {step.output_dir}")
-        raise UsageError(f"{step.key}: there is nothing to delete: {why}")
+        raise _MayNotGo(f"there is nothing to delete: {why}")
     return case
 
 
 def _refuse_what_changed(case: _Case, result: Result) -> None:
     """What a person accepted may be another training than the one whose files are in writing."""
     if result.by_person and _kept(case):
-        why = f"its result was accepted by a person, and its files are not those verified: {_kept(case)}"
-        raise UsageError(f"{case.step.key}: {why}")
+        raise _MayNotGo(f"its result was accepted by a person, and its files are not those verified: {_kept(case)}")
 
 
 def _freeable(seen: Pass, step: Step) -> Result:
-    """The result of a fine-tune that nothing needs any more; raises UsageError where that is not so."""
+    """The result of a fine-tune that nothing needs any more; raises _MayNotGo where that is not so."""
     action = seen.plan.of(step.key)
     result = seen.memory.of(step.key).done
+    if action.verb is Verb.MARK_DONE:
+        raise _MayNotGo(
+            "only checkpoints in writing as done are freed; it verifies, and `reconcile apply` writes that down first"
+        )
     if action.condition is not Condition.DONE or result is None:
         why = f"{action.condition.value}: {action.reason.message}"
-        raise UsageError(f"{step.key}: only checkpoints in writing as done are freed, and it is {why}")
+        raise _MayNotGo(f"only checkpoints in writing as done are freed, and it is {why}")
     if not result.evidence:
-        raise UsageError(f"{step.key}: nothing in writing tells which of its files were verified")
+        raise _MayNotGo("nothing in writing tells which of its files were verified")
     for other in seen.desired.steps:
         needs = other.need == step.key or any(_is_inside(path, step.output_dir) for path in other.reads)
         if not needs or other.key == step.key:
             continue
         if seen.plan.of(other.key).condition is not Condition.DONE:
-            raise UsageError(f"{step.key}: {other.key} needs it and is not done ({seen.plan.of(other.key).reason.message})")
+            raise _MayNotGo(f"{other.key} needs it and is not done ({seen.plan.of(other.key).reason.message})")
+        if seen.plan.of(other.key).verb is Verb.MARK_DONE:
+            raise _MayNotGo(f"{other.key} needs it and verifies; `reconcile apply` writes that down first")
         if is_trained_anew(_result(seen, other.key), seen.memory.of(other.need or "")):
-            raise UsageError(f"{step.key}: it was trained anew since {other.key}, which has to evaluate it (`rerun --stale`)")
+            raise _MayNotGo(f"it was trained anew since {other.key}, which has to evaluate it (`rerun --stale`)")
     for orphan in seen.plan.orphans:
         if not orphan.step or orphan.step.startswith(f"{step.run}/"):
-            raise UsageError(f"{step.key}: job {orphan.job.id}, of a step that the document does not have, may need it")
+            raise _MayNotGo(f"job {orphan.job.id}, of a step that the document does not have, may need it")
     return result
 
 

@@ -6,7 +6,7 @@ not absent: while one may be live, only a person can say that it is gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from reconciler.act import move_aside
@@ -43,6 +43,8 @@ def accept_identity(
         if memory.identity is None:
             raise UsageError(f"{desired.directory}: nothing is known of this experiment yet, so there is nothing to accept")
         here = current_identity(scene, desired.directory)
+        environment = environment_facts(scene.environment)
+        _refuse_unchanged(memory, here, environment, what)
         opened = [] if what == "copied" else _open(memory)
         if what in ("cluster", "user") and not jobs_gone:
             _refuse_unseen(memory.identity, here, what, opened)
@@ -55,10 +57,22 @@ def accept_identity(
             move_aside(ledger.path, scene.clock())
             ledger = Ledger(desired.directory, scene.clock)
         gone = _close(ledger, scene, opened) if jobs_gone else ()
-        environment = memory.environment if what == "moved" else environment_facts(scene.environment)
+        kept = memory.environment if what == "moved" else environment
         facts = {"cluster": known.cluster, "path": known.path, "user": known.user}
-        ledger.append("opened", **facts, environment=dict(environment), by=scene.user, why=why)
-    return (Done("", message), *gone)
+        ledger.append("opened", **facts, environment=dict(kept), by=scene.user, why=why, what=what)
+    return (Done("", message), *(Done("", line) for line in told), *gone)
+
+
+def _refuse_unchanged(memory: Memory, here: Identity, environment: Mapping[str, bool], what: str) -> None:
+    """The word is about something that has changed; a copy without memory in the place of its original would lose that."""
+    known = memory.identity
+    assert known is not None
+    now = {"moved": here.path, "copied": here.path, "cluster": here.cluster, "user": here.user}.get(what, dict(environment))
+    before = {"moved": known.path, "copied": known.path, "cluster": known.cluster, "user": known.user}
+    if now == before.get(what, dict(memory.environment)):
+        named = {"environment": "this environment has what the first pass had"}
+        unchanged = named.get(what, f"this experiment is reconciled as {known.user} on {known.cluster} at {known.path}")
+        raise UsageError(f"{here.path}: {unchanged} already; there is nothing to accept with --{what}")
 
 
 def _changed(known: Identity, here: Identity, what: str) -> Identity:

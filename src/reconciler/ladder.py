@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from reconciler.batch_script import log_paths
-from reconciler.failures import CANCELLED, sentence
+from reconciler.failures import CANCELLED, class_of_refusal, sentence
 from reconciler.memory import Attempt, Rerun, StepMemory, Word
 from reconciler.model import (
     Action,
@@ -43,6 +43,13 @@ Rule = Callable[[Situation], Action | None]
 def climb(situation: Situation) -> Action:
     """The action of the first rule that has one; the last rule always has."""
     return next(replace(action, rule=name) for name, rule in _RULES if (action := rule(situation)) is not None)
+
+
+def is_given_up(s: Situation) -> bool:
+    """True where a job that Slurm says failed is not to be followed by another, should its outputs stay missing."""
+    last = s.memory.last_begun
+    has_failed = last is not None and last.end is not None and last.end.state != "COMPLETED"
+    return has_failed and _are_retries_spent(s) is not None
 
 
 def _is_done(s: Situation) -> Action | None:
@@ -278,7 +285,7 @@ def _are_outputs_not_ours(s: Situation) -> Action | None:
 def _is_settling(s: Situation) -> Action | None:
     """An ended job's outputs are looked for twice, ``settle`` apart: a file server may show them late."""
     last = s.memory.last_begun
-    if last is None or last.end is None or not _counts(last, s.memory):
+    if last is None or last.end is None or _is_replaced(last, s.memory):
         return None
     if last.missing_at is None:
         s.learn("missing", attempt=last.number)
@@ -308,7 +315,7 @@ def _are_retries_spent(s: Situation) -> Action | None:
         return None
     if last.refused is not None and len(_trailing_refusals(attempts)) >= _MAX_REFUSALS:
         message = f"refused {_MAX_REFUSALS} times, last with: {last.refused}"
-        return s.decide(Verb.HOLD, Condition.HELD, "SubmissionRefused", message)
+        return s.decide(Verb.HOLD, Condition.HELD, class_of_refusal(last.refused), message)
     if last.end is None:
         return None
     failure = last.end.failure
@@ -400,6 +407,12 @@ def _does_the_tool_object(s: Situation) -> Action | None:
     return s.decide(Verb.HOLD, Condition.HELD, "ToolObjects", objection) if objection else None
 
 
+def _is_remedy_in_doubt(s: Situation) -> Action | None:
+    """What the next attempt needs cannot be brought about: without it, it would train over what it was to go on from."""
+    obstacle = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy).obstacle
+    return s.decide(Verb.HOLD, Condition.HELD, obstacle.code, obstacle.message) if obstacle else None
+
+
 def _submit(s: Situation) -> Action:
     assert s.outputs is not None
     last = next((a for a in reversed(s.memory.attempts) if not (a.withdrawn or a.limited)), None)
@@ -418,8 +431,7 @@ def _submit(s: Situation) -> Action:
         message += f" (put off by a limit of the site: {s.memory.last.limit})"
     remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
     aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
-    goes_on = (f"goes on from {s.outputs.resumable} whole epochs",) if remedy.resumes else ()
-    changes = (*goes_on, *remedy.changes, *(f"moves {path} aside" for path in aside))
+    changes = (*remedy.changes, *(f"moves {path} aside" for path in aside))
     return s.decide(
         Verb.SUBMIT,
         Condition.WAITING,
@@ -431,7 +443,8 @@ def _submit(s: Situation) -> Action:
         move_aside=aside,
         changes=changes,
         options=remedy.options,
-        edits=(*remedy.edits, *remedy.reverts),
+        edits=remedy.edits,
+        reverts=remedy.reverts,
         from_epoch=s.outputs.resumable if remedy.resumes else 0,
     )
 
@@ -455,6 +468,7 @@ _RULES: tuple[tuple[str, Rule], ...] = (
     ("directory in use", _is_directory_in_use),
     ("checkpoint in use", _is_checkpoint_in_use),
     ("tool objects", _does_the_tool_object),
+    ("remedy in doubt", _is_remedy_in_doubt),
     ("submit", _submit),
 )
 
@@ -522,9 +536,17 @@ def _since_release(memory: StepMemory) -> tuple[Attempt, ...]:
 
 
 def _counts(attempt: Attempt, memory: StepMemory) -> bool:
-    """True where an attempt's outcome came after the last release; what a rerun replaces counts no more, however it ends."""
-    outcome = attempt.order if attempt.end is None else attempt.end.order
-    return outcome > memory.released and (memory.rerun is None or attempt.order > memory.rerun.order)
+    """True where an attempt's outcome came after the last release; what a person had us cancel is no failure, also where its end
+    comes to light after the word was taken back."""
+    if attempt.end is None:
+        return attempt.order > memory.released and not _is_replaced(attempt, memory)
+    is_failure = attempt.end.failure != "CancelledByUs"
+    return is_failure and attempt.end.order > memory.released and not _is_replaced(attempt, memory)
+
+
+def _is_replaced(attempt: Attempt, memory: StepMemory) -> bool:
+    """What a rerun replaces counts no more, however it ends."""
+    return memory.rerun is not None and attempt.order < memory.rerun.order
 
 
 def _is_last_one_lost(memory: StepMemory) -> bool:

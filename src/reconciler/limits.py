@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
-from reconciler.memory import StepMemory
+from reconciler.memory import End, StepMemory
 from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Reason, Stage, Step, Verb
 
 
@@ -48,6 +47,7 @@ def stopped(action: Action, gate: Gate) -> Action:
         held=False,
         options={},
         edits=(),
+        reverts=(),
     )
 
 
@@ -85,22 +85,60 @@ class Closed:
 
 
 class FullDisk:
-    """A full disk fails every run that writes to it, and tears the checkpoint that it is in the midst of."""
+    """A full disk fails every run that writes to it, and tears the checkpoint that it is in the midst of.
 
-    def __init__(self, desired: Desired, decided: Mapping[str, Action]) -> None:
-        failed = (step for step in reversed(desired.steps) if decided[step.key].reason.code == "DiskQuota")
-        self._failed: dict[Path, str] = {step.root: step.key for step in failed}
+    Closed from the end of a job that met it until somebody releases that step (or the experiment), or a later job has left a
+    result there. The step itself is for its own ladder to decide: a retry that the settings ask for tries the disk for all.
+    """
+
+    def __init__(
+        self, desired: Desired, known: Mapping[str, StepMemory], filesystems: Mapping[str, int], released: int = 0
+    ) -> None:
+        self._filesystems = filesystems
+        self._written = {step.key: _last_written(known[step.key]) for step in desired.steps}
+        ends = ((step, _last_end(known[step.key])) for step in desired.steps)
+        self._failed = {
+            step.key: step
+            for step, end in ends
+            if end is not None
+            and end.failure == "DiskQuota"
+            and end.order > max(released, known[step.key].released, self._written_beside(step.key))
+        }
 
     def refuses(self, step: Step) -> Gate | None:
-        """A step that would write to a full disk."""
-        failed = self._failed.get(step.root)
-        if failed is None:
+        """A step that would write to a full disk, or to one that may be the same."""
+        if step.key in self._failed:
             return None
-        message = f"{failed} failed because {step.root} is full or its quota is used up; make room, then release {failed}"
+        key = next((key for key in self._failed if self._may_share(key, step.key)), None)
+        if key is None:
+            return None
+        where = f"the disk of {self._failed[key].output_dir} was full, or a quota there used up"
+        message = f"{key} failed because {where}; make room, then release {key}"
         return Gate(Reason("DiskQuota", message), needs_person=False)
 
     def takes(self, step: Step) -> None:
         """Takes no room that could be known."""
+
+    def _may_share(self, one: str, other: str) -> bool:
+        """What cannot be told apart waits together."""
+        devices = self._filesystems.get(one), self._filesystems.get(other)
+        return None in devices or devices[0] == devices[1]
+
+    def _written_beside(self, key: str) -> int:
+        """The order of the last end of a job that left a result surely on the same filesystem; 0 for none."""
+        device = self._filesystems.get(key)
+        same = (other for other in self._written if device is not None and self._filesystems.get(other) == device)
+        return max((self._written[other] for other in same), default=0)
+
+
+def _last_end(memory: StepMemory) -> End | None:
+    """How the last job of a step ended that did; another may be under way since."""
+    return next((attempt.end for attempt in reversed(memory.attempts) if attempt.end is not None), None)
+
+
+def _last_written(memory: StepMemory) -> int:
+    end = _last_end(memory)
+    return end.order if memory.done is not None and end is not None else 0
 
 
 class InFlight:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from reconciler.act import Outcome, World, act
@@ -20,7 +19,7 @@ from reconciler.ledger import Ledger
 from reconciler.limits import Gate
 from reconciler.lock import pass_lock
 from reconciler.memory import Identity, Memory
-from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Verb
+from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Verb, names_step
 from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
 from reconciler.plan import Plan, make_plan
 from reconciler.ports import Backend, Clock, Disk, Environment, Tools
@@ -32,7 +31,7 @@ from reconciler.staleness import with_generations
 class Scene:
     """Everything around one experiment that a pass touches; tests build one from stand-ins in a few lines.
 
-    ``select`` is a glob on step keys: steps that it does not match are looked at and left alone.
+    ``select`` is a glob on step keys, or a run: steps that it does not name are looked at and left alone.
     """
 
     experiment: Path
@@ -70,7 +69,7 @@ class Pass:
     def shown(self) -> tuple[Outcome, ...]:
         """What became of the steps that are to be shown; in a preview nothing has yet (``result`` is empty)."""
         outcomes = self.outcomes or tuple(Outcome(action, "") for action in self.plan.actions)
-        return tuple(outcome for outcome in outcomes if fnmatchcase(outcome.action.step, self.select))
+        return tuple(outcome for outcome in outcomes if names_step(self.select, outcome.action.step))
 
     @property
     def actions(self) -> tuple[Action, ...]:

@@ -17,6 +17,10 @@ from reconciler.sizes import size_text
 LATEST = sys.maxsize
 """The order of what this pass has just learned and not yet written."""
 
+WITHOUT_EVIDENCE = "CompletedWithoutEvidence"
+"""The class of a COMPLETED job of whose log nothing else is told, should its outputs be missing. It is not written down with the
+job's end: most such jobs did their work."""
+
 
 @dataclass(frozen=True)
 class End:
@@ -94,6 +98,17 @@ def reopened(attempt: Attempt) -> Attempt:
     return replace(attempt, end=None, missing_at=None, unseen_at=None, worked=attempt.worked + took)
 
 
+def unedited(edits: tuple[Edit, ...], key: str, now: str | None) -> tuple[Edit, ...]:
+    """The edits less what the file does not show: none of that key, or the part of it that led to what is there ``now``."""
+    kept = []
+    for edit in edits:
+        if edit.key != key:
+            kept.append(edit)
+        elif now in edit.via:
+            kept.append(replace(edit, after=now, via=edit.via[: edit.via.index(now)]))
+    return tuple(kept)
+
+
 @dataclass(frozen=True)
 class Done:
     """A step's result, once verified (or accepted by a person), under which definition and by which files.
@@ -114,15 +129,15 @@ class Done:
 
 @dataclass(frozen=True)
 class Word:
-    """What a person said (``hold``, ``release``, …), who, when (epoch s) and why; ``what`` it changed, where the verb does not
-    tell."""
+    """What a person said (``hold``, ``release``, …), who, when (epoch s) and why; ``about`` is what they named with it, such as
+    ``a → c`` of a rename."""
 
     verb: str
     order: int
     user: str = ""
     why: str = ""
     at: float = 0.0
-    what: str = ""
+    about: str = ""
 
     @property
     def by_whom(self) -> str:
@@ -165,12 +180,13 @@ class Pause:
 @dataclass(frozen=True)
 class Rerun:
     """A person's wish for a new result. ``newest`` (epoch s) is when what was there was last written, by the file server's own
-    clock; None where that was not known."""
+    clock; None where that was not known. ``replaced`` is what was in writing of the step, where it had a result."""
 
     at: float
     order: int
     newest: float | None = None
     word: Word | None = None
+    replaced: StepMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -192,9 +208,10 @@ class Freed:
 @dataclass(frozen=True)
 class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
-    person's last ``release`` or ``rerun``. Attempts up to ``taken`` were made under this key by a run that has another name now.
+    person's last ``release`` or ``rerun``. What was submitted before ``cancelled``, the last ``cancel``, was cancelled by us.
+    Attempts up to ``taken`` were made under this key by a run that has another name now.
     ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them. ``edits`` are those of the run's configuration
-    that we made and did not take back."""
+    that we set out to make and neither took back nor found gone (``remember_edits``)."""
 
     attempts: tuple[Attempt, ...] = ()
     done: Done | None = None
@@ -205,6 +222,7 @@ class StepMemory:
     words: tuple[Word, ...] = ()
     freed: Freed | None = None
     taken: int = 0
+    cancelled: int = 0
 
     @property
     def last(self) -> Attempt | None:
@@ -217,6 +235,13 @@ class StepMemory:
         not taken by the site, or given up unseen."""
         begun = (a for a in reversed(self.attempts) if not a.withdrawn and (a.job is not None or a.is_unconfirmed))
         return next(begun, None)
+
+    @property
+    def given_up(self) -> StepMemory | None:
+        """What was in writing before a rerun gave up the result; None once something was submitted since, or it is done again."""
+        if self.rerun is None or self.done is not None or any(a.order > self.rerun.order for a in self.attempts):
+            return None
+        return self.rerun.replaced
 
     @property
     def open(self) -> tuple[Attempt, ...]:

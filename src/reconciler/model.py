@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reconciler.errors import Problem, UsageError
+from reconciler.spelling import closest
 
 
 class Stage(str, Enum):
@@ -43,16 +44,18 @@ class Reason:
 @dataclass(frozen=True)
 class Sign:
     """A line of a job's log that tells why the job failed: the class of failure that it stands for, a regular expression (one
-    line, not anchored), and a line as it was seen."""
+    line, not anchored), and a line as it was seen. ``without_gpus`` is the class where the job surely got none, for want of
+    asking (empty: the same)."""
 
     failure: str
     pattern: str
     sample: str
+    without_gpus: str = ""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One top-level value of a run's configuration, as it is and as it shall be, as Python's ``str`` has it (None: no such key).
+    """One top-level value of a run's configuration, as it is and as it shall be, in the file's own spelling (None: no such key).
 
     ``via`` are values that we gave it in between, ``order`` is its place in the ledger, and ``at`` when (epoch s), once
     it was made.
@@ -67,10 +70,24 @@ class Edit:
     at: float = 0.0
 
     @property
+    def is_made(self) -> bool:
+        """True where the value is already what it shall be."""
+        return self.before == self.after
+
+    @property
     def words(self) -> str:
         """``batch_size 4 → 2``."""
-        before, after = (value if value is not None else "(none)" for value in (self.before, self.after))
+        before, after = (value or "(none)" for value in (self.before, self.after))
         return f"{self.key} {before} → {after}"
+
+
+@dataclass(frozen=True)
+class Written:
+    """How a top-level setting is written in a run's configuration: its text (None: no such key), or ``why_not`` it cannot be
+    changed there without a person."""
+
+    text: str | None = None
+    why_not: str = ""
 
 
 # --- desired -----------------------------------------------------------------------------------
@@ -138,9 +155,11 @@ class Step:
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
     as Slurm's patterns (``slurm-%j.out``). ``ask`` is what its job asks for, ``asks`` are the script's ``#SBATCH`` options by
     their long names. ``resume`` is the edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it
-    needs less of a GPU's memory (or none, and why). ``reads`` are models that it begins from or evaluates; ``inputs`` names what
-    else its result is made from, each with its version, as far as that can be read (it is no part of ``definition``). ``config``
-    is the file that the items of ``meaning`` stand in where they do not say. ``spec`` is the tool's own.
+    needs less of a GPU's memory (or none, and why), ``written`` how the settings that those edits concern stand in the file now;
+    ``resume`` is one that is made already where the configuration itself asks for going on. ``reads`` are models that it begins
+    from or evaluates; ``inputs`` names what else its result is made from, each with its version, as far as that can be read (it
+    is no part of ``definition``). ``config`` is the file that the items of ``meaning`` stand in where they do not say. ``spec``
+    is the tool's own.
     """
 
     key: str
@@ -166,6 +185,7 @@ class Step:
     resume: Edit | None = None
     smaller_batch: tuple[Edit, ...] = ()
     why_no_smaller_batch: str = ""
+    written: Mapping[str, Written] = field(default_factory=dict)
     ask: Ask = Ask()
     reads: tuple[Path, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -201,12 +221,18 @@ class Desired:
         return next((step for step in self.steps if step.key == key), None)
 
     def select(self, *patterns: str) -> tuple[Step, ...]:
-        """The steps that keys or globs name, in document order. Raises UsageError for a pattern that names none."""
+        """The steps that keys, globs or runs name, in document order. Raises UsageError for a pattern that names none."""
         for pattern in patterns:
-            if not any(fnmatchcase(step.key, pattern) for step in self.steps):
+            if not any(names_step(pattern, step.key) for step in self.steps):
                 known = ", ".join(step.key for step in self.steps[:5]) + (", …" if len(self.steps) > 5 else "")
-                raise UsageError(f"no step matches {pattern!r}; the steps are {known}")
-        return tuple(step for step in self.steps if any(fnmatchcase(step.key, pattern) for pattern in patterns))
+                hint = closest(pattern, [name for step in self.steps for name in (step.key, step.run)])
+                raise UsageError(f"no step matches {pattern!r}{hint}; the steps are {known}")
+        return tuple(step for step in self.steps if any(names_step(pattern, step.key) for pattern in patterns))
+
+
+def names_step(pattern: str, key: str) -> bool:
+    """True where a person means this step: by its key or a glob on it, or by the name of its run."""
+    return fnmatchcase(key, pattern) or key.partition("/")[0] == pattern
 
 
 CHECKPOINT = "checkpoint"
@@ -354,10 +380,12 @@ class Outputs:
     ``marked`` is True where the outputs themselves prove that nothing more will be written to them; where False, completeness
     must be confirmed by the job's end or by quiet. ``newest`` is the latest modification time among them (epoch s).
     ``resumable`` is how many whole epochs a resumed training would go on from (0: there is nothing sound to resume), and
-    ``torn_to_resume`` what it must not find. ``evidence`` identifies the files that were verified; ``torn`` names what must be
-    moved aside before another attempt (empty for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh
-    attempt would overwrite or build on what is there. ``progress`` is a few words for status. ``lacks`` is set where
-    another attempt would not find its input: a Reason where that is surely gone, Unknown where it may only be out of sight.
+    ``torn_to_resume`` what it must not find. ``resume_note`` is, in words, why it would go on from nothing, or what it will train
+    again; ``in_the_way`` what a person must move before anything goes on. ``evidence`` identifies the files that were verified;
+    ``torn`` names what must be moved aside before an attempt that begins anew (empty for a tool whose attempts overwrite
+    nothing). ``has_work`` is True where a fresh attempt would overwrite or build on what is there. ``progress`` is a few words
+    for status. ``lacks`` is set where another attempt would not find its input: a Reason where that is surely gone, Unknown where
+    it may only be out of sight.
     """
 
     state: OutputState
@@ -370,6 +398,8 @@ class Outputs:
     progress: str = ""
     resumable: int = 0
     torn_to_resume: tuple[Path, ...] = ()
+    resume_note: str = ""
+    in_the_way: str = ""
     lacks: Reason | Unknown | None = None
 
 
@@ -388,6 +418,8 @@ class Observed:
     ``outputs`` has one entry per step examined;
     ``objections`` are the tools' own sentences against a fresh attempt over them. ``logs`` has the tail of the log of each job
     (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
+    ``filesystems`` tells which steps write to the same one (by a number that means nothing else), where that was asked and is
+    known.
     """
 
     queue: tuple[Job, ...] | Unknown | None
@@ -397,6 +429,7 @@ class Observed:
     logs: Mapping[tuple[str, str], str | Unknown | None] = field(default_factory=dict)
     signs: Mapping[str, tuple[Sign, ...]] = field(default_factory=dict)
     uid: str = ""
+    filesystems: Mapping[str, int] = field(default_factory=dict)
 
 
 # --- decided -------------------------------------------------------------------------------------
@@ -440,8 +473,9 @@ class Action:
 
     ``job`` is the job concerned, where there is one. ``changes`` tells, in words, what else the action will alter
     (torn outputs moved aside, and so on). ``held`` submits the job held; ``release`` frees a job that we held ourselves, and
-    ``hold_job`` holds a queued one as a person's word has it. ``options`` are sbatch's, over the script's own, and ``edits`` what
-    must hold in the run's configuration before the job is submitted; ``from_epoch`` is how many whole epochs it goes on from.
+    ``hold_job`` holds a queued one as a person's word has it. ``options`` are sbatch's, over the script's own, ``edits`` are
+    made in the run's configuration before the job is submitted, and ``reverts`` take such edits back; ``from_epoch`` is how many
+    whole epochs it goes on from.
     ``rule`` names the rung of the ladder that decided.
     """
 
@@ -458,6 +492,7 @@ class Action:
     move_aside: tuple[Path, ...] = ()
     options: Mapping[str, str] = field(default_factory=dict)
     edits: tuple[Edit, ...] = ()
+    reverts: tuple[Edit, ...] = ()
     from_epoch: int = 0
     rule: str = ""
 

@@ -51,7 +51,38 @@ def observe(
         outputs[step.key] = roots[step.root] or tools[step.tool].check(step, disk, deep=is_suspect)
     logs = _read_logs(desired, memory, queue, accounting, disk)
     signs = {step.key: tools[step.tool].signs for step in desired.steps}
-    return Observed(queue, accounting, outputs, _objections(open_steps, outputs, tools), logs, signs, backend.uid)
+    filesystems = _filesystems(desired, outputs, disk) if _may_be_full(memory, logs) else {}
+    objections = _objections(open_steps, outputs, tools)
+    return Observed(queue, accounting, outputs, objections, logs, signs, backend.uid, filesystems)
+
+
+def _may_be_full(memory: Memory, logs: Mapping[tuple[str, str], str | Unknown | None]) -> bool:
+    """True where a job met a full disk, or has a log that may tell so: only then it matters who writes where."""
+    ends = (attempt.end for of_step in memory.steps.values() for attempt in of_step.attempts)
+    return any(end is not None and end.failure == "DiskQuota" for end in ends) or any(
+        isinstance(log, str) for log in logs.values()
+    )
+
+
+def _filesystems(desired: Desired, outputs: Mapping[str, Outputs], disk: Disk) -> dict[str, int]:
+    """The filesystem that each step writes to, where that is known: an unmounted one is out of sight, and so are its outputs."""
+    known: dict[Path, int | None] = {}
+    unseen = {key for key, found in outputs.items() if found.state is OutputState.UNKNOWN}
+    unseen |= {step.key for step in desired.steps if step.blocked is not None}
+    told = ((step.key, _device(step.output_dir, disk, known)) for step in desired.steps if step.key not in unseen)
+    return {key: device for key, device in told if device is not None}
+
+
+def _device(path: Path, disk: Disk, known: dict[Path, int | None]) -> int | None:
+    """The filesystem of the nearest directory that is there; None where that cannot be told. Each path is asked for once."""
+    if path not in known:
+        try:
+            found = disk.stat(path)
+            is_there = found is not None or path == path.parent
+            known[path] = _device(path.parent, disk, known) if not is_there else found.device if found is not None else None
+        except DiskUnreadable:
+            known[path] = None
+    return known[path]
 
 
 def _read_logs(

@@ -14,11 +14,33 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
-from reconciler.model import Orphan, Step
-from reconciler.words import Done, Prospect, look_at
+from reconciler.model import Orphan, Step, names_step
+from reconciler.words import Considered, Done, Order, Prospect, consider, fulfil, look_at
+
+Confirm = Callable[[Prospect], bool]
 
 
-def prune(scene: Scene, names: Sequence[str], why: str, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
+def cancel(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tuple[Done, ...]:
+    """Cancel the jobs of steps and hold the steps, and cancel orphans, all that is named or nothing.
+
+    Raises UsageError for a name that means neither, and where a step refuses, before anything is done.
+    """
+    directory = load(scene.experiment, scene.tools, scene.disk).directory
+    with pass_lock(directory):
+        seen = look_at(scene)
+        chosen = [orphan for orphan in seen.plan.orphans if any(_means(seen, name, orphan) for name in names)]
+        others = tuple(name for name in names if not names_orphans_alone(seen, name))
+        order = Order("cancel", others, why)
+        considered = consider(scene, seen, order) if others else Considered(order, (), ())
+        prospect = Prospect((*map(_told, chosen), *considered.prospect.sentences))
+        if not confirm(prospect):
+            return ()
+        ledger = Ledger(directory, scene.clock)
+        pruned = [_cancel(scene, ledger, orphan, why) for orphan in chosen]
+        return (*pruned, *fulfil(scene, seen, considered))
+
+
+def prune(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tuple[Done, ...]:
     """Cancel the orphans that are named, each by its run, its step (globs too) or its job's id.
 
     Raises UsageError for a name that is no orphan's and never was a run of this experiment, and for one that the document has.
@@ -29,7 +51,7 @@ def prune(scene: Scene, names: Sequence[str], why: str, confirm: Callable[[Prosp
         chosen = [orphan for orphan in seen.plan.orphans if any(is_named(orphan, name) for name in names)]
         for name in names:
             _refuse_others(seen, name)
-        if not confirm(Prospect(tuple(_told(orphan) for orphan in chosen))):
+        if chosen and not confirm(Prospect(tuple(_told(orphan) for orphan in chosen))):
             return ()
         ledger = Ledger(directory, scene.clock)
         return tuple(_cancel(scene, ledger, orphan, why) for orphan in chosen)
@@ -39,7 +61,7 @@ def named(scene: Scene, names: Sequence[str]) -> tuple[Pass, tuple[Orphan, ...],
     """What there is, with the orphans and the steps that are named (all steps, where nothing is). Raises UsageError for a name of
     neither."""
     seen = preview(scene)
-    if not all(any(fnmatchcase(step.key, name) for step in seen.desired.steps) for name in names):
+    if not all(any(names_step(name, step.key) for step in seen.desired.steps) for name in names):
         seen = preview(scene, always_ask=True)  # where everything is done, the queue was not asked
     theirs = [name for name in names if names_orphans_alone(seen, name)]
     others = [name for name in names if name not in theirs]
@@ -49,8 +71,12 @@ def named(scene: Scene, names: Sequence[str]) -> tuple[Pass, tuple[Orphan, ...],
 
 def names_orphans_alone(seen: Pass, name: str) -> bool:
     """True where a name given to ``cancel`` means orphans and no step of the document."""
-    is_step = any(fnmatchcase(step.key, name) for step in seen.desired.steps)
+    is_step = any(names_step(name, step.key) for step in seen.desired.steps)
     return not is_step and any(is_named(orphan, name) for orphan in seen.plan.orphans)
+
+
+def _means(seen: Pass, name: str, orphan: Orphan) -> bool:
+    return names_orphans_alone(seen, name) and is_named(orphan, name)
 
 
 def is_named(orphan: Orphan, name: str) -> bool:

@@ -51,11 +51,11 @@ def resume(scene: Scene, why: str, confirm: Confirm) -> tuple[Done, ...]:
         seen = look_at(scene)
         is_paused = seen.memory.pause is not None and seen.memory.pause.is_on(seen.now)
         jobs = [(key, a, job) for key, a, job in _queued(seen) if job.held and a.queue_hold and not _is_on_hold(seen, key)]
+        if not is_paused and not jobs:
+            return (Done("", "it is not paused; there is nothing to resume"),)
         released = f"; {named([job for _, _, job in jobs])} may start" if jobs else ""
         if not confirm(Prospect((f"resume {seen.desired.name}: submissions go on{released}",))):
             return ()
-        if not is_paused and not jobs:
-            return (Done("", "it is not paused; there is nothing to resume"),)
         ledger = Ledger(directory, scene.clock)
         ledger.append("resume", user=scene.user, why=why)
         for key, attempt, job in jobs:

@@ -8,20 +8,20 @@ submission is lost) comes back as events to be written down.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from reconciler.budget import Bill, Budget, bill_of, uses_of
 from reconciler.canary import Canary, Facts
-from reconciler.failures import CANCELLED, INFRASTRUCTURE
-from reconciler.ladder import climb, need_blocked
+from reconciler.failures import CANCELLED, INFRASTRUCTURE, NODE, is_slurms_word
+from reconciler.ladder import climb, is_given_up, need_blocked
 from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, in_turn, stopped
-from reconciler.memory import Memory, StepMemory
-from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb
-from reconciler.situation import Ownership, Situation, remember_ends, supersede, whose_jobs
+from reconciler.memory import End, Memory, StepMemory
+from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb, names_step
+from reconciler.remedies import withhold_varied
+from reconciler.situation import Ownership, Situation, remember_edits, remember_ends, supersede, whose_jobs
 
 _ONE_NODE = re.compile(r"[A-Za-z0-9._-]+")
 _ONE_FAILURE = 600.0  # s, within which jobs that a node takes with it ended by one failure
@@ -31,13 +31,15 @@ _ONE_FAILURE = 600.0  # s, within which jobs that a node takes with it ended by 
 class Plan:
     """One action per step, in document order; ``learned`` are events that hold whatever becomes of the actions. ``orphans`` are
     live jobs of steps that are not in the document any more: they are shown, and left alone. ``order`` has the steps' keys in the
-    order of submission, ``bill`` what they cost before any of the actions."""
+    order of submission, ``bill`` what they cost before any of the actions. ``wave`` are the steps whose failures, with no success
+    between them, stop submissions."""
 
     actions: tuple[Action, ...]
     learned: tuple[Mapping[str, Any], ...] = ()
     orphans: tuple[Orphan, ...] = ()
     order: tuple[str, ...] = ()
     bill: Bill = field(default_factory=Bill)
+    wave: tuple[str, ...] = ()
 
     def of(self, key: str) -> Action:
         """The action of a step."""
@@ -60,65 +62,80 @@ def make_plan(
 ) -> Plan:
     """The actions that bring the world closer to what is desired. Deterministic, and independent of the order of jobs.
 
-    ``gate`` is set where nothing may be submitted for a reason that lies outside the steps (another environment). Steps whose key
-    the glob ``select`` does not match are looked at and left alone.
+    ``gate`` is set where nothing may be submitted for a reason that lies outside the steps (another environment). Steps that
+    ``select`` does not name are looked at and left alone.
     """
-    decided: dict[str, Action] = {}
-    known: dict[str, StepMemory] = {}
-    learned: list[Mapping[str, Any]] = []
+    desired = replace(desired, steps=withhold_varied(desired.steps, memory))
     ours = whose_jobs(desired, observed, memory)
-    occupants = {orphan.output_dir: orphan for orphan in ours.orphans if orphan.output_dir}
-    readers = _readers(desired, memory, ours)
-    for step in _needs_first(desired.steps):
-        situation = Situation(
-            step,
-            memory.of(step.key),
-            ours.of(step.key),
-            observed.outputs.get(step.key),
-            observed,
-            policy.of(step.tool),
-            now,
-            decided.get(step.need) if step.need else None,
-            memory.of(step.need).word if step.need else None,
-            ours.shared,
-            occupants.get(str(step.output_dir)) if step.stage is Stage.FINETUNE else None,
-            need_memory=memory.of(step.need) if step.need else None,
-            pause=memory.pause if memory.pause is not None and memory.pause.is_on(now) else None,
-            reader=readers.get(step.key, ""),
-        )
-        situation.memory = known[step.key] = remember_ends(situation)
-        supersede(situation)
-        decided[step.key] = climb(situation)
-        learned += situation.learned
+    situations = [_situation(step, observed, memory, ours, policy, now) for step in _needs_first(desired.steps)]
+    known = {situation.step.key: situation.memory for situation in situations}
+    decided = _decide(situations, known, _readers(desired, known, ours))
+    suspects = {s.step.key for s in situations if decided[s.step.key].reason.code == "OutputsMissing" and is_given_up(s)}
+    learned = [event for situation in situations for event in situation.learned]
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
-    decided = _avoid_nodes(decided, failing_nodes(known, policy), known, desired)
+    decided = _avoid_nodes(decided, failing_nodes(known, policy, memory.released), known, desired)
     gate = _pause_gate(memory, now) or gate
-    gate = gate or _names_gate(memory) or _wave_gate(failures_in_a_row(decided, known, memory, policy), policy)
+    failed = failures_in_a_row(decided, known, memory, suspects)
+    gate = gate or _names_gate(memory) or _wave_gate(failed, policy)
     desired = replace(desired, steps=tuple(replace(s, ask=s.ask.under(decided[s.key].options)) for s in desired.steps))
     order = in_turn(desired.steps, known)
     budget = Budget(policy, uses_of(desired, known, memory, ours, now))
     bill = bill_of(desired, decided, known, budget)
     limits: list[Limit] = [
         *([Closed(gate)] if gate else []),
-        FullDisk(desired, decided),
+        FullDisk(desired, known, observed.filesystems, memory.released),
         Canary(Facts(desired, decided, known, ours, memory.released), policy.canary, now),
         budget,
         InFlight(observed, policy),
     ]
     held_back = _hold_back(desired, decided, order, limits)
     actions = tuple(held_back[step.key] for step in desired.steps)
-    return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill)
+    wave = tuple(failed) if len(failed) >= policy.stop_after_failures else ()
+    return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill, wave)
 
 
-def _readers(desired: Desired, memory: Memory, ours: Ownership) -> dict[str, str]:
+def _situation(step: Step, observed: Observed, memory: Memory, ours: Ownership, policy: Policy, now: float) -> Situation:
+    """What is known of one step, the ends included that the world newly tells."""
+    occupants = {orphan.output_dir: orphan for orphan in ours.orphans if orphan.output_dir}
+    situation = Situation(
+        step,
+        memory.of(step.key),
+        ours.of(step.key),
+        observed.outputs.get(step.key),
+        observed,
+        policy.of(step.tool),
+        now,
+        shared=ours.shared,
+        occupant=occupants.get(str(step.output_dir)) if step.stage is Stage.FINETUNE else None,
+        pause=memory.pause if memory.pause is not None and memory.pause.is_on(now) else None,
+    )
+    situation.memory = remember_ends(situation)
+    situation.memory = remember_edits(situation)
+    return situation
+
+
+def _decide(situations: Sequence[Situation], known: Mapping[str, StepMemory], readers: Mapping[str, str]) -> dict[str, Action]:
+    """Each step's action, needs first: what becomes of a step hangs on what was decided for the one before it."""
+    decided: dict[str, Action] = {}
+    for situation in situations:
+        need = situation.step.need
+        if need is not None and need in known:
+            situation.need, situation.need_memory, situation.need_word = decided.get(need), known[need], known[need].word
+        situation.reader = readers.get(situation.step.key, "")
+        supersede(situation)
+        decided[situation.step.key] = climb(situation)
+    return decided
+
+
+def _readers(desired: Desired, known: Mapping[str, StepMemory], ours: Ownership) -> dict[str, str]:
     """For steps that others need: a job of those, or of an orphan of the run, that is live or may be, in words."""
     found: dict[str, str] = {}
     for step in desired.steps:
         if step.need is None:
             continue
         live = next((f"job {job.id} of {step.key}" for job in ours.of(step.key) if job.is_live), "")
-        unsettled = f"a job of {step.key} that is not seen to have ended" if memory.of(step.key).open else ""
+        unsettled = f"a job of {step.key} that is not seen to have ended" if known[step.key].open else ""
         if live or unsettled:
             found[step.need] = live or unsettled
     runs = {orphan.step.partition("/")[0]: orphan for orphan in ours.orphans}
@@ -138,19 +155,21 @@ def _ends_of_dropped_steps(
     for key, of_step in memory.steps.items():
         if key not in wanted and of_step.open:
             nothing = Step(key, "", Stage.FINETUNE, "", Path(), Path(), Path(), "", "")
-            situation = Situation(nothing, of_step, ours.of(key), None, observed, policy, now, None)
+            situation = Situation(nothing, of_step, ours.of(key), None, observed, policy, now)
             remember_ends(situation)
             learned += situation.learned
     return learned
 
 
-def failing_nodes(known: Mapping[str, StepMemory], policy: Policy) -> tuple[str, ...]:
-    """Nodes that failed jobs of this experiment so often that no more are sent there. Jobs that one failure took count once;
-    where a job had several nodes, nothing tells which of them it was."""
-    ends = [attempt.end for memory in known.values() for attempt in memory.attempts if attempt.end is not None]
+def failing_nodes(known: Mapping[str, StepMemory], policy: Policy, released: int) -> tuple[str, ...]:
+    """Nodes that failed jobs of this experiment so often that no more are sent there, since a person last released it as a whole:
+    a node may have been mended. Jobs that one failure took count once; where a job had several nodes, nothing tells which of
+    them it was."""
+    attempts = (attempt for memory in known.values() for attempt in memory.attempts)
+    ends = [attempt.end for attempt in attempts if attempt.end is not None and attempt.end.order > released]
     failures: dict[str, list[float]] = {}
     for end in sorted(ends, key=lambda end: end.at):
-        if end.failure in ("NodeFailure", "BootFailure") and _ONE_NODE.fullmatch(end.nodes):
+        if end.failure in NODE and _ONE_NODE.fullmatch(end.nodes):
             times = failures.setdefault(end.nodes, [])
             if not times or end.at - times[-1] > _ONE_FAILURE:
                 times.append(end.at)
@@ -180,11 +199,11 @@ def _avoid_nodes(
 
 def _leave_alone(action: Action, select: str) -> Action:
     """An act on a step that was not selected turns into a wait."""
-    if not action.changes_something or fnmatchcase(action.step, select):
+    if not action.changes_something or names_step(select, action.step):
         return action
     reason = Reason("NotSelected", f"--select {select} leaves this step alone")
     idle = replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, move_aside=(), changes=())
-    return replace(idle, release=False, hold_job=False, options={}, edits=())
+    return replace(idle, release=False, hold_job=False, options={}, edits=(), reverts=())
 
 
 def _needs_first(steps: Sequence[Step]) -> list[Step]:
@@ -244,24 +263,33 @@ def _wave_gate(failed: Sequence[str], policy: Policy) -> Gate | None:
 
 
 def failures_in_a_row(
-    decided: Mapping[str, Action], known: Mapping[str, StepMemory], memory: Memory, policy: Policy
+    decided: Mapping[str, Action], known: Mapping[str, StepMemory], memory: Memory, suspects: Container[str]
 ) -> list[str]:
     """Steps that failed since the last success or release.
 
-    A job that Slurm says failed counts at once, before its outputs have settled: should they verify after all, they count no
-    more. Failures that are retried and cancellations are no fault of the work.
+    A job that Slurm says failed counts at once where it would be given up (``suspects``), before its outputs have settled: should
+    they verify after all, it counts no more. Failures that are retried and cancellations are no fault of the work; a node that
+    the log alone blames is in doubt, and counts until something succeeds, retried or not.
     """
     if any(action.verb is Verb.MARK_DONE for action in decided.values()):
         return []
     since = max([memory.released, *(m.done.order for m in known.values() if m.done is not None)])
-    not_counted = CANCELLED | INFRASTRUCTURE
     failed = []
     for key, action in decided.items():
         last = known[key].last_begun
-        if last is None or last.end is None or last.end.failure in not_counted or last.end.order <= since:
-            continue
-        is_retried = policy.retry.get(last.end.failure, 0) > 0
-        is_suspect = action.reason.code == "OutputsMissing" and last.end.state != "COMPLETED" and not is_retried
-        if action.condition is Condition.FAILED or is_suspect:
+        is_fault = last is not None and last.end is not None and last.end.order > since and _is_fault(last.end)
+        is_over = action.condition is Condition.FAILED or key in suspects
+        if (is_fault and is_over) or _blames_its_node(known[key], since):
             failed.append(key)
     return failed
+
+
+def _is_fault(end: End) -> bool:
+    return end.failure not in CANCELLED | INFRASTRUCTURE
+
+
+def _blames_its_node(memory: StepMemory, since: int) -> bool:
+    """The last job of a step to end says that its node was at fault, and Slurm does not say so."""
+    end = next((attempt.end for attempt in reversed(memory.attempts) if attempt.end is not None), None)
+    is_new = end is not None and end.order > max(since, memory.released)
+    return is_new and end is not None and end.failure in NODE and not is_slurms_word(end.state, end.failure)

@@ -12,11 +12,13 @@ from reconciler.model import Job, Outputs, Reading, RunInput, Sign, Stage, Step
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What one stat told. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch."""
+    """What one stat told. ``size`` in bytes, ``mtime_ns`` in nanoseconds since the epoch, ``device`` the filesystem that it is on
+    (st_dev; None where that is not known)."""
 
     size: int
     mtime_ns: int
     is_dir: bool
+    device: int | None = None
 
 
 class Disk(Protocol):
@@ -36,7 +38,8 @@ class Tool(Protocol):
     """One tool in four parts, one file each; no other module knows its name.
 
     ``is_default`` is True for the tool that a document means by naming none of its stage. ``signs`` are lines that its jobs' logs
-    may hold, and what they mean; they come before those that every log may hold (failures.py).
+    may hold, and what they mean; they come before those that every log may hold (failures.py). ``settings`` are those that can be
+    set for its steps alone (``tools`` in reconcile.yaml).
     """
 
     name: str
@@ -44,6 +47,7 @@ class Tool(Protocol):
     log_file: str
     is_default: bool
     signs: tuple[Sign, ...]
+    settings: tuple[str, ...]
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """1, input: the steps of a run, from the document's row and the scaffolding; every fault found is a Problem."""

@@ -13,17 +13,20 @@ from dataclasses import dataclass, field, replace
 
 from reconciler.batch_script import parse_memory, parse_time_limit
 from reconciler.failures import INFRASTRUCTURE
-from reconciler.memory import Attempt, StepMemory
-from reconciler.model import Edit, Outputs, Policy, Raise, Step
+from reconciler.memory import Attempt, Memory, StepMemory
+from reconciler.model import Edit, Outputs, Policy, Raise, Reason, Step, Written
+from reconciler.plain_values import by_hand
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
+_FOR_EACH = {"mem-per-cpu": " (for each CPU)", "mem-per-gpu": " (for each GPU)"}
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """``options`` are sbatch's, by long name, over the script's own; ``edits`` must hold in the run's configuration when the job
-    starts, and ``reverts`` no more. ``is_new``: this failure is answered by something that was not tried yet. ``refusal`` is why
-    it is not, where the settings ask for an answer. ``resumes``: the job goes on from the epochs that are there."""
+    """``options`` are sbatch's, by long name, over the script's own; ``edits`` are to be made in the run's configuration before
+    the job starts, and ``reverts`` take back what we made there. ``is_new``: this failure is answered by something that was not
+    tried yet. ``refusal`` is why it is not, where the settings ask for an answer. ``resumes``: the job goes on from the epochs
+    that are there; ``note`` says so, or why not. ``obstacle``: nothing may be submitted before a person has cleared it away."""
 
     options: Mapping[str, str] = field(default_factory=dict)
     edits: tuple[Edit, ...] = ()
@@ -31,12 +34,15 @@ class Remedy:
     resumes: bool = False
     is_new: bool = False
     refusal: str = ""
+    obstacle: Reason | None = None
+    note: str = ""
 
     @property
     def changes(self) -> tuple[str, ...]:
         """In words, what the submission changes."""
         told = [f"{edit.path.name}: {edit.words}" for edit in (*self.edits, *self.reverts)]
-        return (*(f"--{name}={value}" for name, value in self.options.items()), *told)
+        options = (f"--{name}={value}{_FOR_EACH.get(name, '')}" for name, value in self.options.items())
+        return (*([self.note] if self.note else []), *options, *told)
 
 
 def remedy_for(step: Step, memory: StepMemory, attempts: Sequence[Attempt], outputs: Outputs | None, policy: Policy) -> Remedy:
@@ -45,13 +51,12 @@ def remedy_for(step: Step, memory: StepMemory, attempts: Sequence[Attempt], outp
     options = dict(last.options) if last is not None and last.placement == step.placement else {}
     options.pop("exclude", None)
     failure = last.end.failure if last is not None and last.end is not None else ""
-    resumes = policy.resume and outputs is not None and outputs.resumable > 0
-    found = Remedy(options, _kept_edits(step, memory, resumes=resumes), _reverts(step, memory, resumes=resumes), resumes)
+    found = _launch(step, memory, outputs, policy, options)
     if last is None or not failure:
         return found
     if failure == "TimeLimit":
-        has_advanced = resumes and last.number in advanced(attempts, outputs)
-        return _with(found, is_new=True) if has_advanced else _with_time(found, step, policy)
+        has_advanced = found.resumes and last.number in advanced(attempts, outputs)
+        return replace(found, is_new=True) if has_advanced else _with_time(found, step, policy, outputs)
     if failure == "OutOfMemoryHost":
         return _with_memory(found, step, policy.mem)
     if failure == "OutOfMemoryGpu":
@@ -88,24 +93,67 @@ def suggestion(failure: str, step: Step) -> str:
     return ""
 
 
-# --- edits -----------------------------------------------------------------------------------------
+# --- going on, and a smaller batch -------------------------------------------------------------------
 
 
-def _kept_edits(step: Step, memory: StepMemory, *, resumes: bool) -> tuple[Edit, ...]:
-    """What was edited before and is to stay, and that the trainer resumes where it is to."""
-    kept = [edit for edit in _in_force(memory) if edit.key != _key_of(step.resume)]
-    if resumes and step.resume is not None:
-        made = next((edit for edit in _in_force(memory) if edit.key == step.resume.key), None)
-        kept.append(made or step.resume)
-    return tuple(_here(step, edit) for edit in kept)
+def withhold_varied(steps: Sequence[Step], memory: Memory) -> tuple[Step, ...]:
+    """The steps, none of which may shrink a batch that the runs' own configurations do not agree on: it may be what the
+    experiment is about, whatever the document calls it. What we changed ourselves is no difference."""
+    keys = dict.fromkeys(edit.key for step in steps for edit in step.smaller_batch)
+    varied = {}
+    for key in keys:
+        values = sorted({_before_ours(step, memory.of(step.key), key) for step in steps if key in step.written})
+        if len(values) > 1:
+            varied[key] = f"the runs' own configurations differ in `{key}` ({', '.join(values)}), so it is not ours to change"
+    return tuple(_withheld(step, varied) for step in steps)
+
+
+def _before_ours(step: Step, memory: StepMemory, key: str) -> str:
+    made = next((edit for edit in memory.edits if edit.key == key and edit.after == step.written[key].text), None)
+    return step.meaning.get(key, "null") if made is None else made.before or "null"
+
+
+def _withheld(step: Step, varied: Mapping[str, str]) -> Step:
+    why = next((varied[edit.key] for edit in step.smaller_batch if edit.key in varied), None)
+    return step if why is None else replace(step, smaller_batch=(), why_no_smaller_batch=why)
+
+
+def _launch(step: Step, memory: StepMemory, outputs: Outputs | None, policy: Policy, options: Mapping[str, str]) -> Remedy:
+    """One that goes on from the whole epochs there are, where the settings or the configuration itself ask for it; else one that
+    begins anew."""
+    whole, note = (outputs.resumable, outputs.resume_note) if outputs is not None else (0, "")
+    is_wanted = policy.resume or _resumes_by_itself(step, memory)
+    if not (is_wanted and whole):
+        return Remedy(
+            options, reverts=_reverts(step, memory, resumes=False), note=f"begins anew: {note}" if is_wanted and note else ""
+        )
+    edits = () if step.resume is None or step.resume.is_made else (step.resume,)
+    told = f"goes on from {whole} whole epochs" + (f"; {note}" if note else "")
+    obstacle = _obstacle(step, edits, outputs)
+    return Remedy(options, edits, _reverts(step, memory, resumes=True), resumes=True, obstacle=obstacle, note=told)
+
+
+def _obstacle(step: Step, edits: Sequence[Edit], outputs: Outputs | None) -> Reason | None:
+    """What only a person can clear away before the training goes on."""
+    if outputs is not None and outputs.in_the_way:
+        return Reason("CannotResume", f"{outputs.in_the_way}, or set `resume: false` to begin anew")
+    for edit in edits:
+        why_not = step.written.get(edit.key, Written()).why_not
+        if why_not:
+            return Reason("EditRefused", f"{edit.path}: {why_not}; {by_hand(edit)}, or set `resume: false` to begin anew")
+    return None
+
+
+def _resumes_by_itself(step: Step, memory: StepMemory) -> bool:
+    """True where the configuration asks for going on, and not because we made it."""
+    return step.resume is not None and step.resume.is_made and not any(edit.key == step.resume.key for edit in memory.edits)
 
 
 def _reverts(step: Step, memory: StepMemory, *, resumes: bool) -> tuple[Edit, ...]:
-    """What we edited and a rerun takes back; and resuming, where there is nothing to resume from."""
-    gone = [edit for edit in memory.edits if edit not in _in_force(memory)]
-    if not resumes:
-        gone += [edit for edit in _in_force(memory) if edit.key == _key_of(step.resume)]
-    return tuple(_here(step, Edit(edit.path, edit.key, edit.after, edit.before, via=edit.via)) for edit in gone)
+    """What we edited and a rerun takes back; and resuming, where nothing is resumed."""
+    key = _key_of(step.resume)
+    gone = [edit for edit in memory.edits if edit not in _in_force(memory) or edit.key == key]
+    return tuple(_back(step, edit) for edit in gone if not (resumes and edit.key == key))
 
 
 def _in_force(memory: StepMemory) -> tuple[Edit, ...]:
@@ -113,9 +161,10 @@ def _in_force(memory: StepMemory) -> tuple[Edit, ...]:
     return tuple(edit for edit in memory.edits if edit.order > rerun)
 
 
-def _here(step: Step, edit: Edit) -> Edit:
-    """An edit in the file where it is now: a run may have been renamed since."""
-    return edit if step.resume is None else replace(edit, path=step.resume.path)
+def _back(step: Step, edit: Edit) -> Edit:
+    """The way back, in the file where it is now: a run may have been renamed since."""
+    path = edit.path if step.resume is None else step.resume.path
+    return Edit(path, edit.key, edit.after, edit.before)
 
 
 def _key_of(edit: Edit | None) -> str | None:
@@ -123,17 +172,22 @@ def _key_of(edit: Edit | None) -> str | None:
 
 
 def _with_smaller_batch(found: Remedy, step: Step, memory: StepMemory, last: Attempt, policy: Policy) -> Remedy:
+    """Epochs of another batch size are another training's: nothing is resumed."""
     if not policy.shrink_batch:
         return found
     assert last.end is not None
+    anew = Remedy(found.options, reverts=_reverts(step, memory, resumes=False), is_new=True)
+    if found.resumes:
+        anew = replace(anew, note="begins anew: what is there was trained with another batch size")
     if any(edit.order > last.end.order and edit.key != _key_of(step.resume) for edit in _in_force(memory)):
-        return _with(found, is_new=True)  # made by a pass that did not come to submit
+        return anew  # made by a pass that did not come to submit
     if not step.smaller_batch:
-        return _with(found, refusal=step.why_no_smaller_batch or "its configuration names no batch that could be smaller")
-    keys = {edit.key for edit in step.smaller_batch}
-    others = tuple(edit for edit in found.edits if edit.key not in keys and edit.key != _key_of(step.resume))
-    # Epochs of another batch size are another training's: nothing is resumed.
-    return Remedy(found.options, (*others, *step.smaller_batch), found.reverts, is_new=True)
+        why = step.why_no_smaller_batch or "its configuration names no batch that could be smaller"
+        return replace(found, refusal=why)
+    if step.resume is not None and _resumes_by_itself(step, memory):
+        why = f"{step.resume.path.name} asks for `{step.resume.key}`, and epochs of another batch size are not to be gone on from"
+        return replace(found, refusal=f"{_told(step.smaller_batch)} would need less, but {why}; set that to False")
+    return replace(anew, edits=step.smaller_batch)
 
 
 def _told(edits: Sequence[Edit]) -> str:
@@ -143,21 +197,26 @@ def _told(edits: Sequence[Edit]) -> str:
 # --- time and memory ---------------------------------------------------------------------------------
 
 
-def _with_time(found: Remedy, step: Step, policy: Policy) -> Remedy:
+def _with_time(found: Remedy, step: Step, policy: Policy, outputs: Outputs | None) -> Remedy:
     if policy.time is None:
-        is_stuck = policy.resume and not found.options
-        return _with(found, refusal="it completed no further epoch, so going on would not end" if is_stuck else "")
+        return replace(found, refusal=_why_stuck(outputs) if policy.resume and not found.options else "")
     given = found.options.get("time") or step.asks.get("time")
     try:
         now = parse_time_limit(given)
     except ValueError:
         now = None
     if now is None:
-        return _with(found, refusal="its script states no time limit (#SBATCH --time) that could be raised")
-    raised = _raised(now / 60, policy.time, 1 / 60)
+        return replace(found, refusal="its script states no time limit (#SBATCH --time) that could be raised")
+    raised = _raised(math.ceil(now / 60), policy.time, 1 / 60)  # whole minutes, as Slurm has it (man sbatch, --time)
     if raised is None:
-        return _with(found, refusal=f"{given} was not enough, and `time.max` is {policy.time.max / 3600:g} h")
+        return replace(found, refusal=f"{given} was not enough, and `time.max` is {policy.time.max / 3600:g} h")
     return _with(found, {"time": str(raised)})
+
+
+def _why_stuck(outputs: Outputs | None) -> str:
+    note = outputs.resume_note if outputs is not None else ""
+    stuck = "it completed no further epoch that could be gone on from, so going on would not end"
+    return f"{stuck}: {note}" if note else stuck
 
 
 def _with_memory(found: Remedy, step: Step, policy: Raise | None) -> Remedy:
@@ -167,19 +226,19 @@ def _with_memory(found: Remedy, step: Step, policy: Raise | None) -> Remedy:
     given = (found.options.get(name) or step.asks.get(name)) if name is not None else None
     now = parse_memory(given)
     if name is None or now is None:
-        return _with(found, refusal="its script states no memory (#SBATCH --mem) that could be raised")
+        return replace(found, refusal="its script states no memory (#SBATCH --mem) that could be raised")
     raised = _raised(now, policy, 1.0)
     if raised is None:
-        return _with(found, refusal=f"--{name}={given} was not enough, and `mem.max` is {policy.max / 1024:g}G")
+        most = f"{policy.max / 1024:g}G{_FOR_EACH.get(name, '')}"
+        return replace(found, refusal=f"--{name}={given} was not enough, and `mem.max` is {most}")
     return _with(found, {name: f"{raised}M"})
 
 
 def _raised(now: float, policy: Raise, unit: float) -> int | None:
-    """``now`` times the factor, at most the cap (in units of ``now``), a whole number; None where that is no more than now."""
-    raised = math.floor(min(now * policy.factor, policy.max * unit))
+    """``now`` times the factor rounded up, at most the cap (in units of ``now``); None where that is no more than now."""
+    raised = min(math.ceil(round(now * policy.factor, 6)), math.floor(policy.max * unit))
     return raised if raised > now else None
 
 
-def _with(found: Remedy, options: Mapping[str, str] | None = None, *, is_new: bool = False, refusal: str = "") -> Remedy:
-    all_options = {**found.options, **(options or {})}
-    return Remedy(all_options, found.edits, found.reverts, found.resumes, is_new or bool(options), refusal)
+def _with(found: Remedy, options: Mapping[str, str]) -> Remedy:
+    return replace(found, options={**found.options, **options}, is_new=True)

@@ -27,6 +27,7 @@ from reconciler.words import Done, Prospect, look_at
 _SCAFFOLDING = ("finetune.yaml", "finetune.slurm", "eval/*.slurm", "eval/*/cell.slurm", "eval/*/eval.yaml")
 _LARGEST = 1 << 20  # bytes of a scaffolding file that are looked at
 _SHOWN = 3
+_LINES_SHOWN = 10
 
 
 def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
@@ -45,13 +46,14 @@ def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospe
             again = f"`reconcile rename {begun.old} {begun.new}`"
             raise UsageError(f"the renaming of {begun.old} to {begun.new} was interrupted; say {again} first")
         before, after = _texts(seen.desired.document, old, new)
-        if not confirm(Prospect(tuple(_told(seen, old, new, before)))):
+        told = tuple(_told(seen, old, new, after))
+        if not confirm(Prospect((f"rename {old} to {new}: its directory, its rows, and all that is in writing of it", *told))):
             return ()
         ledger = Ledger(directory, scene.clock)
         if begun is None:
             ledger.append("renaming", old=old, new=new, user=scene.user, why=why)
         _finish(seen, ledger, Renaming(old, new, begun is not None and begun.is_told), before, after)
-    return (Done("", f"{old} is {new} from now on"),)
+    return (Done("", f"{old} is {new} from now on"), *(Done("", line) for line in told))
 
 
 def _finish(seen: Pass, ledger: Ledger, renaming: Renaming, before: str, after: str) -> None:
@@ -109,6 +111,8 @@ def _refuse_live(seen: Pass, old: str) -> None:
     """A job runs in the directory, under the name and token of the old key."""
     for key, of_step in seen.memory.steps.items():
         opened = of_step.open
+        if key.startswith(f"{old}/") and opened and _has_ended(seen, key):
+            raise UsageError(f"{key}: its end is not in writing yet; `reconcile apply` writes it down first")
         if key.startswith(f"{old}/") and opened:
             what = f"job {opened[-1].job}" if opened[-1].job else "a submission that was never confirmed"
             raise UsageError(f"{key}: {what} may be live; rename the run when that has ended, or cancel it")
@@ -119,6 +123,12 @@ def _refuse_live(seen: Pass, old: str) -> None:
         action = seen.plan.of(step.key)
         if action.condition in (Condition.QUEUED, Condition.RUNNING, Condition.UNKNOWN):
             raise UsageError(f"{step.key}: {action.reason.message}; rename the run when that is over")
+
+
+def _has_ended(seen: Pass, key: str) -> bool:
+    """True where this look tells how every open attempt of a step ended."""
+    told = {event.get("attempt") for event in seen.plan.learned if event["step"] == key and event["event"] in ("ended", "lost")}
+    return all(attempt.number in told for attempt in seen.memory.of(key).open)
 
 
 def _refuse_broken(seen: Pass, old: str) -> None:
@@ -150,15 +160,17 @@ def _steps(seen: Pass, run: str) -> list[Step]:
 # --- texts ---------------------------------------------------------------------------------------
 
 
-def _told(seen: Pass, old: str, new: str, document: str) -> Iterator[str]:
+def _told(seen: Pass, old: str, new: str, after: str) -> Iterator[str]:
+    """What still has the old name afterwards; ``after`` is the document's text then."""
     directory = seen.desired.directory
-    yield f"rename {old} to {new}: its directory, its rows in {seen.desired.document.name}, and all that is in writing of it"
     outside = (step for step in _steps(seen, old) if not step.output_dir.is_relative_to(directory))
     for step in (step for step in outside if old in step.output_dir.name):
         yield f"its outputs stay in {step.output_dir}, where its own settings put them"
-    lines = [str(line) for line in mentions(document, old)]
+    lines = [str(line) for line in mentions(after, old)]
     if lines:
-        yield f"only tables are rewritten; {old} is named in the lines {', '.join(lines[:10])} of {seen.desired.document.name}"
+        more = f" and {len(lines) - _LINES_SHOWN} more" if len(lines) > _LINES_SHOWN else ""
+        where = f"line{'s' if len(lines) > 1 else ''} {', '.join(lines[:_LINES_SHOWN])}{more} of {seen.desired.document.name}"
+        yield f"only tables are rewritten; {old} is still named in {where}"
     for place in list(_full_mentions(directory, old))[:_SHOWN]:
         yield f"{place} names the old directory, and would need a change before a rerun"
 

@@ -18,11 +18,12 @@ from typing import Any
 
 from reconciler import budget
 from reconciler.batch_script import log_paths
+from reconciler.errors import Problem
 from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory, Word
-from reconciler.model import Action, Condition, Desired, Orphan, Step, Verb
+from reconciler.model import Action, Condition, Orphan, Step, Verb
 from reconciler.staleness import staleness
-from reconciler.words import Done
+from reconciler.words import Done, Skipped
 
 _GROUPS: tuple[tuple[str, str, str], ...] = (
     ("Cancel", "-", "red"),
@@ -213,8 +214,8 @@ def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool 
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         cells[1] = paint(cells[1], _colour_of(action.condition))
         lines.append("  ".join([*cells, row[3]]))
-        attempts = seen.memory.of(action.step).attempts if verbose else ()
-        lines += [f"  attempt {a.number}: {_attempt_sentence(_attempt_json(a, ()))}" for a in attempts]
+        attempts = _attempts(seen, action) if verbose else []
+        lines += [f"  attempt {a['number']}: {_attempt_sentence(a)}" for a in attempts]
     return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), stand(seen.actions)])
 
 
@@ -226,15 +227,20 @@ def _colour_of(condition: Condition) -> str:
     return "blue" if condition in (Condition.RUNNING, Condition.QUEUED) else "dim"
 
 
-def explain_text(seen: Pass, key: str) -> str:
-    """The facts seen of one step, the rule that decided, the attempts and the evidence."""
+def explain_text(seen: Pass, key: str, *, verbose: bool = False, quiet: bool = False) -> str:
+    """The facts seen of one step, the rule that decided, the attempts and the evidence; what defines the result too, or how it
+    stands alone."""
     facts = explained(seen, key)
     lines = [f"{plain(key)}", f"  {facts['condition']}: {plain(facts['reason']['message'])}"]
+    if quiet:
+        return "\n".join(lines)
     lines.append(f"  decided by the rule {facts['rule']!r} ({facts['reason']['code']}), action {facts['action']}")
     lines += [f"  {plain(change)}" for change in facts["changes"]]
     for name in ("script", "output_dir", "need"):
         if facts[name]:
             lines.append(f"  {name.replace('_', ' ')}: {plain(facts[name])}")
+    step = seen.desired.step(key)
+    lines += [f"  defined by {plain(item)}: {plain(text)}" for item, text in step.meaning.items()] if verbose and step else []
     outputs = facts["outputs"]
     lines.append(
         f"  outputs: {outputs['state']}, {plain(outputs['reason']['message'])}" if outputs else "  outputs: not examined"
@@ -263,9 +269,8 @@ def _word_lines(words: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _said(word: Mapping[str, Any]) -> str:
-    what = f" {word['what']}" if word["what"] else ""
-    user = f" by {word['user']}" if word["user"] else ""
-    return plain(f"{_local(word['at'])}  {word['verb']}{what}{user}{_because(word['why'])}")
+    by = f"by {word['user']}" if word["user"] else ""
+    return plain(f"{_local(word['at'])}  " + " ".join(filter(None, (word["verb"], word["about"], by))) + _because(word["why"]))
 
 
 def _because(why: str) -> str:
@@ -364,15 +369,14 @@ def status_json(seen: Pass) -> dict[str, Any]:
 
 def words_json(done: Sequence[Done]) -> dict[str, Any]:
     """What the commands that take a person's word print; its form is schemas/words.schema.json."""
-    return {"done": [{"step": each.step or None, "message": each.message} for each in done]}
+    told = [(isinstance(each, Skipped), {"step": each.step or None, "message": each.message}) for each in done]
+    return {"done": [each for is_skipped, each in told if not is_skipped], "skipped": [each for is_it, each in told if is_it]}
 
 
-def problems_json(desired: Desired) -> dict[str, Any]:
-    """What ``validate`` prints; its form is schemas/problems.schema.json."""
-    problems = [
-        {"file": str(p.file), "line": p.line, "message": p.message, "run": p.run, "warning": p.warning} for p in desired.problems
-    ]
-    return {"experiment": desired.name, "steps": [step.key for step in desired.steps], "problems": problems}
+def problems_json(experiment: str, steps: Sequence[Step], problems: Sequence[Problem]) -> dict[str, Any]:
+    """What ``validate`` prints; its form is schemas/problems.schema.json. A document that cannot be read has no steps."""
+    told = [{"file": str(p.file), "line": p.line, "message": p.message, "run": p.run, "warning": p.warning} for p in problems]
+    return {"experiment": experiment, "steps": [step.key for step in steps], "problems": told}
 
 
 def explained(seen: Pass, key: str) -> dict[str, Any]:
@@ -396,7 +400,7 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
         }
         if outputs
         else None,
-        "attempts": [_attempt_json(attempt, _logs_of(seen, step, attempt)) for attempt in memory.attempts],
+        "attempts": _attempts(seen, action),
         "edits": [{"file": str(e.path), "key": e.key, "before": e.before, "after": e.after, "at": e.at} for e in memory.edits],
         "evidence": _evidence(memory),
         "word": _word(memory.word) if memory.word else None,
@@ -419,7 +423,7 @@ def explained_orphan(seen: Pass, orphan: Orphan) -> dict[str, Any]:
     return {
         "step": orphan.step or None,
         "orphan": {"job_id": orphan.job.id, "state": orphan.job.state},
-        "attempts": [_attempt_json(attempt, ()) for attempt in seen.memory.of(orphan.step).attempts],
+        "attempts": [_attempt_json(a, _fate(a, is_settled=True), ()) for a in seen.memory.of(orphan.step).attempts],
         "words": _words(seen, orphan.step),
     }
 
@@ -430,16 +434,29 @@ def _words(seen: Pass, key: str) -> list[dict[str, Any]]:
 
 
 def _word(word: Word) -> dict[str, Any]:
-    return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at, "what": word.what}
+    return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at, "about": word.about}
 
 
-def _attempt_json(attempt: Attempt, logs: Sequence[Path]) -> dict[str, Any]:
+def _attempts(seen: Pass, action: Action) -> list[dict[str, Any]]:
+    memory, step = seen.memory.of(action.step), seen.desired.step(action.step)
+    is_open = action.condition in (Condition.VERIFYING, Condition.UNKNOWN)  # its outputs may still come to light
+    return [
+        _attempt_json(
+            attempt,
+            _fate(attempt, is_settled=not (is_open and attempt is memory.last_begun)),
+            _logs_of(seen, step, attempt) if step is not None else (),
+        )
+        for attempt in memory.attempts
+    ]
+
+
+def _attempt_json(attempt: Attempt, outcome: str, logs: Sequence[Path]) -> dict[str, Any]:
     return {
         "number": attempt.number,
         "job": attempt.job,
         "at": attempt.at,
         "name": attempt.name,
-        "outcome": _fate(attempt),
+        "outcome": outcome,
         "options": dict(attempt.options),
         "from_epoch": attempt.from_epoch,
         "logs": [str(log) for log in logs],
@@ -452,11 +469,12 @@ def _logs_of(seen: Pass, step: Step, attempt: Attempt) -> tuple[Path, ...]:
     return log_paths(step.logs, attempt.job, attempt.name, user) if attempt.job is not None else ()
 
 
-def _fate(attempt: Attempt) -> str:
+def _fate(attempt: Attempt, *, is_settled: bool) -> str:
     if attempt.end is not None:
         end = attempt.end
-        why = f"{end.failure}: {end.detail}" if end.detail else end.failure
-        return " ".join(part for part in ("ended", end.state, end.exit_code, f"({why})") if part)
+        has_failed = end.state != "COMPLETED" or (attempt.missing_at is not None and is_settled)
+        why = f"({end.failure}: {end.detail})" if end.detail else f"({end.failure})"
+        return " ".join(part for part in ("ended", end.state, end.exit_code, why if has_failed else "") if part)
     if attempt.withdrawn:
         return "withdrawn"
     if attempt.refused is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.failures import classify
-from reconciler.memory import LATEST, Attempt, End, Memory, Pause, StepMemory, Word, reopened
+from reconciler.memory import LATEST, WITHOUT_EVIDENCE, Attempt, End, Memory, Pause, StepMemory, Word, reopened, unedited
 from reconciler.model import (
     Action,
     Condition,
@@ -55,7 +55,7 @@ class Situation:
     observed: Observed
     policy: Policy
     now: float
-    need: Action | None
+    need: Action | None = None
     need_word: Word | None = None
     shared: frozenset[str] = frozenset()
     occupant: Orphan | None = None
@@ -182,6 +182,20 @@ def remember_ends(situation: Situation) -> StepMemory:
     return replace(memory, attempts=tuple(sorted(attempts, key=lambda attempt: attempt.number)))
 
 
+def remember_edits(situation: Situation) -> StepMemory:
+    """Memory without the edits of ours that the configuration does not show: a pass died before it made them, or a person changed
+    the value since, and that is a word. A result that is done keeps what it was made with."""
+    memory = situation.memory
+    if memory.done is not None:
+        return memory
+    for edit in memory.edits:
+        now = situation.step.written.get(edit.key)
+        if now is not None and (now.why_not or now.text != edit.after):
+            situation.learn("unedited", key=edit.key, after=now.text)
+            memory = replace(memory, edits=unedited(memory.edits, edit.key, now.text))
+    return memory
+
+
 def _found(situation: Situation, job: Job, number: int) -> Attempt:
     situation.learn("adopted", attempt=number, job=job.id, name=job.name, begun=job.submitted)
     at = situation.now if job.submitted is None else job.submitted
@@ -210,7 +224,7 @@ def supersede(situation: Situation) -> None:
     torn = (situation.step.output_dir,) if is_finetune else ()
     reason = Reason("Superseded", "what is there is from before the rerun")
     state = OutputState.INCOMPLETE
-    situation.outputs = replace(outputs, state=state, reason=reason, torn=torn, has_work=False, resumable=0)
+    situation.outputs = replace(outputs, state=state, reason=reason, torn=torn, has_work=False, resumable=0, resume_note="")
 
 
 def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:
@@ -265,7 +279,14 @@ def _unseen(situation: Situation, attempt: Attempt) -> Attempt:
         return attempt
     if attempt.withdrawing:
         return _withdrawn(situation, attempt)
-    return _ended(situation, attempt, attempt.job, End("UNKNOWN", "Vanished", situation.now))
+    failure = "CancelledByUs" if _was_asked(situation.memory, attempt) else "Vanished"
+    return _ended(situation, attempt, attempt.job, End("UNKNOWN", failure, situation.now))
+
+
+def _was_asked(memory: StepMemory, attempt: Attempt) -> bool:
+    """True where a person's word had us cancel the attempt's job, also where that word is lifted by now."""
+    is_replaced = memory.rerun is not None and attempt.order < memory.rerun.order
+    return is_replaced or attempt.order < memory.cancelled
 
 
 def _over(situation: Situation, attempt: Attempt, job: Job) -> Attempt:
@@ -275,12 +296,11 @@ def _over(situation: Situation, attempt: Attempt, job: Job) -> Attempt:
     if isinstance(log, Unknown):
         situation.unread_log = f"job {job.id} ended ({job.state}), and its log cannot be read: {log.why}"
         return attempt if attempt.job is not None else replace(attempt, job=job.id)
-    word = memory.word is not None and memory.word.verb == "cancel" and attempt.order < memory.word.order
-    rerun = memory.rerun is not None and attempt.order < memory.rerun.order
     if attempt.withdrawing and not attempt.withdrawn:
         attempt = _withdrawn(situation, attempt)
     signs = observed.signs.get(situation.step.key, ())
-    why = classify(job, log, signs, observed.uid, was_asked=word or rerun or attempt.withdrawn)
+    gpus = (attempt.ask or situation.step.ask).gpus
+    why = classify(job, log, signs, observed.uid, was_asked=_was_asked(memory, attempt) or attempt.withdrawn, gpus=gpus)
     end = End(job.state, why.code, job.ended or situation.now, job.started, job.exit_code, detail=why.detail, nodes=job.nodes)
     return _ended(situation, attempt, job.id, end)
 
@@ -297,7 +317,7 @@ def _ended(situation: Situation, attempt: Attempt, job_id: str, end: End) -> Att
         attempt=attempt.number,
         job=job_id,
         state=end.state,
-        failure=end.failure,
+        failure="" if end.failure == WITHOUT_EVIDENCE else end.failure,
         ended=end.at,
         started=end.started,
         exit_code=end.exit_code,

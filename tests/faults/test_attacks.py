@@ -27,7 +27,7 @@ from reconciler.backends.local import parse_begin
 from reconciler.backends.slurm_api import SlurmApi
 from reconciler.backends.slurm_cli import parse_sacct, parse_squeue, read_submission
 from reconciler.batch_script import parse_batch_script, parse_time_limit
-from reconciler.config_edit import open_edits
+from reconciler.config_edit import draft_edits
 from reconciler.disk import RealDisk
 from reconciler.errors import (
     ClusterUnreachable,
@@ -286,8 +286,8 @@ def test_a_key_that_holds_a_list_is_no_document_and_no_bug(directory, text):
     one_clear_error(reconcile("validate", directory), "accepted: words for keys")
     config = directory / "finetune.yaml"
     config.write_text(text)
-    with pytest.raises(PermanentError, match="is not YAML any more"):
-        open_edits(config, (Edit(config, "epochs", "1", "2"),))
+    with pytest.raises(PermanentError, match="`epochs` is not there"):
+        draft_edits(config, (Edit(config, "epochs", "1", "2"),))
 
 
 def test_variables_of_a_script_that_double_without_end_are_left_as_they_are(directory):

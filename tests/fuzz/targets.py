@@ -145,7 +145,7 @@ def _load_document(name: str, data: bytes) -> None:
     with told():
         desired = load(directory, all_tools(), RealDisk())
         check_shown(render.plain(desired.name))
-        check_shown(render.json_text(render.problems_json(desired)))
+        check_shown(render.json_text(render.problems_json(desired.name, desired.steps, desired.problems)))
         for problem in desired.problems:
             check_sentence(str(problem))
         for step in desired.steps:

@@ -230,7 +230,7 @@ class LocalBackend:
             append=(script.value("open-mode") or "").startswith("a"),
             submitted=now,
             begins=now + job.begin_in if job.begin_in else max(now, parse_begin(script.value("begin") or "now", now)),
-            time_limit=_time_limit(script.value("time")),
+            time_limit=_time_limit(job.options.get("time") or script.value("time")),
             slots=self._slots,
         )
 

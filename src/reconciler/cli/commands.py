@@ -46,18 +46,38 @@ class Asked:
 
 
 _EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path), default=Path())
-_STEPS = click.argument("arguments", metavar="[EXPERIMENT] STEP...", nargs=-1)
+
+
+def _arguments(usage: str) -> Callable[[F], F]:
+    """All words after the options, as they are; ``usage`` is how they are shown."""
+    return click.argument("arguments", metavar=usage, nargs=-1)
+
+
+_STEPS = _arguments("[EXPERIMENT] STEP...")
+_MAYBE_STEPS = _arguments("[EXPERIMENT] [STEP]...")
 _BACKEND = click.option(
     "--backend",
     envvar="RECONCILE_BACKEND",
     type=click.Choice(["auto", "pyslurm", "cli", "local"]),
     help="How to reach the cluster; local runs the scripts on this machine.",
 )
-_OUTPUT = click.option("--output", "form", type=click.Choice(["text", "json"]), default="text", help="Text for people or JSON.")
-_SELECT = click.option("--select", metavar="GLOB", help="Only the steps whose key matches.")
-_VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Tell more.")
-_QUIET = click.option("--quiet", is_flag=True, help="Say something only where there is something to say.")
+_OUTPUT = click.option(
+    "--output",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="How results are printed: for people, or in a published form (schemas/).",
+)
+_SELECT = click.option("--select", metavar="GLOB", help="Only these steps: a glob on keys, or a run's name.")
 _DEEP = click.option("--deep", is_flag=True, help="Verify outputs in full, not only by structure.")
+
+
+def _verbose(what: str) -> Callable[[F], F]:
+    return click.option("-v", "--verbose", is_flag=True, help=what)
+
+
+def _quiet(what: str) -> Callable[[F], F]:
+    return click.option("--quiet", is_flag=True, help=what)
 
 
 def _takes(*options: Callable[[F], F]) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -83,7 +103,7 @@ def reconcile() -> None:
 
 def _settings(asked: Asked) -> Policy:
     directory = find_document(asked.experiment).parent.resolve()
-    return read_settings(directory, {"backend": asked.backend} if asked.backend else {}, Path.home())
+    return read_settings(directory, {"backend": asked.backend} if asked.backend else {}, Path.home(), all_tools())
 
 
 def _scene(asked: Asked) -> Scene:
@@ -148,12 +168,11 @@ def _print_json(value: dict[str, Any]) -> None:
 
 
 @reconcile.command()
-@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _VERBOSE, _QUIET, _DEEP)
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _DEEP)
+@_verbose("Show finished steps too.")
+@_quiet("Print nothing where nothing is pending and nothing needs you.")
 def diff(asked: Asked) -> int:
-    """Preview the pending actions; changes nothing at all.
-
-    -v shows finished steps too; --quiet prints nothing where nothing is pending and nothing needs you.
-    """
+    """Preview the pending actions; changes nothing at all."""
     seen = preview(_scene(asked))
     code = diff_exit_code(seen)
     if code == 0 and asked.quiet:
@@ -181,12 +200,11 @@ def _unreachable(queue: Unknown) -> int:
 
 
 @reconcile.command()
-@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _VERBOSE, _QUIET, _DEEP)
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _DEEP)
+@_verbose("Tell of each attempt.")
+@_quiet("Leave out what is done.")
 def status(asked: Asked) -> int:
-    """Show each step's condition, progress, and what is next.
-
-    -v tells of each attempt; --quiet leaves out what is done.
-    """
+    """Show each step's condition, progress, and what is next."""
     seen = preview(_scene(asked))
     _warn(seen)
     if asked.form == "json":
@@ -198,6 +216,8 @@ def status(asked: Asked) -> int:
 
 @reconcile.command()
 @_takes(_STEPS, _BACKEND, _OUTPUT, _DEEP)
+@_verbose("Show what defines the result too, item by item.")
+@_quiet("Show the condition and the reason alone.")
 def explain(asked: Asked, arguments: tuple[str, ...]) -> int:
     """Tell all that is known of steps or orphans: facts, the rule that decided, attempts, evidence. In JSON a document each."""
     asked, patterns = _with_steps(asked, arguments)
@@ -206,22 +226,31 @@ def explain(asked: Asked, arguments: tuple[str, ...]) -> int:
     for orphan in of_orphans:
         _print_json(render.explained_orphan(seen, orphan)) if as_json else print(render.explain_orphan_text(seen, orphan))
     for step in of_steps:
-        _print_json(render.explained(seen, step.key)) if as_json else print(render.explain_text(seen, step.key))
+        if as_json:
+            _print_json(render.explained(seen, step.key))
+        else:
+            print(render.explain_text(seen, step.key, verbose=asked.verbose, quiet=asked.quiet))
     return 0
 
 
 @reconcile.command()
-@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _VERBOSE, _QUIET)
+@_takes(_EXPERIMENT, _OUTPUT)
+@_verbose("List the steps too.")
+@_quiet("Print only what is wrong.")
 def validate(asked: Asked) -> int:
-    """Check the document and the scaffolding alone; asks no cluster.
-
-    -v lists the steps too; --quiet prints only what is wrong.
-    """
-    _settings(asked)
-    desired = load(asked.experiment, all_tools(), RealDisk())
+    """Check the document and the scaffolding alone; asks no cluster."""
+    try:
+        _settings(asked)
+        desired = load(asked.experiment, all_tools(), RealDisk())
+    except InvalidExperiment as error:
+        if asked.form != "json":
+            raise
+        here = asked.experiment.resolve()
+        _print_json(render.problems_json((here if here.is_dir() else here.parent).name, (), error.problems))
+        return 2
     faults = [problem for problem in desired.problems if not problem.warning]
     if asked.form == "json":
-        _print_json(render.problems_json(desired))
+        _print_json(render.problems_json(desired.name, desired.steps, desired.problems))
         return 2 if faults else 0
     for problem in desired.problems:
         print(f"{'warning' if problem.warning else 'error'}: {render.plain(str(problem))}")
@@ -237,21 +266,23 @@ def validate(asked: Asked) -> int:
 
 
 @reconcile.command()
-@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _VERBOSE, _QUIET, _DEEP)
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _SELECT, _DEEP)
+@_verbose("Show every step, not only those that the pass did something for or that need you.")
+@_quiet("Say something only when something changed.")
 @click.option("--wait", is_flag=True, help="Go on, a pass every `poll`, until nothing is left to do.")
 @click.option("--max-in-flight", type=click.IntRange(min=1), help="Jobs in the queue at most, your other jobs counted.")
 @click.option("--prune", metavar="NAME", multiple=True, help="First cancel the orphans of this run, step or job id; repeatable.")
-def apply(asked: Asked, wait: bool, max_in_flight: int | None, prune: tuple[str, ...]) -> int:
-    """Do one pass: submit, take over, mark done, and write the status tables.
-
-    -v shows every step; --quiet says something only when something changed.
-    """
+@click.option("--reason", "why", metavar="TEXT", help="Why, for --prune; kept, and shown by status and explain.")
+def apply(asked: Asked, wait: bool, max_in_flight: int | None, prune: tuple[str, ...], why: str | None) -> int:
+    """Do one pass: submit, take over, mark done, and write the status tables."""
+    if why is not None and not prune:
+        raise click.UsageError("--reason tells why --prune cancels; there is nothing else to tell it of")
     scene = _scene(asked)
     if max_in_flight is not None:
         policy = replace(scene.policy, max_in_flight=max_in_flight)
         scene = replace(scene, policy=policy, backend=choose(scene.backend.name, max_in_flight, _say_aside))
-    for pruned in orphans.prune(scene, prune, "pruned", lambda prospect: True) if prune else ():
-        _say_aside(f"{pruned.step}: {pruned.message}" if pruned.step else pruned.message)
+    if prune:
+        orphans.prune(scene, prune, why or "pruned", _show)
     seen = run_pass(scene)
     _report(seen, asked)
     while wait and not _is_over(seen):
@@ -300,6 +331,13 @@ _WHY = click.option("--reason", "why", metavar="TEXT", default="", help="Why; ke
 _YES = click.option("-y", "--yes", is_flag=True, help="Do not ask; without a terminal nothing that asks is done otherwise.")
 
 
+def _says(arguments: Callable[[F], F]) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """A command that takes a person's word."""
+    verbose = _verbose("Show what it will do before it does it, also where it does not ask.")
+    quiet = _quiet("Print nothing where it is done.")
+    return _takes(arguments, _BACKEND, _OUTPUT, verbose, quiet, _WHY, _YES)
+
+
 def _whose(command: F) -> F:
     """The flags that say what has changed about an experiment."""
     for option in (
@@ -316,12 +354,24 @@ def _whose(command: F) -> F:
 
 def _with_steps(asked: Asked, arguments: tuple[str, ...]) -> tuple[Asked, tuple[str, ...]]:
     """The experiment, which may be left out where one stands in it, and the steps, of which there must be one."""
-    first, rest = Path(arguments[0]) if arguments else Path(), arguments[1:]
-    if arguments and not _is_experiment(first) and _is_experiment(Path()):
-        first, rest = Path(), arguments
-    if not rest:
-        raise click.UsageError("name at least one step, or a glob such as 'r8_*/finetune'")
-    return replace(asked, experiment=first), rest
+    asked, steps = _split(asked, arguments)
+    if not steps:
+        raise click.UsageError("name at least one step, a run, or a glob such as 'r8_*/finetune'")
+    return asked, steps
+
+
+def _split(asked: Asked, arguments: tuple[str, ...]) -> tuple[Asked, tuple[str, ...]]:
+    """The experiment, which may be left out where one stands in it, and the steps, of which there may be none."""
+    if arguments and _is_experiment(Path(arguments[0])):
+        return replace(asked, experiment=Path(arguments[0])), arguments[1:]
+    if _is_experiment(Path()):
+        return replace(asked, experiment=Path()), arguments
+    neither = (
+        f"{arguments[0]!r} is no experiment, and this directory is none either"
+        if arguments
+        else "this directory is no experiment"
+    )
+    raise click.UsageError(f"{neither}; name one first: its directory, which has {' or '.join(DOCUMENTS[:2])}, or that document")
 
 
 def _is_experiment(path: Path) -> bool:
@@ -332,17 +382,16 @@ def _is_experiment(path: Path) -> bool:
         return False
 
 
-def _give(asked: Asked, arguments: tuple[str, ...], order: words.Order, yes: bool) -> int:
-    asked, steps = _with_steps(asked, arguments)
-    return _tell(asked, words.carry_out(_scene(asked), replace(order, steps=steps), _confirm(asked, yes)))
+def _give(asked: Asked, order: words.Order, yes: bool) -> int:
+    return _tell(asked, words.carry_out(_scene(asked), order, _confirm(asked, yes)))
 
 
 def _confirm(asked: Asked, yes: bool) -> Callable[[words.Prospect], bool]:
-    """Shows what will be done, and asks where it should be asked."""
+    """Asks where it should be asked, and shows before that what will be done; elsewhere the results tell it."""
 
     def confirm(prospect: words.Prospect) -> bool:
-        for sentence in prospect.sentences if prospect.asks or not asked.quiet else ():
-            print(render.plain(sentence), file=sys.stderr)
+        if prospect.asks or asked.verbose:
+            _show(prospect)
         if yes or not prospect.asks:
             return True
         if not sys.stdin.isatty():
@@ -352,11 +401,11 @@ def _confirm(asked: Asked, yes: bool) -> Callable[[words.Prospect], bool]:
     return confirm
 
 
-def _whole(asked: Asked, arguments: tuple[str, ...], what: str) -> Asked:
-    """A word on the experiment as a whole: no step may be named with it."""
-    if len(arguments) > 1:
-        raise click.UsageError(f"{what} concerns the experiment as a whole; name no steps with it")
-    return replace(asked, experiment=Path(arguments[0]) if arguments else Path())
+def _show(prospect: words.Prospect) -> bool:
+    """What will be done, on stderr; that is no question."""
+    for sentence in prospect.sentences:
+        print(render.plain(sentence), file=sys.stderr)
+    return True
 
 
 def _tell(asked: Asked, done: Sequence[words.Done]) -> int:
@@ -371,92 +420,74 @@ def _tell(asked: Asked, done: Sequence[words.Done]) -> int:
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
-@_WHY
-@_YES
+@_says(_MAYBE_STEPS)
 def release(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Let held or failed steps be decided afresh; without a step, lift the stop after many failures."""
-    if not arguments or (len(arguments) == 1 and _is_experiment(Path(arguments[0]))):
-        asked = _whole(asked, arguments, "release")
-        return _tell(asked, words.release_experiment(_scene(asked), why))
-    return _give(asked, arguments, words.Order("release", why=why), yes)
+    asked, steps = _split(asked, arguments)
+    if not steps:
+        return _tell(asked, words.release_experiment(_scene(asked), why, _confirm(asked, yes)))
+    return _give(asked, words.Order("release", steps, why=why), yes)
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
-@_WHY
-@_YES
+@_says(_STEPS)
 def hold(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Keep steps from being submitted, and their queued jobs from starting."""
-    return _give(asked, arguments, words.Order("hold", why=why), yes)
+    asked, steps = _with_steps(asked, arguments)
+    return _give(asked, words.Order("hold", steps, why=why), yes)
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
-@_WHY
-@_YES
+@_says(_STEPS)
 def cancel(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Cancel the jobs of steps, and hold the steps; orphans are named by their run, step or job id."""
-    asked, steps = _with_steps(asked, arguments)
-    scene, confirm = _scene(asked), _confirm(asked, yes)
-    seen = words.look_at(scene)
-    of_orphans = tuple(name for name in steps if orphans.names_orphans_alone(seen, name))
-    of_steps = tuple(name for name in steps if name not in of_orphans)
-    seen.desired.select(*of_steps)
-    pruned = orphans.prune(scene, of_orphans, why, confirm) if of_orphans else ()
-    done = words.carry_out(scene, words.Order("cancel", of_steps, why), confirm) if of_steps else ()
-    return _tell(asked, (*pruned, *done))
+    asked, names = _with_steps(asked, arguments)
+    return _tell(asked, orphans.cancel(_scene(asked), names, why, _confirm(asked, yes)))
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
-@_WHY
-@_YES
+@_says(_MAYBE_STEPS)
 @click.option("--now", is_flag=True, help="Replace a running job too.")
 @click.option("--with-dependents", is_flag=True, help="Rerun what depends on these steps as well.")
 @click.option("--stale", is_flag=True, help="Of the steps (all, where none is named) those whose results are of older versions.")
 def rerun(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, now: bool, with_dependents: bool, stale: bool) -> int:
     """Do steps again; their outputs are moved aside first."""
-    if stale and (not arguments or (len(arguments) == 1 and _is_experiment(Path(arguments[0])))):
-        arguments = (*(arguments or (".",)), "*")
-    order = words.Order("rerun", why=why, now=now, with_dependents=with_dependents, stale=stale)
-    return _give(asked, arguments, order, yes)
+    asked, steps = _split(asked, arguments) if stale else _with_steps(asked, arguments)
+    order = words.Order("rerun", steps or ("*",), why=why, now=now, with_dependents=with_dependents, stale=stale)
+    return _give(asked, order, yes)
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
-@_WHY
-@_YES
+@_says(_MAYBE_STEPS)
 @_whose
 def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str | None, jobs_gone: bool) -> int:
     """Let a result stand, or a queued job as it is; with a flag of `adopt`, do what that does."""
     if what is None:
-        return _give(asked, arguments, words.Order("accept", why=why), yes)
-    return _adopt(asked, arguments, why, yes, what, jobs_gone)
+        asked, steps = _with_steps(asked, arguments)
+        return _give(asked, words.Order("accept", steps, why=why), yes)
+    asked, steps = _split(asked, arguments)
+    if steps:
+        raise click.UsageError(f"--{what} concerns the experiment as a whole; name no steps with it")
+    return _adopt(asked, why, yes, what, jobs_gone)
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
-@_WHY
-@_YES
+@_says(_EXPERIMENT)
 @_whose
-def adopt(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str | None, jobs_gone: bool) -> int:
+def adopt(asked: Asked, why: str, yes: bool, what: str | None, jobs_gone: bool) -> int:
     """Say whose experiment this is: moved, copied, on another cluster, taken over from a colleague."""
     if what is None:
         raise click.UsageError("say which it is: --moved, --copied, --cluster, --user or --environment")
-    return _adopt(asked, arguments, why, yes, what, jobs_gone)
+    return _adopt(asked, why, yes, what, jobs_gone)
 
 
-def _adopt(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str, jobs_gone: bool) -> int:
-    asked = _whole(asked, arguments, f"--{what}")
+def _adopt(asked: Asked, why: str, yes: bool, what: str, jobs_gone: bool) -> int:
     confirm = _confirm(asked, yes)
     return _tell(asked, handover.accept_identity(_scene(asked), what, why, jobs_gone=jobs_gone, confirm=confirm))
 
 
 @reconcile.command()
-@_takes(_STEPS, _BACKEND, _OUTPUT, _QUIET)
-@_WHY
-@_YES
+@_says(_STEPS)
 def free(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Delete the checkpoints of fine-tunes that were verified and evaluated; the record stays."""
     asked, steps = _with_steps(asked, arguments)
@@ -464,9 +495,7 @@ def free(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
 
 
 @reconcile.command()
-@_takes(click.argument("arguments", metavar="[EXPERIMENT] OLD NEW", nargs=-1), _BACKEND, _OUTPUT, _QUIET)
-@_WHY
-@_YES
+@_says(_arguments("[EXPERIMENT] OLD NEW"))
 def rename(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Give a run another name: directory, document and record; what is done stays done."""
     if len(arguments) not in (2, 3):
@@ -477,9 +506,7 @@ def rename(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int
 
 
 @reconcile.command()
-@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _QUIET)
-@_WHY
-@_YES
+@_says(_EXPERIMENT)
 @click.option("--until", metavar="DATE", help="Go on by itself then: 2026-12-01, '2026-12-01 18:00', 18:00, +2d, 10h.")
 def pause(asked: Asked, why: str, yes: bool, until: str | None) -> int:
     """Submit nothing for now, and hold our queued jobs; what runs runs on."""
@@ -487,9 +514,7 @@ def pause(asked: Asked, why: str, yes: bool, until: str | None) -> int:
 
 
 @reconcile.command()
-@_takes(_EXPERIMENT, _BACKEND, _OUTPUT, _QUIET)
-@_WHY
-@_YES
+@_says(_EXPERIMENT)
 def resume(asked: Asked, why: str, yes: bool) -> int:
     """Go on after a pause; jobs that a person held stay held."""
     return _tell(asked, pausing.resume(_scene(asked), why, _confirm(asked, yes)))

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from reconciler.errors import InvalidExperiment, Problem
-from reconciler.experiment.names import ACCEPTED, closest, fault_of, same_name, shortened
+from reconciler.experiment.names import ACCEPTED, fault_of, same_name, shortened
 from reconciler.model import RunKind
+from reconciler.spelling import closest
 
 LARGEST = 1 << 20  # bytes of a document or of settings; markdown takes 10 s for that, YAML 30 s
 MOST_RUNS = 10_000

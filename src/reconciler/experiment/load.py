@@ -26,7 +26,7 @@ from reconciler.experiment.document import (
     RunRow,
     decode,
 )
-from reconciler.experiment.names import closest, same_name
+from reconciler.experiment.names import same_name
 from reconciler.model import (
     CHECKPOINT,
     Desired,
@@ -40,6 +40,7 @@ from reconciler.model import (
     of_generation,
 )
 from reconciler.ports import Disk, Tool, by_stage
+from reconciler.spelling import closest
 
 DOCUMENTS = ("experiment_summary.md", "experiment_summary.yaml", "experiment_summary.yml")
 _STAGES = {"preparation": Stage.FINETUNE, "evaluation": Stage.EVALUATION}

@@ -31,8 +31,8 @@ from reconciler.experiment.document import (
 )
 from reconciler.experiment.fields import Field, find_fields, plain, title_of
 from reconciler.experiment.markdown_tables import Cell, Row, Table, find_tables
-from reconciler.experiment.names import closest
 from reconciler.model import RunKind
+from reconciler.spelling import closest
 
 _RUNS, _TASKS, _PLAN, _MATRIX = "all runs", "evaluation tasks", "evaluation plan", "evaluation matrix"
 _TABLES = (_RUNS, _TASKS, _PLAN, _MATRIX)

@@ -6,7 +6,6 @@ Pure text; never looks at the disk.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
 
 ACCEPTED = "letters of any script, digits, `._-+=,@` and spaces inside; not beginning with `-` or `.`; at most 255 bytes"
 _SIGNS = frozenset("._-+=,@ ")
@@ -37,14 +36,6 @@ def same_name(name: str) -> str:
 def shortened(name: str) -> str:
     """The name as it is told to a person: of one that is absurdly long, the beginning."""
     return name if len(name) <= _LONGEST else f"{name[:60]}…"
-
-
-def closest(name: str, names: Iterable[str]) -> str:
-    """`` (did you mean `…`?)`` where one of ``names`` is much like ``name``, else nothing."""
-    from difflib import get_close_matches
-
-    found = get_close_matches(name, list(names), n=1) if len(name) <= _LONGEST else []
-    return f" (did you mean `{found[0]}`?)" if found else ""
 
 
 def _is_accepted(char: str) -> bool:

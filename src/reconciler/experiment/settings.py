@@ -6,7 +6,7 @@ Reads at most two small files and the values given; never writes, and leaves not
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from reconciler.experiment.document import LARGEST, decode
 from reconciler.experiment.yaml_text import line_of, parse_yaml, schema_faults
 from reconciler.files import NotRegular, read_file
 from reconciler.model import Policy, Raise
+from reconciler.ports import Tool, Tools
 from reconciler.schemas import schema
 
 FILE = "reconcile.yaml"
@@ -35,21 +36,23 @@ class _Source:
     file: Path | None = None
 
 
-def read_settings(experiment: Path, overrides: Mapping[str, object], home: Path) -> Policy:
-    """The policy of the experiment in directory ``experiment``; an override of None is none.
+def read_settings(experiment: Path, overrides: Mapping[str, object], home: Path, tools: Tools | None = None) -> Policy:
+    """The policy of the experiment in directory ``experiment``; an override of None is none. ``tools`` are those that settings
+    may name (None: any).
 
     Raises InvalidExperiment for a fault of a file, UsageError for one of ``overrides``.
     """
     flags = _Source({key: value for key, value in overrides.items() if value is not None})
     files = (home / PERSONAL, experiment / FILE)
     sources = [*(_Source(_read(file), file) for file in files), flags]
-    faults = [problem for source in sources for problem in _faults(source)]
+    rules = schema("reconcile") if tools is None else _with_tools(schema("reconcile"), tools)
+    faults = [problem for source in sources for problem in _faults(source, rules)]
     if faults:
         raise InvalidExperiment(*faults)
     merged = _merge(sources)
     merged.update({key: _seconds(merged[key]) for key in _DURATIONS if key in merged})
     merged = _with_raises(merged)
-    merged["tools"] = {name: _with_raises(own) for name, own in merged.get("tools", {}).items()}
+    merged["tools"] = {name: _with_raises(own) for name, own in merged["tools"].items()}
     merged.update({key: read(merged[key]) for key, read in (("canary", _canary), ("budget", _gpu_hours)) if key in merged})
     policy = Policy(**merged)
     if policy.poll < LEAST_POLL and policy.backend != "local":
@@ -71,22 +74,43 @@ def _read(file: Path) -> Mapping[str, Any]:
     return {} if found is None else found
 
 
-def _faults(source: _Source) -> tuple[Problem, ...]:
+def _with_tools(rules: dict[str, Any], tools: Tools) -> dict[str, Any]:
+    """The schema where ``tools`` has these tools and no others, each with the settings that mean something for it."""
+    of_any = rules["properties"]["tools"]["additionalProperties"]
+
+    def of(tool: Tool) -> dict[str, Any]:
+        listed = ", ".join(f"`{key}`" for key in tool.settings)
+        known = {key: of_any["properties"][key] for key in tool.settings}
+        return {**of_any, "description": f"a map of {listed}", "properties": known}
+
+    named = {"properties": {name: of(tool) for name, tool in sorted(tools.items())}, "additionalProperties": False}
+    return {**rules, "properties": {**rules["properties"], "tools": {**rules["properties"]["tools"], **named}}}
+
+
+def _faults(source: _Source, rules: Mapping[str, Any]) -> tuple[Problem, ...]:
     """What is wrong with a file's settings; a fault of the flags is raised at once, having no line."""
-    found = schema_faults(source.values, schema("reconcile"), source.file or Path())
+    found = schema_faults(source.values, rules, source.file or Path())
     if found and source.file is None:
         raise UsageError("; ".join(problem.message for problem in found))
     return found
 
 
 def _merge(sources: list[_Source]) -> dict[str, Any]:
-    """Later sources over earlier ones; of ``retry``, class by class."""
+    """Later sources over earlier ones; of ``retry``, class by class; of ``tools``, tool by tool in the same way."""
+    names = dict.fromkeys(name for source in sources for name in source.values.get("tools", {}))
+    tools = {name: _overlaid([source.values.get("tools", {}).get(name, {}) for source in sources]) for name in names}
+    defaults = {"retry": dict(Policy().retry)}
+    return _overlaid([defaults, *(source.values for source in sources)]) | {"tools": tools}
+
+
+def _overlaid(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Each layer over those before it, ``retry`` class by class."""
     merged: dict[str, Any] = {}
-    retry: dict[str, int] = dict(Policy().retry)
-    for source in sources:
-        merged.update(source.values)
-        retry.update(source.values.get("retry", {}))
-    return merged | {"retry": retry}
+    for layer in layers:
+        retry = {**merged.get("retry", {}), **layer.get("retry", {})}
+        merged.update(layer)
+        merged.update({"retry": retry} if retry else {})
+    return merged
 
 
 def _with_raises(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,10 +23,10 @@ from reconciler.experiment.document import (
     listed_names,
     listed_run,
 )
-from reconciler.experiment.names import closest
 from reconciler.experiment.yaml_text import line_of, parse_yaml, schema_faults
 from reconciler.model import RunKind
 from reconciler.schemas import schema
+from reconciler.spelling import closest
 
 _PATTERN = "{run_name}/artifacts/epoch_{N}"
 

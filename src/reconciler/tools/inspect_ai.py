@@ -67,6 +67,7 @@ class InspectAI:
     log_file = "run-inspect.log"
     is_default = True
     signs = ()
+    settings = ("retry", "time", "mem")  # an evaluation begins anew, and its batch is its task's
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """The evaluations of a run, each with the script found for it; a missing or doubtful script is a Problem."""

@@ -16,7 +16,7 @@ from typing import cast
 
 from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.errors import DiskUnreadable, Problem
-from reconciler.model import Edit, Outputs, OutputState, Reading, Reason, RunInput, RunKind, Stage, Step, digest
+from reconciler.model import Edit, Outputs, OutputState, Reading, Reason, RunInput, RunKind, Stage, Step, Written, digest
 from reconciler.ports import Disk
 from reconciler.resources import ask_of
 from reconciler.script_checks import script_problems
@@ -32,9 +32,12 @@ _STATE = Path("recipe_state", "recipe_state.pt")
 _EPOCH = re.compile(r"epoch_(0|[1-9][0-9]*)")
 _OVERRIDE = re.compile(r"~?[A-Za-z_][\w.]*=\S*")
 _RESUME = "resume_from_checkpoint"  # how to launch, not what comes out: no part of what defines a result
+_BATCH, _STEPS = "batch_size", "gradient_accumulation_steps"
+_OF_THE_BATCH = re.compile(r"batch|accum|(?<![a-z0-9])bs(?![a-z0-9])")  # a document's columns are named by people
 _MOST_EPOCHS = 9999
 _MAX_CONFIG = 256 << 10  # bytes; a hundred times an honest one, and read in a few seconds
 _MAX_SCRIPT = 4 << 20  # bytes; slurm.conf, MaxScriptSize
+_NOT_ENDED = "neither recipe_state nor a later epoch shows that its save ended"
 _SHOWN = 3
 
 
@@ -46,6 +49,7 @@ class Torchtune:
     log_file = "run-torchtune.log"
     is_default = True
     signs = ()
+    settings = ("retry", "resume", "time", "mem", "shrink_batch")
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         """The run's one training; where its scaffolding is at fault, blocked and with a Problem for each fault."""
@@ -108,6 +112,8 @@ class _Training:
     resume: bool
     resume_edit: Edit
     smaller_batch: tuple[Edit, ...]
+    why_no_smaller_batch: str
+    written: Mapping[str, Written]
     adapter_only: bool
     adapters: bool
     meaning: Mapping[str, str]
@@ -172,6 +178,7 @@ def _training(config: OmegaConfig, path: Path) -> _Training:
     if elsewhere is not None and not _is_same_path(elsewhere, output_dir):
         line = config.line("checkpointer.output_dir")
         raise ConfigFault(line, f"`checkpointer.output_dir` is {elsewhere}; accepted: the same as `output_dir`, {output_dir}")
+    smaller, why_not = _smaller_batch(config, path)
     return _Training(
         config=path,
         lines={key: config.line(key) for key in ("output_dir", "epochs")},
@@ -180,8 +187,10 @@ def _training(config: OmegaConfig, path: Path) -> _Training:
         epochs=epochs,
         saved=_saved_epochs(config, epochs),
         resume=_flag(config, _RESUME),
-        resume_edit=Edit(path, _RESUME, _spelled(config.get(_RESUME)), "True"),
-        smaller_batch=_smaller_batch(config, path),
+        resume_edit=_resume_edit(config, path),
+        smaller_batch=smaller,
+        why_no_smaller_batch=why_not,
+        written={key: config.written(key) for key in (_RESUME, _BATCH, _STEPS)},
         adapter_only=_flag(config, "save_adapter_weights_only"),
         adapters=_trains_adapters(config),
         meaning=config.meaning,
@@ -226,24 +235,33 @@ def _saved_epochs(config: OmegaConfig, epochs: int) -> tuple[int, ...]:
     return saved
 
 
-def _spelled(value: object) -> str | None:
-    return None if value is None else str(value)
+def _resume_edit(config: OmegaConfig, path: Path) -> Edit:
+    """The edit by which a launch goes on; already made where the configuration says so in any spelling."""
+    now = config.written(_RESUME).text
+    return Edit(path, _RESUME, now, now if _flag(config, _RESUME) else "True")
 
 
-def _smaller_batch(config: OmegaConfig, path: Path) -> tuple[Edit, ...]:
-    """Half the batch, accumulated over twice the steps: the same number of samples to each step of the optimizer."""
-    batch, steps = config.get("batch_size"), config.get("gradient_accumulation_steps")
-    if type(batch) is not int or batch < 2 or batch % 2 or not (steps is None or type(steps) is int):
-        return ()
-    accumulation = Edit(path, "gradient_accumulation_steps", _spelled(steps), str(2 * (steps or 1)))
-    return Edit(path, "batch_size", str(batch), str(batch // 2)), accumulation
+def _smaller_batch(config: OmegaConfig, path: Path) -> tuple[tuple[Edit, ...], str]:
+    """Half the batch, accumulated over twice the steps: the same number of samples to each step of the optimizer. Both edits, or
+    none and why."""
+    batch, steps = config.get(_BATCH), config.get(_STEPS)
+    if type(batch) is not int or batch < 2 or batch % 2:
+        return (), f"`{_BATCH}` in {_CONFIG} is {batch!r:.100}, no even number that could be halved"
+    if not (steps is None or (type(steps) is int and steps > 0)):
+        return (), f"`{_STEPS}` in {_CONFIG} is {steps!r:.100}, no number that could be doubled"
+    new = {_BATCH: str(batch // 2), _STEPS: str(2 * (steps or 1))}
+    why_not = [why for key in new if (why := config.written(key).why_not)]
+    if why_not:
+        by_hand = " and ".join(f"`{key}: {value}`" for key, value in new.items())
+        return (), f"{path}: {'; '.join(why_not)}; {by_hand} would need less, so write that by hand"
+    return tuple(Edit(path, key, config.written(key).text, value) for key, value in new.items()), ""
 
 
 def _why_no_smaller_batch(training: _Training, varied: frozenset[str]) -> str:
-    keys = sorted({edit.key for edit in training.smaller_batch} & varied)
-    if keys:
-        return f"the document varies `{keys[0]}` between its runs, so it is not ours to change"
-    return "" if training.smaller_batch else f"`batch_size` in {_CONFIG} is no even number that could be halved"
+    names = sorted(name for name in varied if _OF_THE_BATCH.search(name))
+    if names:
+        return f"the document varies `{names[0]}` between its runs, so its batch is not ours to change"
+    return training.why_no_smaller_batch
 
 
 def _trains_adapters(config: OmegaConfig) -> bool:
@@ -327,6 +345,7 @@ def _with_training(step: Step, training: _Training, run: RunInput) -> Step:
         resume=training.resume_edit,
         smaller_batch=() if why_not else training.smaller_batch,
         why_no_smaller_batch=why_not,
+        written=training.written,
         config=_CONFIG,
         reads=(training.base,) if training.base is not None else (),
         spec={**step.spec, "training": training},
@@ -338,10 +357,12 @@ def _with_training(step: Step, training: _Training, run: RunInput) -> Step:
 
 @dataclass(frozen=True)
 class _Traces:
-    """What a trainer has left in an output directory. ``since`` (ns) is the last launch that started from nothing."""
+    """What a trainer has left in an output directory. ``odd`` are names that it would take for epochs and we do not. ``since``
+    (ns) is the last launch that started from nothing."""
 
     directory: Path
     epochs: Mapping[int, Path]
+    odd: tuple[str, ...]
     has_state: bool
     has_launched: bool
     launched: OmegaConfig | str
@@ -382,6 +403,7 @@ def _look(directory: Path, disk: Disk) -> _Traces | None:
     return _Traces(
         directory=directory,
         epochs=epochs,
+        odd=tuple(name for name in names if name.startswith("epoch_") and not _EPOCH.fullmatch(name)),
         has_state=has_state,
         has_launched=_LAUNCHED in names,
         launched=launched,
@@ -443,16 +465,18 @@ def _judge(training: _Training, traces: _Traces, disk: Disk, deep: bool) -> Outp
     whole = sum(not verdict.faults and not verdict.doubts for verdict in verdicts.values())
     progress = f"epoch {whole}/{len(training.saved)}"
     if faults:
-        first = _resumes_from(training, traces, verdicts, disk) if traces.epochs else 0
+        first, note = _resumes_from(training, traces, verdicts, disk) if traces.epochs else (0, "")
         return Outputs(
             OutputState.INCOMPLETE,
             Reason("Incomplete", _some(faults)),
             newest=traces.newest,
-            torn=_torn(traces, first if training.resume else 0),
+            torn=_torn(traces, 0),
             has_work=True,
             progress=progress,
             resumable=first,
             torn_to_resume=_torn(traces, first),
+            resume_note=note,
+            in_the_way=_in_the_way(traces),
         )
     if doubts:
         return Outputs(OutputState.UNKNOWN, Reason("DiskUnreadable", _some(doubts)), newest=traces.newest, progress=progress)
@@ -479,8 +503,7 @@ def _judge_epoch(epoch: int, training: _Training, traces: _Traces, wanted: Wante
         went_on = _went_past(epoch, traces, disk)
     except DiskUnreadable as error:
         return replace(verdict, doubts=(*verdict.doubts, str(error)))
-    fault = "neither recipe_state nor a later epoch shows that its save ended"
-    return verdict if went_on else replace(verdict, faults=(*verdict.faults, fault))
+    return verdict if went_on else replace(verdict, faults=(*verdict.faults, _NOT_ENDED))
 
 
 def _went_past(epoch: int, traces: _Traces, disk: Disk) -> bool:
@@ -507,22 +530,51 @@ def _torn(traces: _Traces, first: int) -> tuple[Path, ...]:
     return (*epochs, *(traces.directory / name for name, is_there in rest if is_there))
 
 
-def _resumes_from(training: _Training, traces: _Traces, verdicts: Mapping[int, Verdict], disk: Disk) -> int:
-    """The epoch that a resumed launch would begin with; 0 where there is nothing sound to resume.
+def _resumes_from(training: _Training, traces: _Traces, verdicts: Mapping[int, Verdict], disk: Disk) -> tuple[int, str]:
+    """The epoch that a resumed launch would begin with, and what it would train again in words; 0 where there is nothing sound to
+    resume, and why although there are epochs whose files verify.
 
     The trainer goes on after the epochs that its state counts, with the adapter of the highest epoch there is: where a later
     epoch's save had begun, that one would be trained twice, and is moved aside first. An adapter that was stashed away since is
     one that the trainer does not find.
     """
+    sound = [epoch for epoch, verdict in verdicts.items() if not verdict.doubts and not {*verdict.faults} - {_NOT_ENDED}]
     try:
         done = read_integer(traces.directory / _STATE, "epochs_run", disk) or 0
-        last = verdicts.get(done - 1)
-        if last is None or last.faults or last.doubts:
-            return 0
-        adapter = traces.epochs[done - 1] / "adapter_model.pt"
-        return 0 if training.adapters and disk.stat(adapter) is None else done
-    except DiskUnreadable:
-        return 0
+        why_not = _why_not_resumed(done, training, traces, verdicts, disk)
+    except DiskUnreadable as error:
+        done, why_not = 0, str(error)
+    if why_not:
+        return 0, f"{why_not}, so {_named(sound)} would be trained again" if sound else ""
+    again = [epoch for epoch in sound if epoch >= done]
+    return done, f"{_STATE} counts {done} of them, so {_named(again)} will be trained again" if again else ""
+
+
+def _why_not_resumed(done: int, training: _Training, traces: _Traces, verdicts: Mapping[int, Verdict], disk: Disk) -> str:
+    """Why the trainer would not go on after as many epochs as its state counts; empty where it would. Raises DiskUnreadable."""
+    if not done:
+        found = disk.stat(traces.directory / _STATE)
+        return f"{_STATE} is missing" if found is None else f"{_STATE} counts no epoch ({found.size} bytes)"
+    if done - 1 not in verdicts:
+        return f"{_STATE} counts {done} epochs, and epoch_{done - 1} is none of those to be saved"
+    broken = [epoch for epoch, verdict in verdicts.items() if epoch < done and (verdict.faults or verdict.doubts)]
+    if broken:
+        return f"{_named(broken)}, which {_STATE} counts, does not verify"
+    adapter = traces.epochs[done - 1] / "adapter_model.pt"
+    if training.adapters and disk.stat(adapter) is None:
+        return f"{adapter} is not where the trainer looks for it (stashed away?)"
+    return ""
+
+
+def _named(epochs: list[int]) -> str:
+    return ", ".join(f"epoch_{epoch}" for epoch in epochs)
+
+
+def _in_the_way(traces: _Traces) -> str:
+    """The trainer takes the adapter of whatever begins with ``epoch_`` and has the highest number."""
+    if not traces.odd:
+        return ""
+    return f"{traces.directory / traces.odd[0]} would be taken for an epoch by a trainer that goes on; give it another name"
 
 
 def _some(findings: list[str]) -> str:

@@ -11,9 +11,11 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from reconciler.model import Written
+from reconciler.plain_values import written
 from reconciler.text_limits import is_whole, unfolded
 
 Path = tuple[str, ...]
@@ -47,10 +49,15 @@ class ConfigFault(Exception):
 
 @dataclass(frozen=True)
 class OmegaConfig:
-    """A configuration with every reference resolved. ``lines`` maps each key's path to its line."""
+    """A configuration with every reference resolved. ``lines`` maps each key's path to its line, ``root`` is the text's."""
 
     tree: Mapping[str, Any]
     lines: Mapping[Path, int]
+    root: Any = field(default=None, repr=False, compare=False)
+
+    def written(self, key: str) -> Written:
+        """How a top-level setting stands in the text."""
+        return written(self.root, key)
 
     def get(self, key: str) -> Any:
         """The value at a dotted key; None where there is none."""
@@ -82,7 +89,7 @@ def read_omega_config(text: str) -> OmegaConfig:
         references = _References(tree, lines)
         resolved = references.resolve(tree, (), ())
         references.check_size(resolved, ())
-        return OmegaConfig(resolved, lines)
+        return OmegaConfig(resolved, lines, root)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise ConfigFault(mark.line + 1 if mark else 0, f"not valid YAML: {error.problem or error.context}") from error

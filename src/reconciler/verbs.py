@@ -1,0 +1,376 @@
+"""What each verb of a person's word does to one step: why it makes no sense, what is told before, what is written and done.
+
+``refusal`` and ``told`` are pure; ``fulfil`` writes the word and does what the cluster must do at once. What follows from it is
+the next pass's to decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from reconciler.ledger import Ledger
+from reconciler.loop import Scene
+from reconciler.memory import Attempt, Freed, StepMemory
+from reconciler.model import Action, Condition, Job, Outputs, OutputState, Phase, Stage, Step
+
+
+@dataclass(frozen=True)
+class Order:
+    """One verb on some steps. ``why`` is kept and shown. ``now`` lets ``rerun`` replace a running job; ``stale`` means of the
+    steps only those whose result is of older things (staleness.py)."""
+
+    verb: str
+    steps: tuple[str, ...] = ()
+    why: str = ""
+    now: bool = False
+    with_dependents: bool = False
+    stale: bool = False
+
+
+@dataclass(frozen=True)
+class Done:
+    """What an order did; ``step`` is empty where it concerns the experiment as a whole."""
+
+    step: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Skipped(Done):
+    """A step to which nothing was done, and why: a glob matched it, and the word makes no sense for it."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step before an order: how it stands, its jobs that have not ended, what its outputs amount to where that matters.
+
+    ``is_named``: a person named it by its key, so that it refuses where a step that a glob matched is skipped. ``is_shared``: a
+    job may be another step's. ``dependents`` are the steps that need it with their jobs that have not ended, ``freed`` is what
+    was deleted of the checkpoint that it needs.
+    """
+
+    step: Step
+    action: Action
+    live: tuple[Job, ...]
+    outputs: Outputs | None
+    memory: StepMemory
+    is_paused: bool = False
+    is_named: bool = True
+    is_shared: bool = False
+    dependents: Mapping[str, tuple[Job, ...]] = field(default_factory=dict)
+    freed: Freed | None = None
+
+    @property
+    def key(self) -> str:
+        """The step's key."""
+        return self.step.key
+
+    @property
+    def is_finished(self) -> bool:
+        """True where it has a result, of whatever definition."""
+        return self.action.condition in (Condition.DONE, Condition.DRIFTED)
+
+    @property
+    def queued(self) -> tuple[Job, ...]:
+        """Its jobs that have not started."""
+        return tuple(job for job in self.live if job.phase is Phase.QUEUED)
+
+    @property
+    def running(self) -> tuple[Job, ...]:
+        """Its jobs that may be running: all that have not ended and are not surely in the queue."""
+        return tuple(job for job in self.live if job.phase is not Phase.QUEUED)
+
+    def attempt_of(self, job: Job) -> Attempt | None:
+        """The attempt whose job it is, where that is in writing."""
+        return next((a for a in self.memory.attempts if (a.job, a.name) == (job.id, job.name)), None)
+
+    @property
+    def held_by_word(self) -> tuple[Job, ...]:
+        """Its held jobs that ``release`` lets go: a replacement that we submitted held is for a pass to judge."""
+        attempts = ((job, self.attempt_of(job)) for job in self.queued if job.held)
+        return tuple(job for job, attempt in attempts if attempt is None or not attempt.held)
+
+    @property
+    def kept_by_pause(self) -> tuple[Job, ...]:
+        """Those of them that a pause would hold: they are its from now on, and are let go with it."""
+        attempts = ((job, self.attempt_of(job)) for job in self.held_by_word if self.is_paused)
+        return tuple(job for job, attempt in attempts if attempt is not None and not attempt.by_hand)
+
+    @property
+    def let_go(self) -> tuple[Job, ...]:
+        """Those of them that may start at once."""
+        return tuple(job for job in self.held_by_word if job not in self.kept_by_pause)
+
+
+def named(jobs: Sequence[Job]) -> str:
+    """``job 7``, or ``jobs 7, 8``."""
+    return f"job{'s' if len(jobs) > 1 else ''} {', '.join(job.id for job in jobs)}"
+
+
+# --- why a verb makes no sense ------------------------------------------------------------------------
+
+
+def refusal(order: Order, case: Case, chosen: Collection[str]) -> str | None:
+    """Why the verb makes no sense for a step that stands like this; None where it does. ``chosen`` are the keys of all steps that
+    the order is about."""
+    if order.verb in ("hold", "cancel"):
+        return _nothing_to_stop(order.verb, case)
+    if order.verb in ("rerun", "accept") and case.step.blocked is not None:
+        return case.step.blocked.message
+    if order.verb == "rerun":
+        return _not_to_replace(order, case) or _taken_from_others(order, case, chosen)
+    return _not_acceptable(case) if order.verb == "accept" else None
+
+
+def nothing_to_do(order: Order, case: Case) -> str | None:
+    """Why the word is true already, where it is: nothing is done then, and that is no mistake."""
+    if order.verb != "accept" or case.action.condition is not Condition.DONE or case.step.blocked is not None:
+        return None
+    if case.memory.done is None:
+        return "its outputs verify, and the next pass writes that down; there is nothing to accept"
+    return "is done already; there is nothing to accept"
+
+
+def _nothing_to_stop(verb: str, case: Case) -> str | None:
+    if case.action.condition is Condition.DRIFTED:
+        return f"its result is of another definition (accept or rerun it); there is nothing to {verb}"
+    return f"is done; there is nothing to {verb}" if case.action.condition is Condition.DONE else None
+
+
+def _not_to_replace(order: Order, case: Case) -> str | None:
+    step, action = case.step, case.action
+    if case.running and not order.now:
+        return f"{named(case.running)} may be running; say --now to cancel it and start again"
+    if action.condition is Condition.UNKNOWN and not case.live:
+        return f"{action.reason.message}; nothing may be replaced before that is known"
+    if step.stage is Stage.FINETUNE and step.script.is_relative_to(step.output_dir):
+        return f"{step.output_dir} holds more than its outputs; move those away by hand"
+    return None
+
+
+def _taken_from_others(order: Order, case: Case, chosen: Collection[str]) -> str | None:
+    """An evaluation in flight would read a checkpoint that is moved aside and trained anew; one of a checkpoint that was freed
+    would only fail, after its old result was given up."""
+    for key, live in case.dependents.items():
+        if live and key not in chosen:
+            way_out = "" if order.with_dependents else "say --with-dependents to replace that too, or "
+            return f"{named(live)} of {key} needs it; {way_out}wait for its end"
+    if case.freed is not None and case.step.epoch in case.freed.epochs and case.step.need not in chosen:
+        return f"its checkpoint is gone ({case.freed}); rerun {case.step.need} --with-dependents instead"
+    return None
+
+
+def _not_acceptable(case: Case) -> str | None:
+    if case.running:
+        return f"{named(case.running)} may be running; there is no result to accept yet"
+    if case.is_shared:
+        return f"{case.action.reason.message}; there is nothing to accept before that is known"
+    if len(case.queued) > 1:
+        return f"{named(case.queued)} all belong to it; cancel all but one before one is accepted"
+    if case.queued and case.attempt_of(case.queued[0]) is None:
+        return f"{named(case.queued)} is not in writing yet; `reconcile apply` takes it over as it is"
+    if case.queued or case.memory.given_up is not None:
+        return None
+    return _no_outputs_to_accept(case)
+
+
+def _no_outputs_to_accept(case: Case) -> str | None:
+    outputs, action = case.outputs, case.action
+    if action.condition in (Condition.WAITING, Condition.UNKNOWN):
+        return f"there is no result to accept ({action.reason.message})"
+    if outputs is None or outputs.state is OutputState.UNKNOWN:
+        return outputs.reason.message if outputs else "its outputs were not examined"
+    if outputs.state is OutputState.ABSENT and not case.is_finished:
+        return f"there are no outputs to accept ({outputs.reason.message})"
+    return None
+
+
+# --- what is told before ------------------------------------------------------------------------------
+
+
+def told(order: Order, case: Case, chosen: Collection[str]) -> str:
+    """One sentence of what will happen to the step."""
+    if order.verb == "rerun":
+        what = _rerun_told(case, [key for key in case.dependents if key not in chosen])
+    else:
+        what = _TOLD[order.verb](case)
+    return f"{order.verb} {case.key} ({case.action.condition.value}: {case.action.reason.message}): {what}"
+
+
+def _hold_told(case: Case) -> str:
+    if case.running:
+        return f"{named(case.running)} runs on, and nothing follows it"
+    return f"{named(case.queued)} is held until you release it" if case.queued else "it is not submitted until you release it"
+
+
+def _release_told(case: Case) -> str:
+    if case.held_by_word:
+        return "; ".join(_starts(case))
+    if case.is_finished:
+        return "what follows it may start"
+    return "a person's word on it is lifted" if case.live else "decided afresh by the next pass, retries counted from zero"
+
+
+def _starts(case: Case) -> Iterable[str]:
+    if case.let_go:
+        yield f"{named(case.let_go)} may start"
+    if case.kept_by_pause:
+        yield f"{named(case.kept_by_pause)} may start once the pause is over"
+
+
+def _cancel_told(case: Case) -> str:
+    held = "it is held until you release it"
+    return f"{named(case.live)} is cancelled, and {held}" if case.live else held
+
+
+def _accept_told(case: Case) -> str:
+    if case.queued:
+        return f"{named(case.queued)} stands as it is"
+    if case.memory.given_up is not None:
+        return "it is not done again, and its result stands as before"
+    is_drifted = case.action.condition is Condition.DRIFTED
+    return "its result stands under the new definition" if is_drifted else "its outputs count as done by your word"
+
+
+_TOLD: dict[str, Callable[[Case], str]] = {
+    "hold": _hold_told,
+    "release": _release_told,
+    "cancel": _cancel_told,
+    "accept": _accept_told,
+}
+
+
+def _rerun_told(case: Case, others: Sequence[str]) -> str:
+    step = case.step
+    told = [f"{named(case.live)} is cancelled"] if case.live else []
+    if step.stage is Stage.FINETUNE:
+        told.append(f"what is in {step.output_dir} is moved aside")
+    told.append("the next pass submits it again")
+    if others:
+        told.append(f"{', '.join(others)} depend on it and stay as they are without --with-dependents")
+    return "; ".join(told)
+
+
+# --- what is written and done -------------------------------------------------------------------------
+
+
+@dataclass
+class Court:
+    """One order being carried out."""
+
+    scene: Scene
+    ledger: Ledger
+    order: Order
+    done: list[Done] = field(default_factory=list)
+
+    def fulfil(self, case: Case) -> None:
+        """Write the word, and do what the cluster must do at once."""
+        _VERBS[self.order.verb](self, case)
+
+    def tell(self, case: Case, message: str) -> None:
+        """Remember what was done."""
+        self.done.append(Done(case.key, message))
+
+    def write(self, event: str, step: str, **facts: Any) -> None:
+        """The word, with who said it and why."""
+        self.ledger.append(event, step=step, user=self.scene.user, why=self.order.why, **facts)
+
+    def hold(self, case: Case) -> None:
+        """Every queued job held, and remembered as held by this word: it ends with it. The intent comes first."""
+        for job in case.queued:
+            attempt = case.attempt_of(job)
+            if attempt is not None:
+                self.ledger.append("queue-holding", step=case.key, attempt=attempt.number)
+            self.scene.backend.hold(job.id)
+            if attempt is not None:
+                self.ledger.append("queue-held", step=case.key, attempt=attempt.number)
+
+    def let_go(self, case: Case) -> None:
+        """Held jobs may start, and nothing remembers them as held by us; those that a pause keeps are its from now on."""
+        for job in case.let_go:
+            self.scene.backend.release(job.id)
+            attempt = case.attempt_of(job)
+            if attempt is not None and attempt.queue_hold:
+                self.ledger.append("unheld", step=case.key, attempt=attempt.number)
+        for attempt in filter(None, map(case.attempt_of, case.kept_by_pause)):
+            self.ledger.append("queue-held", step=case.key, attempt=attempt.number)
+
+    def cancel(self, jobs: Sequence[Job]) -> str:
+        """Every one of the jobs cancelled; a few words of it, empty where there is none."""
+        for job in jobs:
+            self.scene.backend.cancel(job.id)
+        return f"{named(jobs)} cancelled" if jobs else ""
+
+
+def _release(court: Court, case: Case) -> None:
+    court.write("release", case.key)
+    court.let_go(case)
+    if case.held_by_word:
+        court.tell(case, f"released; {'; '.join(_starts(case))}")
+    elif case.is_finished:
+        court.tell(case, "released; what follows it may start")
+    else:
+        court.tell(case, "released" if case.live else "released, decided afresh by the next pass")
+
+
+def _hold(court: Court, case: Case) -> None:
+    court.write("hold", case.key)
+    court.hold(case)
+    what = f"{named(case.queued)} held" if case.queued else "held"
+    court.tell(case, f"{what} until you release it" + ("; its job runs on" if case.live and not case.queued else ""))
+
+
+def _cancel(court: Court, case: Case) -> None:
+    """The word is written first: a job that was cancelled without it would look like a failure."""
+    court.write("cancel", case.key)
+    cancelled = court.cancel(case.live)
+    court.tell(case, f"{f'{cancelled}, and ' if cancelled else ''}held until you release it")
+
+
+def _accept(court: Court, case: Case) -> None:
+    """A queued job stands as it is, also where its script asks for other resources by now; a rerun that nothing followed is taken
+    back; else the outputs count as done."""
+    for attempt in filter(None, map(case.attempt_of, case.queued)):
+        court.write("placed", case.key, attempt=attempt.number, placement=case.step.placement)
+        court.tell(case, f"{named(case.queued)} stands as it is")
+        return
+    if case.memory.given_up is not None:
+        court.write("restored", case.key)
+        court.tell(case, "its result stands as before")
+        return
+    _accept_outputs(court, case)
+
+
+def _accept_outputs(court: Court, case: Case) -> None:
+    step = case.step
+    evidence = [asdict(file) for file in case.outputs.evidence] if case.outputs else []
+    if not evidence and case.memory.done is not None:
+        evidence = [dict(file) for file in case.memory.done.evidence]  # what was verified then stands in writing
+    court.write(
+        "done",
+        step.key,
+        definition=step.definition,
+        meaning=dict(step.meaning),
+        inputs=dict(step.inputs),
+        by_person=True,
+        evidence=evidence,
+    )
+    court.tell(case, "accepted as done")
+
+
+def _rerun(court: Court, case: Case) -> None:
+    """The word first; what it replaces is cancelled now, and outputs are moved aside by the submission that follows."""
+    court.write("rerun", case.key, newest=case.outputs.newest if case.outputs else None)
+    cancelled = court.cancel(case.live)
+    court.tell(case, f"{f'{cancelled}; ' if cancelled else ''}the next pass submits it again")
+
+
+_VERBS: dict[str, Callable[[Court, Case], None]] = {
+    "release": _release,
+    "hold": _hold,
+    "cancel": _cancel,
+    "accept": _accept,
+    "rerun": _rerun,
+}
