@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shutil
 
+import jsonschema
 import pytest
 
 from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.loop import preview
-from reconciler.orphans import cancel, names_orphans_alone, prune
+from reconciler.orphans import cancel, named, names_orphans_alone, prune
+from reconciler.render import explain_orphan_text, explained_orphan
+from reconciler.schemas import schema
 from test_pass import DOCUMENT, drop_run_a, lab, order, start  # noqa: F401 - the fixture
 
 
@@ -45,6 +48,22 @@ def test_an_orphan_is_cancelled_by_its_run_its_step_or_its_job(orphaned, name):
     assert live(orphaned) == [job for job in before if job != orphaned.orphan]
     orphaned.run()
     assert orphaned.run().plan.orphans == ()
+
+
+@pytest.mark.parametrize("name", ["a/finetune", "the id"])
+def test_an_orphan_is_explained_by_its_job_its_attempts_and_what_was_said_of_it(orphaned, name):
+    order(orphaned, "hold", "b/finetune")
+    seen, found, steps = named(orphaned.scene, [orphaned.orphan if name == "the id" else name, "b/finetune"])
+    (orphan,) = found
+    assert [step.key for step in steps] == ["b/finetune"]
+    text, facts = explain_orphan_text(seen, orphan), explained_orphan(seen, orphan)
+    jsonschema.validate(facts, schema("explanation"))
+    assert (facts["step"], facts["orphan"]["job_id"]) == ("a/finetune", orphaned.orphan)
+    assert [attempt["job"] for attempt in facts["attempts"]] == [orphaned.orphan]
+    assert f"`reconcile cancel {orphaned.orphan}` ends it" in text
+    assert f", job {orphaned.orphan}, submitted" in text
+    with pytest.raises(UsageError, match="no step"):
+        named(orphaned.scene, ["c/finetune"])
 
 
 def test_a_run_that_comes_back_after_its_job_was_pruned_is_held_until_released(orphaned):

@@ -13,8 +13,8 @@ from reconciler.errors import UsageError
 from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
-from reconciler.loop import Pass, Scene
-from reconciler.model import Orphan, names_step
+from reconciler.loop import Pass, Scene, preview
+from reconciler.model import Orphan, Step, names_step
 from reconciler.words import Considered, Done, Order, Prospect, consider, fulfil, look_at
 
 Confirm = Callable[[Prospect], bool]
@@ -55,6 +55,18 @@ def prune(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tup
             return ()
         ledger = Ledger(directory, scene.clock)
         return tuple(_cancel(scene, ledger, orphan, why) for orphan in chosen)
+
+
+def named(scene: Scene, names: Sequence[str]) -> tuple[Pass, tuple[Orphan, ...], tuple[Step, ...]]:
+    """What there is, with the orphans and the steps that are named (all steps, where nothing is). Raises UsageError for a name of
+    neither."""
+    seen = preview(scene)
+    if not all(any(names_step(name, step.key) for step in seen.desired.steps) for name in names):
+        seen = preview(scene, always_ask=True)  # where everything is done, the queue was not asked
+    theirs = [name for name in names if names_orphans_alone(seen, name)]
+    others = [name for name in names if name not in theirs]
+    found = tuple(orphan for orphan in seen.plan.orphans if any(is_named(orphan, name) for name in theirs))
+    return seen, found, seen.desired.select(*others) if others or not theirs else ()
 
 
 def names_orphans_alone(seen: Pass, name: str) -> bool:

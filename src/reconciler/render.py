@@ -21,7 +21,7 @@ from reconciler.batch_script import log_paths
 from reconciler.errors import Problem
 from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory, Word
-from reconciler.model import Action, Condition, Step, Verb
+from reconciler.model import Action, Condition, Orphan, Step, Verb
 from reconciler.staleness import staleness
 from reconciler.words import Done, Skipped
 
@@ -132,12 +132,14 @@ def _orphan_lines(seen: Pass, paint: Paint) -> list[str]:
     """Jobs of ours whose steps the document has no more."""
     if not seen.plan.orphans:
         return []
-    lines = [
-        f"  {paint('!', 'yellow')} job {plain(o.job.id)} ({plain(o.job.state)}) is of {plain(o.step) or 'a step'}, which the "
-        f"document does not have; it is left alone, `reconcile cancel {plain(o.job.id)}` ends it"
-        for o in seen.plan.orphans
-    ]
+    lines = [f"  {paint('!', 'yellow')} {_orphan_sentence(orphan)}" for orphan in seen.plan.orphans]
     return ["", f"{paint('Orphans', 'bold')} ({len(lines)})", *lines]
+
+
+def _orphan_sentence(orphan: Orphan) -> str:
+    job = orphan.job
+    whose = f"job {job.id} ({job.state}) is of {orphan.step or 'a step'}, which the document does not have"
+    return plain(f"{whose}; it is left alone, `reconcile cancel {job.id}` ends it")
 
 
 def _cost_lines(seen: Pass) -> list[str]:
@@ -251,10 +253,19 @@ def explain_text(seen: Pass, key: str, *, verbose: bool = False, quiet: bool = F
         lines.append(f"  evidence ({len(facts['evidence'])} files):")
         lines += [f"    {plain(file['path'])}  {file['size']} bytes" for file in facts["evidence"]]
     lines += [f"  {line}" for line in _standing_lines(seen)]
-    if facts["words"]:
-        lines.append("  what persons said:")
-        lines += [f"    {_said(word)}" for word in facts["words"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_word_lines(facts["words"])])
+
+
+def explain_orphan_text(seen: Pass, orphan: Orphan) -> str:
+    """What is known of a job whose step the document does not have."""
+    facts = explained_orphan(seen, orphan)
+    lines = [plain(orphan.step or f"job {orphan.job.id}"), f"  Orphan: {_orphan_sentence(orphan)}"]
+    lines += [f"  attempt {attempt['number']}: {_attempt_sentence(attempt)}" for attempt in facts["attempts"]]
+    return "\n".join([*lines, *_word_lines(facts["words"])])
+
+
+def _word_lines(words: Sequence[Mapping[str, Any]]) -> list[str]:
+    return ["  what persons said:", *(f"    {_said(word)}" for word in words)] if words else []
 
 
 def _said(word: Mapping[str, Any]) -> str:
@@ -393,7 +404,7 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
         "edits": [{"file": str(e.path), "key": e.key, "before": e.before, "after": e.after, "at": e.at} for e in memory.edits],
         "evidence": _evidence(memory),
         "word": _word(memory.word) if memory.word else None,
-        "words": [_word(word) for word in sorted((*memory.words, *seen.memory.words), key=lambda word: word.order)],
+        "words": _words(seen, key),
         "paused": _pause(seen),
         "changes": list(action.changes) if action.condition is Condition.DRIFTED else [],
         "stale": list(stale(seen, key)),
@@ -407,6 +418,21 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
     }
 
 
+def explained_orphan(seen: Pass, orphan: Orphan) -> dict[str, Any]:
+    """What ``explain`` prints of an orphan; its form is in the same schema."""
+    return {
+        "step": orphan.step or None,
+        "orphan": {"job_id": orphan.job.id, "state": orphan.job.state},
+        "attempts": [_attempt_json(a, _fate(a, is_settled=True), ()) for a in seen.memory.of(orphan.step).attempts],
+        "words": _words(seen, orphan.step),
+    }
+
+
+def _words(seen: Pass, key: str) -> list[dict[str, Any]]:
+    words = (*seen.memory.of(key).words, *seen.memory.words)
+    return [_word(word) for word in sorted(words, key=lambda word: word.order)]
+
+
 def _word(word: Word) -> dict[str, Any]:
     return {"verb": word.verb, "user": word.user, "why": word.why, "at": word.at, "about": word.about}
 
@@ -415,18 +441,26 @@ def _attempts(seen: Pass, action: Action) -> list[dict[str, Any]]:
     memory, step = seen.memory.of(action.step), seen.desired.step(action.step)
     is_open = action.condition in (Condition.VERIFYING, Condition.UNKNOWN)  # its outputs may still come to light
     return [
-        {
-            "number": attempt.number,
-            "job": attempt.job,
-            "at": attempt.at,
-            "name": attempt.name,
-            "outcome": _fate(attempt, is_settled=not (is_open and attempt is memory.last_begun)),
-            "options": dict(attempt.options),
-            "from_epoch": attempt.from_epoch,
-            "logs": [str(log) for log in _logs_of(seen, step, attempt)] if step is not None else [],
-        }
+        _attempt_json(
+            attempt,
+            _fate(attempt, is_settled=not (is_open and attempt is memory.last_begun)),
+            _logs_of(seen, step, attempt) if step is not None else (),
+        )
         for attempt in memory.attempts
     ]
+
+
+def _attempt_json(attempt: Attempt, outcome: str, logs: Sequence[Path]) -> dict[str, Any]:
+    return {
+        "number": attempt.number,
+        "job": attempt.job,
+        "at": attempt.at,
+        "name": attempt.name,
+        "outcome": outcome,
+        "options": dict(attempt.options),
+        "from_epoch": attempt.from_epoch,
+        "logs": [str(log) for log in logs],
+    }
 
 
 def _logs_of(seen: Pass, step: Step, attempt: Attempt) -> tuple[Path, ...]:

@@ -219,14 +219,17 @@ def status(asked: Asked) -> int:
 @_verbose("Show what defines the result too, item by item.")
 @_quiet("Show the condition and the reason alone.")
 def explain(asked: Asked, arguments: tuple[str, ...]) -> int:
-    """Tell all that is known of steps: facts, the rule that decided, attempts, evidence. JSON is one document a step."""
+    """Tell all that is known of steps or orphans: facts, the rule that decided, attempts, evidence. In JSON a document each."""
     asked, patterns = _with_steps(asked, arguments)
-    seen = preview(_scene(asked))
-    for chosen in seen.desired.select(*patterns):
-        if asked.form == "json":
-            _print_json(render.explained(seen, chosen.key))
+    seen, of_orphans, of_steps = orphans.named(_scene(asked), patterns)
+    as_json = asked.form == "json"
+    for orphan in of_orphans:
+        _print_json(render.explained_orphan(seen, orphan)) if as_json else print(render.explain_orphan_text(seen, orphan))
+    for step in of_steps:
+        if as_json:
+            _print_json(render.explained(seen, step.key))
         else:
-            print(render.explain_text(seen, chosen.key, verbose=asked.verbose, quiet=asked.quiet))
+            print(render.explain_text(seen, step.key, verbose=asked.verbose, quiet=asked.quiet))
     return 0
 
 
