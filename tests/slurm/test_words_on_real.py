@@ -73,7 +73,7 @@ def test_a_run_that_left_the_document_is_shown_cancelled_by_name_alone_and_held_
     person.reconcile("apply", experiment, "--select", "*/finetune")
     assert job in say("status", experiment)
     assert reason(person, job) == "None"
-    assert job in say("apply", experiment, "--select", "*/finetune", "--prune", "goes", "--yes")
+    assert job in say("apply", experiment, "--select", "*/finetune", "--prune", "goes")
     until(lambda: not reason(person, job))
     document.write_text(whole)
     assert conditions(person, experiment)["goes/finetune"] in ("Held", "Unknown")
