@@ -36,7 +36,10 @@ def main() -> int:
     ran = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     verdict = "Converged" if converged else "Did NOT converge"
     print(f"\n{verdict} in {time.monotonic() - started:.0f} s. Jobs that ran: {len(ran)}, for {len(set(ran))} different steps.")
-    print(f"The experiment stays in {experiment}")
+    print(
+        f"To go on with it yourself: export RECONCILE_LOCAL_DIR={os.environ['RECONCILE_LOCAL_DIR']} PATH={RECONCILE.parent}:$PATH"
+    )
+    print(f"The experiment stays in {experiment} (rm -r {lab} when you are done).")
     return 0 if converged else 1
 
 

@@ -168,7 +168,10 @@ def _ledger() -> list[bytes]:
         [{"event": "pause", "at": NOW, "until": NOW + 60, "until_text": "then"}, {"event": "resume", "at": NOW, "user": "u"}],
         [done(tune), {"event": "free", "at": NOW, "step": tune.key, "epochs": [0], "bytes": 9, "user": "u"}],
         [{"event": "renaming", "at": NOW, "old": "a", "new": "b"}, {"event": "renamed", "at": NOW, "old": "a", "new": "b"}],
-        [*submitted(tune), {"event": "edited", "at": NOW, "step": tune.key, "path": "/x/y", "key": "k", "before": "1", "after": "2"}],
+        [
+            *submitted(tune),
+            {"event": "edited", "at": NOW, "step": tune.key, "path": "/x/y", "key": "k", "before": "1", "after": "2"},
+        ],
         [*submitted(tune, held=True), {"event": "withdrawing", "at": NOW, "step": tune.key, "attempt": 1}],
     ]
     return [b"".join(json.dumps(event).encode() + b"\n" for event in events) for events in histories]
