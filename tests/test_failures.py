@@ -137,7 +137,14 @@ def test_a_progress_bar_that_had_not_ended_its_line_is_no_part_of_what_is_told(b
 
 
 @pytest.mark.parametrize(
-    "line", ["%|" * 30000, "Traceback (most recent call last):\n" * 1800, "| " * 30000, "%||" + "1/" * 30000]
+    "line",
+    [
+        "%|" * 30000,
+        "Traceback (most recent call last):\n" * 1800,
+        "| " * 30000,
+        "%||" + "1/" * 30000,
+        "| " * 400 + "step Traceback (most recent call last):\nx",
+    ],
 )
 def test_a_log_that_looks_like_much_and_is_nothing_takes_no_time(line: str):
     begun = time.process_time()
@@ -239,6 +246,15 @@ def test_a_full_disk_holds_every_submission_to_that_filesystem_wherever_its_run_
     assert "release a/finetune" in plan.of(BESIDE.key).reason.message
 
 
+def test_where_only_a_person_can_make_room_nothing_is_pending_and_what_follows_waits_for_that_person():
+    follows = evaluation("b")
+    plan = plan_for(FULL, BESIDE, follows, events=MET, filesystems={**DISKS, follows.key: 1})
+    assert not any(action.is_pending for action in plan.actions)
+    assert plan.of(follows.key).reason.code == "NeedBlocked"
+    retried = plan_for(FULL, BESIDE, events=MET, filesystems=DISKS, policy=Policy(retry={"DiskQuota": 1}, backoff=3600.0))
+    assert retried.of(FULL.key).is_pending
+
+
 def test_the_disk_counts_as_full_as_soon_as_the_job_has_ended_and_not_only_once_its_outputs_have_settled():
     full = "OSError: [Errno 28] No space left on device\n"
     world = {"events": submitted(FULL), "queue": (OVER,), "logs": {(OVER.id, OVER.name): full}}
@@ -302,7 +318,7 @@ def test_a_job_without_a_gpu_is_its_nodes_fault_only_where_it_asked_for_one(gpus
     (end,) = [e for e in seen.learned if e["event"] == "ended"]
     assert end["failure"] == code
     assert "RuntimeError: No CUDA GPUs are available" in end["detail"]
-    assert ("--gres=gpu:1" in end["detail"]) == (code == "LaunchFailure")
+    assert ("--gres=gpu:1" in end["detail"]) == (gpus == 0)
 
 
 def test_what_the_job_asked_for_counts_and_not_what_its_script_asks_for_since():

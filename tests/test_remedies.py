@@ -478,6 +478,14 @@ def test_nodes_that_the_script_keeps_away_from_stay_excluded():
     assert action.options["exclude"] == "n7,n[8-9],n1"
     assert "--exclude=n7,n[8-9],n1" in action.changes
     assert "exclude" not in plan_for(step, policy=policy()).of(step.key).options
+    listed = replace(step, asks={"exclude": "./bad_nodes.txt"})
+    action = plan_for(listed, finetune("a"), finetune("b"), events=TWICE, policy=policy()).of(step.key)
+    assert "exclude" not in action.options
+    assert "is a file, ./bad_nodes.txt" in action.changes[-1]
+
+
+def test_a_node_whose_jobs_did_their_work_is_not_avoided_for_what_their_logs_say():
+    assert excluded(*(event | {"state": "COMPLETED"} if event["event"] == "ended" else event for event in TWICE)) == {""}
 
 
 def test_jobs_that_one_failure_took_together_count_once():

@@ -64,8 +64,8 @@ def test_the_experiment_outranks_the_person_and_flags_outrank_both(experiment: P
 def test_a_duration_is_a_number_with_a_unit_and_a_bare_number_is_seconds(
     experiment: Path, home: Path, written: str, seconds: float
 ) -> None:
-    (experiment / "reconcile.yaml").write_text(f"grace: {written}\n")
-    assert read_settings(experiment, {}, home).grace == seconds
+    (experiment / "reconcile.yaml").write_text(f"settle: {written}\n")
+    assert read_settings(experiment, {}, home).settle == seconds
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,13 @@ def test_no_limit_can_be_said_over_a_persons_limit(experiment: Path, home: Path)
         ("\nbackend: slurm\n", ":2: `backend` is 'slurm'; accepted: `auto`, `pyslurm`, `cli` or `local`"),
         (
             "grace: 5 parsecs\n",
-            ":1: `grace` is '5 parsecs'; accepted: a duration such as 5s, 10m, 1h or 2d; a bare number is seconds",
+            ":1: `grace` is '5 parsecs'; accepted: a duration such as 5s, 10m, 1h or 2d, up to 365d; a bare number is seconds",
+        ),
+        ("grace: 9s\n", ":1: `grace` is '9s'; accepted: 10s or more"),
+        ("stagger: 99999999d\n", ":1: `stagger` is '99999999d'; accepted: a duration such as 5s, 10m, 1h or 2d, up to 365d"),
+        (
+            "mem: {factor: 2, max: 99999999999999999999999999}\n",
+            ":1: `mem.max` is 99999999999999999999999999; accepted: an amount",
         ),
         ("grace: -5\n", ":1: `grace` is -5; accepted: a duration"),
         ("grace: .inf\n", ":1: `grace` is inf; accepted: a duration"),

@@ -100,6 +100,7 @@ _BAR = re.compile(
     r" *(?=\S)"
 )
 _ASK_FOR_A_GPU = "does its script ask for a GPU? `#SBATCH --gres=gpu:1` would"
+_NOBODY_KNOWS = "nothing tells whether it was given a GPU: is that its script, or its node?"
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
 _LONGEST = 300  # characters of a line that is shown
 
@@ -209,7 +210,7 @@ def _told_by_log(log: str, signs: Sequence[Sign], gpus: int | None) -> Failure |
 def _meaning(sign: Sign, line: str, gpus: int | None) -> Failure:
     """What a sign stands for, in the line where it was found."""
     if sign.without_gpus and not gpus:
-        return Failure(sign.without_gpus, f"{line}; {_ASK_FOR_A_GPU}")
+        return Failure(sign.without_gpus, f"{line}; {_NOBODY_KNOWS if gpus is None else _ASK_FOR_A_GPU}")
     return Failure(sign.failure, line)
 
 

@@ -507,7 +507,11 @@ class Action:
         if self.changes_something:
             return True
         is_waiting = self.condition is not Condition.DONE and not self.condition.needs_person
-        return is_waiting and self.reason.code != "NeedBlocked"
+        return is_waiting and self.reason.code not in _ENDED_BY_OTHERS
+
+
+_ENDED_BY_OTHERS = frozenset({"NeedBlocked", "DiskQuota"})
+"""Reasons for a wait that ends once another step goes on: where none will, a person has to."""
 
 
 @dataclass(frozen=True)

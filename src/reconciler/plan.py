@@ -165,13 +165,13 @@ def _ends_of_dropped_steps(
 
 def failing_nodes(known: Mapping[str, StepMemory], policy: Policy, released: int) -> tuple[str, ...]:
     """Nodes that failed jobs of this experiment so often that no more are sent there, since a person last released it as a whole:
-    a node may have been mended. Jobs that one failure took count once; where a job had several nodes, nothing tells which of
-    them it was."""
+    a node may have been mended. Jobs that one failure took count once, and none that did its work; where a job had several nodes,
+    nothing tells which of them it was."""
     attempts = (attempt for memory in known.values() for attempt in memory.attempts)
     ends = [attempt.end for attempt in attempts if attempt.end is not None and attempt.end.order > released]
     failures: dict[str, list[float]] = {}
     for end in sorted(ends, key=lambda end: end.at):
-        if end.failure in NODE and _ONE_NODE.fullmatch(end.nodes):
+        if end.failure in NODE and end.state != "COMPLETED" and _ONE_NODE.fullmatch(end.nodes):
             times = failures.setdefault(end.nodes, [])
             if not times or end.at - times[-1] > _ONE_FAILURE:
                 times.append(end.at)
@@ -192,6 +192,9 @@ def _avoid_nodes(
         was_refused = last is not None and last.refused is not None and "exclude" in last.options
         if action.verb is not Verb.SUBMIT or was_refused:
             return action
+        if "/" in own[action.step]:  # a file of names, to which none can be added (man sbatch, --exclude)
+            kept = f"does not keep away from {','.join(nodes)}: the script's --exclude is a file, {own[action.step]}"
+            return replace(action, changes=(*action.changes, kept))
         listed = ",".join(filter(None, (own[action.step], *nodes)))
         told = (*action.changes, f"--exclude={listed}")
         return replace(action, options={**action.options, "exclude": listed}, changes=told)
@@ -233,8 +236,8 @@ def _hold_back(
 
 
 def _behind(action: Action, need: Action | None) -> Action:
-    """A step whose need was stopped for a person to decide waits for that person too."""
-    if action.reason.code != "NeedUnmet" or need is None or not need.condition.needs_person:
+    """A step whose need does not go on by itself waits for the same person."""
+    if action.reason.code != "NeedUnmet" or need is None or need.is_pending:
         return action
     return replace(action, reason=need_blocked(need))
 

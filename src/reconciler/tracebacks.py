@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 _HEAD = re.compile(r"(?P<before>.*?)(?P<box>[╭+][─-]+ )?(?:Exception Group )?Traceback \(most recent call last\)")
 _LABEL = re.compile(r"\[[A-Za-z]{1,20}\d{1,6}\]: ?|\d{1,6}: ")
-_FRAME = re.compile(r"(?:[ \t]*[|+│┃] ?)*[ \t]*")
+_FRAME = re.compile(r"[ \t|+│┃]*")
 _BOX_ENDS = re.compile(r"[╰+][─-]{3}")
 _JOINS = re.compile(r"During handling of the above|The above exception was the direct cause|\+-+ \d+ -+$")
+# What Python tells on the way out, or of a thread that nobody waits for, whatever the program itself died of.
+_ASIDE = re.compile(r"Exception ignored|Exception in thread |Error in atexit\._run_exitfuncs|--- Logging error ---")
 # What a launcher raises because a process of its own failed: that one's traceback tells more.
 _RELAYS = re.compile(r"\S*\b(ChildFailedError|CalledProcessError)\b")
 
@@ -74,6 +76,12 @@ FORMS: Mapping[str, tuple[str, str]] = {
     "rank under torchrun": (_before_each("[rank0]: ", f"{_PYTHON}ValueError: bad lr") + _RELAYED, "ValueError: bad lr"),
     "torchrun --tee": (_before_each("[default0]:", f"{_PYTHON}ValueError: bad lr") + _RELAYED, "ValueError: bad lr"),
     "srun --label": (_before_each("0: ", f"{_PYTHON}ValueError: bad lr"), "ValueError: bad lr"),
+    "before a thread's, told on the way out": (
+        f"{_PYTHON}ValueError: bad lr\nException in thread Thread-3 (_pin_memory_loop):\n{_PYTHON}ConnectionResetError: closed\n"
+        f"Exception ignored in: <function f>\n{_PYTHON}OSError: closed\n",
+        "ValueError: bad lr",
+    ),
+    "a thread's alone": (f"Exception in thread Thread-3 (work):\n{_PYTHON}ValueError: bad lr\n", "ValueError: bad lr"),
     "torchrun alone": (_RELAYED, "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:"),
 }
 """By form, what was printed (less most of its frames), and the line that tells why."""
@@ -90,26 +98,29 @@ class Ending:
 
 @dataclass(frozen=True)
 class _Traceback:
-    """From line ``begin``; ``exception`` stands at line ``end``, what is between are frames. ``label`` is its rank's, if any."""
+    """From line ``begin``; ``exception`` stands at line ``end``, what is between are frames. ``label`` is its rank's, if any;
+    ``is_aside``: it is not what the program died of, where there is another."""
 
     label: str
     begin: int
     end: int
     exception: str
+    is_aside: bool
 
 
 def ending(output: str) -> Ending:
     """How a program's output ends; ``output`` is plain lines, or the tail of such."""
     lines = output.split("\n")
     every = _tracebacks(lines)
-    telling = [found for found in every if not _RELAYS.match(found.exception)] or every
+    own = [found for found in every if not found.is_aside] or every
+    telling = [found for found in own if not _RELAYS.match(found.exception)] or own
     if not telling:
         return Ending("", output)
     # Ranks fail together: the first of them is the likeliest cause.
     last_of_each = {found.label: found for found in telling if bool(found.label) == bool(telling[-1].label)}
     cause = min(last_of_each.values(), key=lambda found: found.begin)
     begin = _first_of_chain(lines, [found for found in telling if found.label == cause.label and found.begin <= cause.begin])
-    return Ending(cause.exception, _without_frames(lines, every, begin, cause.label))
+    return Ending(cause.exception, _without_frames(lines, every, begin, cause))
 
 
 def _tracebacks(lines: Sequence[str]) -> list[_Traceback]:
@@ -137,7 +148,8 @@ def _traceback_at(lines: Sequence[str], begin: int) -> _Traceback | None:
     end = _end(lines, begin + 1, outer, is_boxed=head["box"] is not None, is_labelled=label is not None)
     if end is None:
         return None
-    return _Traceback(label[0] if label else "", begin, end, lines[end][len(outer) :].strip(" \t│┃|"))
+    is_aside = begin > 0 and _ASIDE.search(lines[begin - 1]) is not None
+    return _Traceback(label[0] if label else "", begin, end, lines[end][len(outer) :].strip(" \t│┃|"), is_aside)
 
 
 def _end(lines: Sequence[str], begin: int, outer: str, *, is_boxed: bool, is_labelled: bool) -> int | None:
@@ -173,12 +185,13 @@ def _first_of_chain(lines: Sequence[str], found: Sequence[_Traceback]) -> int:
     return begin
 
 
-def _without_frames(lines: Sequence[str], found: Sequence[_Traceback], begin: int, label: str) -> str:
-    """The lines from there on, less the frames of tracebacks (code that speaks of an error is none) and the ranks' labels."""
-    exceptions = {each.end: each.exception for each in found}
-    frames = {number for each in found for number in range(each.begin, each.end)} - exceptions.keys()
+def _without_frames(lines: Sequence[str], found: Sequence[_Traceback], begin: int, cause: _Traceback) -> str:
+    """The lines from there on, less the frames of tracebacks (code that speaks of an error is none), what was told aside, and the
+    ranks' labels."""
+    exceptions = {each.end: each.exception for each in found if each.is_aside <= cause.is_aside}
+    frames = {number for each in found for number in range(each.begin, each.end + 1)} - exceptions.keys()
     kept = (number for number in range(begin, len(lines)) if number not in frames)
-    return "\n".join(exceptions.get(number) or _unlabelled(lines[number], label) for number in kept)
+    return "\n".join(exceptions.get(number) or _unlabelled(lines[number], cause.label) for number in kept)
 
 
 def _unlabelled(line: str, label: str) -> str:

@@ -23,6 +23,7 @@ from reconciler.schemas import schema
 FILE = "reconcile.yaml"
 PERSONAL = Path(".config", "reconcile", "config.yaml")
 LEAST_POLL = 10.0  # seconds; Slurm's controller answers every user's squeue from one lock
+LEAST_GRACE = 10.0  # seconds; a pass that takes more than half of it does not believe its own look any more (act.py)
 _DURATIONS = ("stagger", "poll", "grace", "settle", "backoff")
 _CANARY = 600.0  # seconds, where it only says `true`
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -56,7 +57,9 @@ def read_settings(experiment: Path, overrides: Mapping[str, object], home: Path,
     merged.update({key: read(merged[key]) for key, read in (("canary", _canary), ("budget", _gpu_hours)) if key in merged})
     policy = Policy(**merged)
     if policy.poll < LEAST_POLL and policy.backend != "local":
-        raise _refused_poll(sources)
+        raise _refused(sources, "poll", "10s or more, except with the backend `local`")
+    if policy.grace < LEAST_GRACE:
+        raise _refused(sources, "grace", "10s or more")
     return policy
 
 
@@ -138,10 +141,10 @@ def _gpu_hours(value: Any) -> float | None:
     return None if value is None else float(str(value).split("gpu")[0])
 
 
-def _refused_poll(sources: list[_Source]) -> InvalidExperiment | UsageError:
-    """The error for passes that would ask Slurm too often, at the place that says so."""
-    source = next(source for source in reversed(sources) if "poll" in source.values)
-    message = f"`poll` is {str(source.values['poll'])!r}; accepted: 10s or more, except with the backend `local`"
+def _refused(sources: list[_Source], key: str, accepted: str) -> InvalidExperiment | UsageError:
+    """The error for a duration that is too short, at the place that says so."""
+    source = next(source for source in reversed(sources) if key in source.values)
+    message = f"`{key}` is {str(source.values[key])!r}; accepted: {accepted}"
     if source.file is None:
         return UsageError(message)
-    return InvalidExperiment(Problem(source.file, line_of(source.values, ["poll"]), message))
+    return InvalidExperiment(Problem(source.file, line_of(source.values, [key]), message))
