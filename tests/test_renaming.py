@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -15,6 +16,7 @@ from reconciler.model import Condition
 from reconciler.render import Paint, explain_text, explained, status_text
 from reconciler.schemas import schema
 from test_pass import DOCUMENT, lab, order, start  # noqa: F401 - the fixture
+from worlds import StandInTool
 
 
 def say_rename(world, old="a", new="c"):
@@ -92,6 +94,42 @@ def test_a_renaming_is_undone_by_its_opposite(done):
     done.run()
     assert len(done.cluster.submissions) == submitted
     assert done.conditions()["a/finetune"] is Condition.DONE
+
+
+def test_what_the_ledger_tells_of_files_in_the_runs_directory_moves_with_them(done):
+    order(done, "release", "a/eval/cap_epoch0")
+    done.run()
+    done.finish("a/eval/cap_epoch0")
+    done.run()
+    say_rename(done)
+    memory = preview(done.scene).memory.of("c/finetune")
+    assert [Path(file["path"]).is_file() for file in memory.done.evidence] == [True]
+    assert memory.attempts[-1].output_dir == str(done.directory / "c" / "out" / "finetune")
+    assert say_rename(done, "c", "a")
+    assert [Path(file["path"]).is_file() for file in preview(done.scene).memory.of("a/finetune").done.evidence] == [True]
+
+
+def test_a_configuration_that_puts_outputs_into_the_runs_directory_by_its_full_path_keeps_its_name(done):
+    order(done, "release", "a/eval/cap_epoch0")
+    done.run()
+    done.finish("a/eval/cap_epoch0")
+    done.run()
+    tools = {name: _Configured(tool.stage) for name, tool in done.scene.tools.items()}
+    config = done.directory / "a" / "finetune.yaml"
+    config.write_text(f"output_dir: {done.directory / 'a' / 'out' / 'finetune'}\n")
+    before = done.tree()
+    with pytest.raises(UsageError, match=r"finetune.yaml:1 name the directory of a in full.*relative path there$"):
+        renaming.rename(replace(done.scene, tools=tools), "a", "c", "", lambda prospect: True)
+    assert done.tree() == before
+    config.write_text("output_dir: out/finetune\n")
+    assert renaming.rename(replace(done.scene, tools=tools), "a", "c", "", lambda prospect: True)
+
+
+class _Configured(StandInTool):
+    """One whose outputs stand where ``finetune.yaml`` says."""
+
+    def _step(self, run, key, script):
+        return replace(super()._step(run, key, script), config="finetune.yaml")
 
 
 def test_a_new_run_of_the_old_name_is_another_run(done):

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 
 from reconciler.errors import UsageError
-from reconciler.loop import preview
+from reconciler.loop import preview, run_pass
 from reconciler.model import Condition, Phase, Verb
 from reconciler.render import Paint, diff_text, explain_text, status_json, status_text
 from reconciler.staleness import drift
 from test_pass import Lab, lab, order  # noqa: F401 - the fixture
-from worlds import decide, done, finetune, job, submitted
+from worlds import StandInTool, decide, done, finetune, job, submitted
 
 EVALUATIONS = ("a/eval/cap_epoch0", "b/eval/cap_epoch0", "base/eval/cap_base")
 
@@ -135,6 +135,35 @@ def test_what_was_made_from_a_checkpoint_is_of_its_last_result_and_not_of_what_i
     assert lab.conditions()["a/finetune"] is Condition.DONE
     assert lab.conditions()[EVALUATIONS[0]] is Condition.DRIFTED
     assert "older version of its checkpoint" in preview(lab.scene).plan.of(EVALUATIONS[0]).reason.message
+
+
+def test_a_fine_tune_that_drifted_while_it_ran_is_never_done_for_a_pass_and_nothing_follows_it(lab):  # noqa: F811
+    key, script = "a/finetune", lab.directory / "a" / "finetune.slurm"
+    tools = {name: _WithScript(tool.stage) for name, tool in lab.scene.tools.items()}
+    scene = lambda: replace(lab.scene, tools=tools, clock=lambda: lab.now)  # noqa: E731
+    run_pass(scene())
+    script.write_text(script.read_text() + "# and more\n")
+    lab.finish(key)
+    before = preview(scene())
+    assert (before.plan.of(key).verb, before.plan.of(key).condition) == (Verb.MARK_DONE, Condition.DRIFTED)
+    assert before.plan.of(EVALUATIONS[0]).reason.code == "NeedBlocked"
+    run_pass(scene())
+    assert preview(scene()).plan.of(key).condition is Condition.DRIFTED
+    assert [s.script.name for s in lab.cluster.submissions].count("cap_epoch0.slurm") == 0
+    order(replace(lab), "accept", key)
+    lab.run()
+    assert lab.conditions()[EVALUATIONS[0]] is Condition.QUEUED
+    lab.finish(EVALUATIONS[0])
+    assert lab.run().plan.of(EVALUATIONS[0]).condition is Condition.DONE
+    assert lab.conditions()[EVALUATIONS[0]] is Condition.DONE
+
+
+class _WithScript(StandInTool):
+    """One that tells the script's commands among what defines a step, as the tools do."""
+
+    def _step(self, run, key, script):
+        step = super()._step(run, key, script)
+        return replace(step, meaning={script.name: f"commands {step.definition[:8]}"})
 
 
 def test_a_job_whose_script_has_changed_since_is_shown_with_what_changed():

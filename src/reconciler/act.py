@@ -28,12 +28,12 @@ from reconciler.errors import (
 from reconciler.files import make_directory, move, read_file
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
-from reconciler.memory import Attempt, Memory
+from reconciler.memory import Memory
 from reconciler.model import Action, Condition, Desired, Edit, Observed, Policy, Reason, Stage, Step, Token, Verb
 from reconciler.plan import Plan
 from reconciler.ports import Backend, Submission
 from reconciler.situation import all_jobs
-from reconciler.staleness import changed_since
+from reconciler.staleness import as_submitted
 
 
 @dataclass(frozen=True)
@@ -309,8 +309,7 @@ class _Pass:
 
     def _mark_done(self, action: Action, step: Step) -> None:
         """A result is of the script that its job was submitted with, whatever became of that since."""
-        last = self._memory.of(step.key).last_begun
-        made = step if last is None or not last.definition else _as_submitted(step, last)
+        made = as_submitted(step, self._memory.of(step.key).last_begun)
         self._world.ledger.append(
             "done",
             step=step.key,
@@ -353,16 +352,6 @@ def _make_room_for_logs(script: BatchScript) -> None:
 def _whose_limits(script: BatchScript) -> tuple[str | None, ...]:
     """What the site's limits on the number of jobs hang on; a limit that one job meets, others of the same do too."""
     return tuple(script.value(option) for option in ("account", "qos", "partition"))
-
-
-def _as_submitted(step: Step, attempt: Attempt) -> Step:
-    """The step as this attempt's job had it. Which configuration a fine-tune was launched with, its outputs have told by now."""
-    if step.stage is Stage.EVALUATION:
-        meaning = step.meaning if attempt.definition == step.definition else attempt.meaning
-        return replace(step, definition=attempt.definition, meaning=meaning, inputs=attempt.inputs)
-    if not changed_since(attempt, step):
-        return step
-    return replace(step, definition=attempt.definition, meaning={**step.meaning, **attempt.meaning})
 
 
 def _made_from(step: Step) -> dict[str, dict[str, str]]:

@@ -172,7 +172,7 @@ KINDS: Mapping[str, Kind] = {
     "pause": _kind("", "user why until until_text"),
     "resume": _kind("", "user why"),
     "renaming": _kind("old new", "user why"),
-    "renamed": _kind("old new"),
+    "renamed": _kind("old new", "path to"),
     "rename-ended": _kind("old new"),
     "pruned": _kind("job", "user why"),
     # of the one or of a step

@@ -134,7 +134,8 @@ def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memo
         if name.startswith(f"{old}/"):
             # Numbers go on where the run left off, should its old name come back: names of jobs are made from both.
             steps[name] = _names_taken(step)
-            steps[key(name, "/")] = replace(step, taken=memory.of(key(name, "/")).taken)
+            taken = memory.of(key(name, "/")).taken
+            steps[key(name, "/")] = _moved(replace(step, taken=taken), event.get("path", ""), event.get("to", ""))
     return replace(
         memory,
         renaming=Renaming(old, new, is_told=True),
@@ -142,6 +143,19 @@ def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memo
         states={key(name, "/"): word for name, word in memory.states.items()},
         written={key(name, "|"): texts for name, texts in memory.written.items()},
     )
+
+
+def _moved(step: StepMemory, path: str, to: str) -> StepMemory:
+    """What was in the run's directory has moved with it."""
+
+    def there(name: str) -> str:
+        return f"{to}{name[len(path) :]}" if path and f"{name}/".startswith(f"{path}/") else name
+
+    attempts = tuple(replace(attempt, output_dir=there(attempt.output_dir)) for attempt in step.attempts)
+    if step.done is None:
+        return replace(step, attempts=attempts)
+    evidence = tuple({**file, "path": there(file["path"])} for file in step.done.evidence)
+    return replace(step, attempts=attempts, done=replace(step.done, evidence=evidence))
 
 
 def _names_taken(step: StepMemory) -> StepMemory:

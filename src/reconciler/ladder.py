@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from reconciler.batch_script import log_paths
 from reconciler.failures import CANCELLED, class_of_refusal, sentence
-from reconciler.memory import Attempt, Rerun, StepMemory, Word
+from reconciler.memory import LATEST, Attempt, Done, Rerun, StepMemory, Word
 from reconciler.model import (
     Action,
     Condition,
@@ -31,7 +31,7 @@ from reconciler.pending import never_starts, tell
 from reconciler.queue_holds import watch_hold
 from reconciler.remedies import advanced, remedy_for, suggestion
 from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
-from reconciler.staleness import changed_since, drift, is_trained_anew, outdated_inputs, shortened
+from reconciler.staleness import as_submitted, changed_since, drift, is_trained_anew, outdated_inputs, shortened
 
 _MAX_REFUSALS = 3
 _MAX_BACKOFF = 3600.0
@@ -77,8 +77,11 @@ def _is_blocked(s: Situation) -> Action | None:
 def _is_drifted(s: Situation) -> Action | None:
     """A result of another definition is never silently replaced, nor silently kept as if it were this one."""
     done = s.memory.done
-    if done is None or s.live:
-        return None
+    return None if done is None or s.live else _drifted(s, Verb.HOLD, done)
+
+
+def _drifted(s: Situation, verb: Verb, done: Done) -> Action:
+    """What became of the definition, or of what the result was made from, since it was made."""
     outdated = outdated_inputs(done, s.step)
     changes = drift(done.meaning, s.step.meaning, s.step.config)
     told = [f"done under another definition: {shortened(changes) or 'its definition changed'}"]
@@ -88,7 +91,7 @@ def _is_drifted(s: Situation) -> Action | None:
         told.append(f"used an older version of its {' and its '.join(outdated)}")
         changes += tuple(f"{name} changed since" for name in outdated)
     message = f"{'; '.join(told)}; accept or rerun it"
-    return s.decide(Verb.HOLD, Condition.DRIFTED, "Drifted", message, changes=changes)
+    return s.decide(verb, Condition.DRIFTED, "Drifted", message, changes=changes)
 
 
 def _is_world_unknown(s: Situation) -> Action | None:
@@ -261,6 +264,10 @@ def _is_verified(s: Situation) -> Action | None:
     if not s.outputs.marked and not ended and s.now - _last_written(s) < s.policy.settle:
         message = f"the outputs verify, and must stay quiet for {s.policy.settle:.0f} s before they count"
         return s.decide(Verb.WAIT, Condition.VERIFYING, "Settling", message)
+    made = as_submitted(s.step, last)
+    result = Done(made.definition, LATEST, meaning=made.meaning, inputs=made.inputs)
+    if result.definition != s.step.definition or outdated_inputs(result, s.step):
+        return _drifted(s, Verb.MARK_DONE, result)
     return s.decide(Verb.MARK_DONE, Condition.DONE, "Verified", s.outputs.reason.message)
 
 

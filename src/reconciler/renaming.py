@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 from reconciler.errors import DiskUnreadable, UsageError
@@ -58,9 +58,10 @@ def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospe
 
 
 def _finish(seen: Pass, ledger: Ledger, renaming: Renaming, before: str, after: str) -> None:
-    _move(seen.desired.directory, renaming.old, renaming.new)
+    here, there = _directory_of(seen.desired.directory, renaming.old), seen.desired.directory / renaming.new
+    _move(here, there)
     if not renaming.is_told:
-        ledger.append("renamed", old=renaming.old, new=renaming.new)
+        ledger.append("renamed", old=renaming.old, new=renaming.new, path=str(here), to=str(there))
     document = seen.desired.document
     if after != before:
         _write(document, before, after)
@@ -71,8 +72,7 @@ def _finish(seen: Pass, ledger: Ledger, renaming: Renaming, before: str, after: 
     ledger.append("rename-ended", old=renaming.old, new=renaming.new)
 
 
-def _move(directory: Path, old: str, new: str) -> None:
-    here, there = _directory_of(directory, old), directory / new
+def _move(here: Path, there: Path) -> None:
     if not os.path.lexists(here):
         return  # moved already, or never scaffolded
     if os.path.lexists(there):
@@ -137,22 +137,32 @@ def _has_ended(seen: Pass, key: str) -> bool:
 
 
 def _refuse_broken(seen: Pass, old: str) -> None:
-    """Scripts and settings that name the run's directory in full would miss it; those of finished steps are not needed now."""
-    if all(seen.plan.of(step.key).condition is Condition.DONE for step in _steps(seen, old)):
-        return
-    places = list(_full_mentions(seen.desired.directory, old))
+    """Scripts and settings that name the run's directory in full would miss it. Those of finished steps are not needed now, but
+    for the one that tells where outputs are that move with it."""
+    steps = _steps(seen, old)
+    is_done = all(seen.plan.of(step.key).condition is Condition.DONE for step in steps)
+    moves = any(step.checkpoints and _is_inside(step, _directory_of(seen.desired.directory, old)) for step in steps)
+    configs = {step.config for step in steps if step.config} if moves else set()
+    places = list(_full_mentions(seen.desired.directory, old, configs if is_done else None))
     if places:
         more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
         raise UsageError(
             f"{', '.join(places[:_SHOWN])}{more} name the directory of {old} in full, and would miss it; write a relative path "
-            f"there, or rename the run once all of it is done"
+            f"there{'' if is_done else ', or rename the run once all of it is done'}"
         )
 
 
-def _full_mentions(directory: Path, run: str) -> Iterator[str]:
+def _is_inside(step: Step, directory: Path) -> bool:
+    return Path(os.path.realpath(step.output_dir)).is_relative_to(os.path.realpath(directory))
+
+
+def _full_mentions(directory: Path, run: str, names: Container[str] | None = None) -> Iterator[str]:
+    """Where the directory of a run is named in full, in files of these names (None: in all that it was scaffolded with)."""
     pattern = re.compile(rf"/{re.escape(directory.name)}/{re.escape(run)}(?![\w.+=@-])")
     for glob in _SCAFFOLDING:
         for path in sorted(_directory_of(directory, run).glob(glob)):
+            if names is not None and path.name not in names:
+                continue
             for number, line in enumerate(_read(path).splitlines(), start=1):
                 if pattern.search(line):
                     yield f"{path}:{number}"

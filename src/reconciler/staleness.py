@@ -54,6 +54,19 @@ def changed_since(attempt: Attempt, step: Step) -> tuple[str, ...]:
     return drift(attempt.meaning, {name: step.meaning[name] for name in names & step.meaning.keys()}, step.config)
 
 
+def as_submitted(step: Step, attempt: Attempt | None) -> Step:
+    """The step as this attempt's job had it; as it is where that is not in writing. Which configuration a fine-tune was launched
+    with, its outputs tell."""
+    if attempt is None or not attempt.definition:
+        return step
+    if step.stage is Stage.EVALUATION:
+        meaning = step.meaning if attempt.definition == step.definition else attempt.meaning
+        return replace(step, definition=attempt.definition, meaning=meaning, inputs=attempt.inputs)
+    if not changed_since(attempt, step):
+        return step
+    return replace(step, definition=attempt.definition, meaning={**step.meaning, **attempt.meaning})
+
+
 def drift(before: Mapping[str, str], after: Mapping[str, str], file: str = "") -> tuple[str, ...]:
     """What changed between two meanings, item by item, in words: ``finetune.yaml: lr 1e-5 → 5e-5``.
 
