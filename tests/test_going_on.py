@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -323,3 +324,72 @@ def test_a_directory_that_the_trainer_would_take_for_an_epoch_is_told_of_first(l
     (world.output / "epoch_9_old").rename(world.output / "old_epoch_9")
     until(world, Condition.QUEUED)
     assert epochs(world) == ["epoch_0"]
+
+
+# --- files that cannot be written ----------------------------------------------------------------------
+
+
+def fill_originals(lab: Lab) -> Path:
+    """A file where the directory of the originals would be made; root could write into any directory."""
+    (lab.experiment / ".reconcile" / "originals").write_text("in the way")
+    return lab.experiment / ".reconcile" / "originals"
+
+
+def protect(lab: Lab) -> Path:
+    lab.config.chmod(0o444)
+    return lab.config
+
+
+@pytest.mark.parametrize("seal", [protect, fill_originals])
+def test_a_configuration_that_cannot_be_written_holds_its_step_before_anything_is_moved_alike_in_all_commands(
+    lab: Callable[[str], Lab], seal: Callable[[Lab], Path]
+):
+    world = lab("resume: true\nshrink_batch: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.FAILED, epochs=1, log="torch.OutOfMemoryError: CUDA out of memory.\n")
+    sealed = seal(world)
+    until(world, Condition.HELD)
+    before = tree(world)
+    for _ in range(3):
+        (shown,) = preview(world.scene()).actions
+        (made,) = world.apply().actions
+        assert (shown.reason, shown.condition) == (made.reason, made.condition)
+        assert made.reason.code == "EditRefused"
+        assert str(sealed) in made.reason.message
+        assert "write `batch_size: 2` and `gradient_accumulation_steps: 2` by hand" in made.reason.message
+    assert (tree(world), epochs(world)[:1], intents(world)) == (before, ["epoch_0"], 1)
+    world.config.chmod(0o644)
+    if sealed != world.config:
+        sealed.unlink()
+    until(world, Condition.QUEUED)
+    assert ("batch_size: 2\n" in world.config.read_text(), epochs(world), intents(world)) == (True, [], 2)
+
+
+def test_a_rerun_whose_edits_cannot_be_taken_back_leaves_the_verified_outputs_where_they_are(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.QUEUED)
+    world.run_job()
+    until(world, Condition.DONE)
+    protect(world)
+    carry_out(world.scene(), Order("rerun", ("r/finetune",)), lambda prospect: True)
+    held = until(world, Condition.HELD).actions[0]
+    world.apply()
+    assert (held.reason.code, "batch_size: 4" in held.reason.message) == ("EditRefused", True)
+    assert (epochs(world), intents(world)) == (["epoch_0", "epoch_1", "epoch_2"], 2)
+    world.config.chmod(0o644)
+    until(world, Condition.QUEUED)
+    assert (world.config.read_text(), epochs(world), intents(world)) == (before, [], 3)
+
+
+def test_a_configuration_that_is_protected_between_the_look_and_the_act_is_seen_before_the_intent(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.FAILED, epochs=1, log="torch.OutOfMemoryError: CUDA out of memory.\n")
+    until(world, Condition.VERIFYING)
+    world.cluster.advance(5)
+    scene = world.scene()
+    (made,) = run_pass(replace(scene, clock=lambda: protect(world) and world.cluster.now)).actions
+    assert (made.reason.code, epochs(world)[:1], intents(world)) == ("EditRefused", ["epoch_0"], 1)

@@ -419,7 +419,8 @@ class Observed:
     ``objections`` are the tools' own sentences against a fresh attempt over them. ``logs`` has the tail of the log of each job
     (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
     ``filesystems`` tells which steps write to the same one (by a number that means nothing else), where that was asked and is
-    known.
+    known. ``sealed`` tells, by step, why the run's configuration could not be edited: it, or where its original would be kept,
+    is write-protected.
     """
 
     queue: tuple[Job, ...] | Unknown | None
@@ -430,6 +431,7 @@ class Observed:
     signs: Mapping[str, tuple[Sign, ...]] = field(default_factory=dict)
     uid: str = ""
     filesystems: Mapping[str, int] = field(default_factory=dict)
+    sealed: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- decided -------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ Every other byte stays, comments and layout with them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from reconciler.errors import PermanentError
@@ -36,23 +37,42 @@ def written(root: Any, key: str) -> Written:
 
 
 def with_edits(text: str, edits: Sequence[Edit]) -> str:
-    """The text in which every edit holds. Raises PermanentError, which says what to write by hand, where one of them neither
-    holds nor can be made from what it was to be made from."""
+    """The text in which every edit holds. Raises PermanentError, which says what to write by hand instead of all of them, where
+    one neither holds nor can be made from what it was to be made from."""
+    told = by_hand(*edits)
     for edit in edits:
-        text = _with(text, edit)
+        text = _with(text, edit, told)
     return text
 
 
-def by_hand(edit: Edit) -> str:
+@lru_cache(maxsize=4096)  # asked several times a pass, of texts that hardly ever change, and parsing is slow
+def refusal(text: str, edits: tuple[Edit, ...]) -> str:
+    """Why ``with_edits`` would raise; empty where it would not."""
+    try:
+        with_edits(text, edits)
+    except PermanentError as error:
+        return str(error)
+    return ""
+
+
+def by_hand(*edits: Edit) -> str:
     """What a person would do."""
-    return f"take `{edit.key}` out by hand" if edit.after is None else f"write `{edit.key}: {edit.after}` by hand"
+    lines = [f"`{edit.key}: {edit.after}`" for edit in edits if edit.after is not None]
+    gone = [f"`{edit.key}`" for edit in edits if edit.after is None]
+    ways = [*([f"write {' and '.join(lines)}"] if lines else []), *([f"take {' and '.join(gone)} out"] if gone else [])]
+    return f"{' and '.join(ways)} by hand"
 
 
-def _with(text: str, edit: Edit) -> str:
+def sealed(why: str, edits: Sequence[Edit]) -> str:
+    """What keeps these edits from being written, and what a person would do."""
+    return f"{why}; make that writable, or {by_hand(*edits)}"
+
+
+def _with(text: str, edit: Edit, told: str) -> str:
     root = _root(text, edit)
     now = written(root, edit.key)
     if now.why_not:
-        raise PermanentError(f"{edit.path}: {now.why_not}; {by_hand(edit)}")
+        raise PermanentError(f"{edit.path}: {now.why_not}; {told}")
     if now.text == edit.after:
         return text
     if now.text != edit.before:
@@ -60,7 +80,7 @@ def _with(text: str, edit: Edit) -> str:
         raise PermanentError(f"{edit.path}: {message}; the next pass looks again")
     changed = _spliced(text, root, edit)
     if not _differs_in_one(text, root, changed, edit):
-        raise PermanentError(f"{edit.path}: `{edit.key}` cannot be changed without changing more; {by_hand(edit)}")
+        raise PermanentError(f"{edit.path}: `{edit.key}` cannot be changed without changing more; {told}")
     return changed
 
 
