@@ -22,7 +22,7 @@ from reconciler.disk import RealDisk
 from reconciler.experiment.settings import read_settings
 from reconciler.ledger import Ledger
 from reconciler.loop import Pass, Scene, preview, run_pass
-from reconciler.model import Condition
+from reconciler.model import Condition, Verb
 from reconciler.tools import all_tools
 from reconciler.words import Order, carry_out
 
@@ -393,3 +393,53 @@ def test_a_configuration_that_is_protected_between_the_look_and_the_act_is_seen_
     scene = world.scene()
     (made,) = run_pass(replace(scene, clock=lambda: protect(world) and world.cluster.now)).actions
     assert (made.reason.code, epochs(world)[:1], intents(world)) == ("EditRefused", ["epoch_0"], 1)
+
+
+# --- layouts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "can_be_edited"),
+    [
+        (lambda text: text.replace("batch_size:", "tokenizer_note:\nbatch_size:"), True),
+        (lambda text: text + "note:\n", True),
+        (lambda text: "".join(f"  {line}" for line in text.splitlines(keepends=True)), True),
+        (lambda text: text + "...\n", False),
+        (lambda text: text + "note: |\n  as it is", False),
+    ],
+)
+def test_whatever_the_layout_what_is_previewed_is_what_happens(lab: Callable[[str], Lab], layout, can_be_edited: bool):
+    world = lab("shrink_batch: true\n")
+    without = "".join(ln for ln in world.config.read_text().splitlines(True) if not ln.startswith("gradient_accumulation"))
+    world.config.write_text(layout(without))
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.VERIFYING)
+    world.cluster.advance(5)
+    (shown,) = preview(world.scene()).actions
+    (made,) = world.apply().actions
+    if can_be_edited:
+        assert (shown.verb, made.verb, made.condition, intents(world)) == (Verb.SUBMIT, Verb.SUBMIT, Condition.QUEUED, 2)
+        text = world.config.read_text()
+        assert re.search(r"^ *batch_size: 2$", text, re.MULTILINE)
+        assert re.search(r"^ *gradient_accumulation_steps: 2$", text, re.MULTILINE)
+    else:
+        assert (shown.reason, shown.condition) == (made.reason, made.condition)
+        assert "write `batch_size: 2` and `gradient_accumulation_steps: 2` by hand" in made.reason.message
+        assert (made.condition, world.config.read_text(), intents(world)) == (Condition.FAILED, before, 1)
+
+
+def test_a_key_without_a_value_as_the_last_line_is_held_with_the_line_to_write(lab: Callable[[str], Lab]):
+    world = lab("resume: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    spell(world, "resume_from_checkpoint: False\n", "")
+    world.config.write_text(world.config.read_text() + "? resume_from_checkpoint")
+    until(world, Condition.HELD)
+    before = tree(world)
+    (shown,) = preview(world.scene()).actions
+    (made,) = world.apply().actions
+    assert (shown.reason, shown.condition) == (made.reason, made.condition)
+    assert (made.reason.code, "write `resume_from_checkpoint: True`" in made.reason.message) == ("EditRefused", True)
+    assert (tree(world), intents(world)) == (before, 1)

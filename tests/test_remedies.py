@@ -435,6 +435,20 @@ def test_nothing_is_added_after_the_end_of_a_document(config: Path):
         apply(config, Edit(config, BATCH, None, "2"))
 
 
+@pytest.mark.parametrize("text", ["note:\nbatch_size: 4\nlast:\n", "last:\nbatch_size: 4\nnote:", "batch_size: 4\nnote:\n# end"])
+def test_an_empty_value_beside_it_keeps_no_value_from_being_edited(config: Path, text: str):
+    config.write_text(text)
+    apply(config, Edit(config, BATCH, "4", "2"), Edit(config, STEPS, None, "2"))
+    wanted = text.replace("4", "2")
+    assert config.read_text() == wanted + ("" if wanted.endswith("\n") else "\n") + f"{STEPS}: 2\n"
+
+
+def test_what_one_edit_of_several_cannot_be_made_for_tells_all_that_is_to_be_written_by_hand(config: Path):
+    config.write_text("batch_size: '4'\n")
+    with pytest.raises(PermanentError, match="write `batch_size: 2` and `gradient_accumulation_steps: 2` by hand"):
+        apply(config, Edit(config, BATCH, "4", "2"), Edit(config, STEPS, None, "2"))
+
+
 def test_a_configuration_that_is_gone_is_unknown(tmp_path: Path):
     with pytest.raises(DiskUnreadable):
         draft_edits(tmp_path / "none.yaml", [Edit(CONFIG, "batch_size", "4", "2")])

@@ -125,14 +125,15 @@ def _spliced(text: str, root: Any, edit: Edit) -> str:
     if edit.before is None:
         newline = "\r\n" if "\r\n" in text else "\n"
         gap = "" if not text or text.endswith("\n") else newline
-        return f"{text}{gap}{edit.key}: {edit.after}{newline}"
+        indent = " " * (root.start_mark.column if root is not None else 0)
+        return f"{text}{gap}{indent}{edit.key}: {edit.after}{newline}"
     name, value = next((name, value) for name, value in _pairs(root) if name.value == edit.key)
     start, end = int(value.start_mark.index), int(value.end_mark.index)
     if edit.after is None:
         return _without(text, int(name.start_mark.index), end)
     if edit.before == "":  # its mark is that of what comes next
-        start = text.index(":", name.end_mark.index) + 1
-        return f"{text[:start]} {edit.after}{text[start:]}"
+        start = text.find(":", name.end_mark.index) + 1  # 0 for a last line that is `? key`
+        return f"{text[:start]} {edit.after}{text[start:]}" if start else text
     if edit.after == "" and text[start - 1] == " ":
         start -= 1
     return text[:start] + edit.after + text[end:]
@@ -162,10 +163,11 @@ def _others(text: str, root: Any, key: str) -> list[tuple[object, ...]]:
     from ruamel.yaml import YAML
 
     told = []
-    names = {name.start_mark.index for name, _ in _pairs(root) if name.value == key}
+    names = {(name.start_mark.index, key) for name, _ in _pairs(root) if name.value == key}
     skipped = 0
     for event in YAML(typ="safe", pure=True).parse(_printable(text)):
-        if type(event).__name__ == "ScalarEvent" and event.start_mark.index in names and not skipped:
+        # By its text too: the mark of an empty value is that of the key that comes next.
+        if not skipped and (event.start_mark.index, getattr(event, "value", None)) in names:
             skipped = 2
         if skipped:
             skipped -= 1

@@ -15,7 +15,7 @@ from reconciler.batch_script import parse_memory, parse_time_limit
 from reconciler.failures import INFRASTRUCTURE
 from reconciler.memory import Attempt, Memory, StepMemory
 from reconciler.model import Edit, Outputs, Policy, Raise, Reason, Step, Written
-from reconciler.plain_values import by_hand
+from reconciler.plain_values import by_hand, refusal
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 _FOR_EACH = {"mem-per-cpu": " (for each CPU)", "mem-per-gpu": " (for each GPU)"}
@@ -47,6 +47,10 @@ class Remedy:
 
 def remedy_for(step: Step, memory: StepMemory, attempts: Sequence[Attempt], outputs: Outputs | None, policy: Policy) -> Remedy:
     """What the next attempt is to be, given those that count (the last one is the newest)."""
+    return _without_refused_edits(_wanted(step, memory, attempts, outputs, policy), step, policy)
+
+
+def _wanted(step: Step, memory: StepMemory, attempts: Sequence[Attempt], outputs: Outputs | None, policy: Policy) -> Remedy:
     last = attempts[-1] if attempts else None
     options = dict(last.options) if last is not None and last.placement == step.placement else {}
     options.pop("exclude", None)
@@ -144,6 +148,16 @@ def _obstacle(step: Step, edits: Sequence[Edit], outputs: Outputs | None) -> Rea
     return None
 
 
+def _without_refused_edits(remedy: Remedy, step: Step, policy: Policy) -> Remedy:
+    """The same, which waits for a person where the text lets the edits not be made: it is tried here, as acting would."""
+    edits = (*remedy.edits, *remedy.reverts)
+    if remedy.obstacle is not None or step.text is None or not edits:
+        return remedy
+    why_not = refusal(step.text, edits)
+    or_else = ", or set `resume: false` to begin anew" if remedy.resumes and policy.resume else ""
+    return replace(remedy, obstacle=Reason("EditRefused", f"{why_not}{or_else}")) if why_not else remedy
+
+
 def _resumes_by_itself(step: Step, memory: StepMemory) -> bool:
     """True where the configuration asks for going on, and not because we made it."""
     return step.resume is not None and step.resume.is_made and not any(edit.key == step.resume.key for edit in memory.edits)
@@ -187,7 +201,8 @@ def _with_smaller_batch(found: Remedy, step: Step, memory: StepMemory, last: Att
     if step.resume is not None and _resumes_by_itself(step, memory):
         why = f"{step.resume.path.name} asks for `{step.resume.key}`, and epochs of another batch size are not to be gone on from"
         return replace(found, refusal=f"{_told(step.smaller_batch)} would need less, but {why}; set that to False")
-    return replace(anew, edits=step.smaller_batch)
+    why_not = refusal(step.text, step.smaller_batch) if step.text is not None else ""
+    return replace(found, refusal=why_not) if why_not else replace(anew, edits=step.smaller_batch)
 
 
 def _told(edits: Sequence[Edit]) -> str:
