@@ -443,3 +443,26 @@ def test_a_key_without_a_value_as_the_last_line_is_held_with_the_line_to_write(l
     assert (shown.reason, shown.condition) == (made.reason, made.condition)
     assert (made.reason.code, "write `resume_from_checkpoint: True`" in made.reason.message) == ("EditRefused", True)
     assert (tree(world), intents(world)) == (before, 1)
+
+
+def test_a_state_whose_epochs_were_stashed_is_moved_aside_before_a_smaller_batch(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.FAILED, epochs=1, log="torch.OutOfMemoryError: CUDA out of memory.\n")
+    for path in world.output.glob("epoch_*"):
+        path.rename(world.experiment / path.name)
+    until(world, Condition.QUEUED)
+    assert not (world.output / "recipe_state").exists()
+    assert len(list(world.output.glob("moved-aside-*/recipe_state"))) == 1
+    world.cluster.finish(world.job().id, state=State.NODE_FAIL)
+    until(world, Condition.QUEUED)
+    assert ("batch_size: 2\n" in world.config.read_text(), intents(world)) == (True, 3)
+
+
+def test_a_time_limit_is_no_reason_to_go_on_where_only_the_configuration_resumes(lab: Callable[[str], Lab]):
+    world = lab("")
+    spell(world, "resume_from_checkpoint: False", "resume_from_checkpoint: True")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    held = until(world, Condition.FAILED).actions[0]
+    assert (held.reason.code, intents(world)) == ("TimeLimit", 1)

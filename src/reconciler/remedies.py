@@ -59,7 +59,8 @@ def _wanted(step: Step, memory: StepMemory, attempts: Sequence[Attempt], outputs
     if last is None or not failure:
         return found
     if failure == "TimeLimit":
-        has_advanced = found.resumes and last.number in advanced(attempts, outputs)
+        # The configuration's own flag says how an attempt is launched, not that there is another one.
+        has_advanced = policy.resume and found.resumes and last.number in advanced(attempts, outputs)
         return replace(found, is_new=True) if has_advanced else _with_time(found, step, policy, outputs)
     if failure == "OutOfMemoryHost":
         return _with_memory(found, step, policy.mem)
@@ -133,19 +134,27 @@ def _launch(step: Step, memory: StepMemory, outputs: Outputs | None, policy: Pol
         )
     edits = () if step.resume is None or step.resume.is_made else (step.resume,)
     told = f"goes on from {whole} whole epochs" + (f"; {note}" if note else "")
-    obstacle = _obstacle(step, edits, outputs)
+    obstacle = _obstacle(step, memory, edits, outputs, policy)
     return Remedy(options, edits, _reverts(step, memory, resumes=True), resumes=True, obstacle=obstacle, note=told)
 
 
-def _obstacle(step: Step, edits: Sequence[Edit], outputs: Outputs | None) -> Reason | None:
+def _obstacle(step: Step, memory: StepMemory, edits: Sequence[Edit], outputs: Outputs | None, policy: Policy) -> Reason | None:
     """What only a person can clear away before the training goes on."""
     if outputs is not None and outputs.in_the_way:
-        return Reason("CannotResume", f"{outputs.in_the_way}, or set `resume: false` to begin anew")
+        return Reason("CannotResume", f"{outputs.in_the_way}, or set {_asked_by(step, memory, policy)} to begin anew")
     for edit in edits:
         why_not = step.written.get(edit.key, Written()).why_not
         if why_not:
             return Reason("EditRefused", f"{edit.path}: {why_not}; {by_hand(edit)}, or set `resume: false` to begin anew")
     return None
+
+
+def _asked_by(step: Step, memory: StepMemory, policy: Policy) -> str:
+    """What asks for going on, as it is to be written where nothing is to be gone on from."""
+    ways = ["`resume: false`"] if policy.resume else []
+    if step.resume is not None and _resumes_by_itself(step, memory):
+        ways.append(f"`{step.resume.key}: False` in {step.resume.path.name}")
+    return " and ".join(ways)
 
 
 def _without_refused_edits(remedy: Remedy, step: Step, policy: Policy) -> Remedy:

@@ -523,7 +523,7 @@ def _is_of_launch(path: Path, traces: _Traces, disk: Disk) -> bool:
 
 def _torn(traces: _Traces, first: int) -> tuple[Path, ...]:
     """What another launch would train over. One that goes on with epoch ``first`` keeps those before it, and the state."""
-    if not traces.epochs:
+    if not traces.is_trained:
         return ()
     epochs = tuple(path for epoch, path in sorted(traces.epochs.items()) if epoch >= first)
     if first:
