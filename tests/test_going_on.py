@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from reconciler.disk import RealDisk
 from reconciler.experiment.settings import read_settings
 from reconciler.ledger import Ledger
 from reconciler.loop import Pass, Scene, preview, run_pass
-from reconciler.model import Condition
+from reconciler.model import Condition, Verb
 from reconciler.tools import all_tools
 from reconciler.words import Order, carry_out
 
@@ -323,3 +324,145 @@ def test_a_directory_that_the_trainer_would_take_for_an_epoch_is_told_of_first(l
     (world.output / "epoch_9_old").rename(world.output / "old_epoch_9")
     until(world, Condition.QUEUED)
     assert epochs(world) == ["epoch_0"]
+
+
+# --- files that cannot be written ----------------------------------------------------------------------
+
+
+def fill_originals(lab: Lab) -> Path:
+    """A file where the directory of the originals would be made; root could write into any directory."""
+    (lab.experiment / ".reconcile" / "originals").write_text("in the way")
+    return lab.experiment / ".reconcile" / "originals"
+
+
+def protect(lab: Lab) -> Path:
+    lab.config.chmod(0o444)
+    return lab.config
+
+
+@pytest.mark.parametrize("seal", [protect, fill_originals])
+def test_a_configuration_that_cannot_be_written_holds_its_step_before_anything_is_moved_alike_in_all_commands(
+    lab: Callable[[str], Lab], seal: Callable[[Lab], Path]
+):
+    world = lab("resume: true\nshrink_batch: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.FAILED, epochs=1, log="torch.OutOfMemoryError: CUDA out of memory.\n")
+    sealed = seal(world)
+    until(world, Condition.HELD)
+    before = tree(world)
+    for _ in range(3):
+        (shown,) = preview(world.scene()).actions
+        (made,) = world.apply().actions
+        assert (shown.reason, shown.condition) == (made.reason, made.condition)
+        assert made.reason.code == "EditRefused"
+        assert str(sealed) in made.reason.message
+        assert "write `batch_size: 2` and `gradient_accumulation_steps: 2` by hand" in made.reason.message
+    assert (tree(world), epochs(world)[:1], intents(world)) == (before, ["epoch_0"], 1)
+    world.config.chmod(0o644)
+    if sealed != world.config:
+        sealed.unlink()
+    until(world, Condition.QUEUED)
+    assert ("batch_size: 2\n" in world.config.read_text(), epochs(world), intents(world)) == (True, [], 2)
+
+
+def test_a_rerun_whose_edits_cannot_be_taken_back_leaves_the_verified_outputs_where_they_are(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.QUEUED)
+    world.run_job()
+    until(world, Condition.DONE)
+    protect(world)
+    carry_out(world.scene(), Order("rerun", ("r/finetune",)), lambda prospect: True)
+    held = until(world, Condition.HELD).actions[0]
+    world.apply()
+    assert (held.reason.code, "batch_size: 4" in held.reason.message) == ("EditRefused", True)
+    assert (epochs(world), intents(world)) == (["epoch_0", "epoch_1", "epoch_2"], 2)
+    world.config.chmod(0o644)
+    until(world, Condition.QUEUED)
+    assert (world.config.read_text(), epochs(world), intents(world)) == (before, [], 3)
+
+
+def test_a_configuration_that_is_protected_between_the_look_and_the_act_is_seen_before_the_intent(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.FAILED, epochs=1, log="torch.OutOfMemoryError: CUDA out of memory.\n")
+    until(world, Condition.VERIFYING)
+    world.cluster.advance(5)
+    scene = world.scene()
+    (made,) = run_pass(replace(scene, clock=lambda: protect(world) and world.cluster.now)).actions
+    assert (made.reason.code, epochs(world)[:1], intents(world)) == ("EditRefused", ["epoch_0"], 1)
+
+
+# --- layouts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "can_be_edited"),
+    [
+        (lambda text: text.replace("batch_size:", "tokenizer_note:\nbatch_size:"), True),
+        (lambda text: text + "note:\n", True),
+        (lambda text: "".join(f"  {line}" for line in text.splitlines(keepends=True)), True),
+        (lambda text: text + "...\n", False),
+        (lambda text: text + "note: |\n  as it is", False),
+    ],
+)
+def test_whatever_the_layout_what_is_previewed_is_what_happens(lab: Callable[[str], Lab], layout, can_be_edited: bool):
+    world = lab("shrink_batch: true\n")
+    without = "".join(ln for ln in world.config.read_text().splitlines(True) if not ln.startswith("gradient_accumulation"))
+    world.config.write_text(layout(without))
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.VERIFYING)
+    world.cluster.advance(5)
+    (shown,) = preview(world.scene()).actions
+    (made,) = world.apply().actions
+    if can_be_edited:
+        assert (shown.verb, made.verb, made.condition, intents(world)) == (Verb.SUBMIT, Verb.SUBMIT, Condition.QUEUED, 2)
+        text = world.config.read_text()
+        assert re.search(r"^ *batch_size: 2$", text, re.MULTILINE)
+        assert re.search(r"^ *gradient_accumulation_steps: 2$", text, re.MULTILINE)
+    else:
+        assert (shown.reason, shown.condition) == (made.reason, made.condition)
+        assert "write `batch_size: 2` and `gradient_accumulation_steps: 2` by hand" in made.reason.message
+        assert (made.condition, world.config.read_text(), intents(world)) == (Condition.FAILED, before, 1)
+
+
+def test_a_key_without_a_value_as_the_last_line_is_held_with_the_line_to_write(lab: Callable[[str], Lab]):
+    world = lab("resume: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    spell(world, "resume_from_checkpoint: False\n", "")
+    world.config.write_text(world.config.read_text() + "? resume_from_checkpoint")
+    until(world, Condition.HELD)
+    before = tree(world)
+    (shown,) = preview(world.scene()).actions
+    (made,) = world.apply().actions
+    assert (shown.reason, shown.condition) == (made.reason, made.condition)
+    assert (made.reason.code, "write `resume_from_checkpoint: True`" in made.reason.message) == ("EditRefused", True)
+    assert (tree(world), intents(world)) == (before, 1)
+
+
+def test_a_state_whose_epochs_were_stashed_is_moved_aside_before_a_smaller_batch(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.FAILED, epochs=1, log="torch.OutOfMemoryError: CUDA out of memory.\n")
+    for path in world.output.glob("epoch_*"):
+        path.rename(world.experiment / path.name)
+    until(world, Condition.QUEUED)
+    assert not (world.output / "recipe_state").exists()
+    assert len(list(world.output.glob("moved-aside-*/recipe_state"))) == 1
+    world.cluster.finish(world.job().id, state=State.NODE_FAIL)
+    until(world, Condition.QUEUED)
+    assert ("batch_size: 2\n" in world.config.read_text(), intents(world)) == (True, 3)
+
+
+def test_a_time_limit_is_no_reason_to_go_on_where_only_the_configuration_resumes(lab: Callable[[str], Lab]):
+    world = lab("")
+    spell(world, "resume_from_checkpoint: False", "resume_from_checkpoint: True")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    held = until(world, Condition.FAILED).actions[0]
+    assert (held.reason.code, intents(world)) == ("TimeLimit", 1)

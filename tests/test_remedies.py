@@ -228,6 +228,27 @@ def test_a_name_that_the_trainer_would_take_for_an_epoch_holds_what_would_go_on_
     assert after(failed("NodeFailure"), odd).verb is Verb.SUBMIT
 
 
+@pytest.mark.parametrize(
+    ("resume", "by_itself", "way"),
+    [
+        (True, "False", "or set `resume: false` to begin anew"),
+        (False, "True", "or set `resume_from_checkpoint: False` in finetune.yaml to begin anew"),
+        (True, "True", "or set `resume: false` and `resume_from_checkpoint: False` in finetune.yaml to begin anew"),
+    ],
+)
+def test_what_is_to_be_set_to_begin_anew_is_what_asks_for_going_on(resume: bool, by_itself: str, way: str):
+    odd = replace(left(2), in_the_way="/scratch/a/epoch_9_old would be taken for an epoch")
+    assert way in after(failed("NodeFailure"), odd, standing(resume=by_itself), resume=resume).reason.message
+
+
+def test_a_configuration_that_resumes_by_itself_asks_for_no_retry_after_a_time_limit():
+    events = failed("TimeLimit", from_epoch=1)
+    action = after(events, left(2), standing(resume="True"))
+    assert (action.verb, action.condition, action.reason.code) == (Verb.HOLD, Condition.FAILED, "TimeLimit")
+    assert after(events, left(2), standing(resume="True"), resume=True).verb is Verb.SUBMIT
+    assert after(events, left(2), standing(resume="True"), retry={"TimeLimit": 1}).from_epoch == 2
+
+
 def test_what_is_trained_again_and_why_is_said_before_it_happens():
     note = "recipe_state.pt counts 1 of them, so epoch_1 will be trained again"
     action = after(failed("NodeFailure"), replace(left(1), resume_note=note), resume=True)
@@ -433,6 +454,20 @@ def test_nothing_is_added_after_the_end_of_a_document(config: Path):
     config.write_text("lr: 1\n...\n")
     with pytest.raises(PermanentError, match="without changing more; write `batch_size: 2` by hand"):
         apply(config, Edit(config, BATCH, None, "2"))
+
+
+@pytest.mark.parametrize("text", ["note:\nbatch_size: 4\nlast:\n", "last:\nbatch_size: 4\nnote:", "batch_size: 4\nnote:\n# end"])
+def test_an_empty_value_beside_it_keeps_no_value_from_being_edited(config: Path, text: str):
+    config.write_text(text)
+    apply(config, Edit(config, BATCH, "4", "2"), Edit(config, STEPS, None, "2"))
+    wanted = text.replace("4", "2")
+    assert config.read_text() == wanted + ("" if wanted.endswith("\n") else "\n") + f"{STEPS}: 2\n"
+
+
+def test_what_one_edit_of_several_cannot_be_made_for_tells_all_that_is_to_be_written_by_hand(config: Path):
+    config.write_text("batch_size: '4'\n")
+    with pytest.raises(PermanentError, match="write `batch_size: 2` and `gradient_accumulation_steps: 2` by hand"):
+        apply(config, Edit(config, BATCH, "4", "2"), Edit(config, STEPS, None, "2"))
 
 
 def test_a_configuration_that_is_gone_is_unknown(tmp_path: Path):

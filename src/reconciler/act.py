@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from reconciler.batch_script import BatchScript, parse_batch_script
-from reconciler.config_edit import Draft, draft_edits, make_edits
+from reconciler.config_edit import Draft, draft_edits, make_edits, original_of, require_writable
 from reconciler.errors import (
     ClusterUnreachable,
     ControllerFull,
@@ -141,7 +141,7 @@ class _Pass:
             stopped = self._stopped or self._limited.get(_whose_limits(script))
             if stopped is not None:
                 return _waiting(action, stopped.code, stopped.message, "failed")
-            drafts = _drafts(action)
+            drafts = self._drafts(action, step)
             _make_room_for_logs(script)
         except (OSError, DiskUnreadable) as error:
             return _waiting(action, "DiskUnknown", str(error), "failed")
@@ -262,8 +262,20 @@ class _Pass:
         sees in the file whether it was made, and knows that it was ours."""
         self._note_edits(action.edits, step)
         for draft in drafts:
-            make_edits(draft, self._world.ledger.path.parent / "originals" / step.run / draft.path.name)
+            make_edits(draft, self._original(draft.path, step))
         self._note_edits(action.reverts, step)
+
+    def _drafts(self, action: Action, step: Step) -> list[Draft]:
+        """What the configurations will be, before anything else is touched. Raises PermanentError where they cannot be that."""
+        edits, drafts = (*action.edits, *action.reverts), []
+        for path in dict.fromkeys(edit.path for edit in edits):
+            of_file = [edit for edit in edits if edit.path == path]
+            drafts.append(draft_edits(path, of_file))
+            require_writable(drafts[-1], self._original(path, step), of_file)
+        return drafts
+
+    def _original(self, path: Path, step: Step) -> Path:
+        return original_of(self._desired.directory, step.run, path)
 
     def _note_edits(self, edits: Sequence[Edit], step: Step) -> None:
         for edit in edits:
@@ -331,12 +343,6 @@ def move_aside(path: Path, now: float) -> Path:
             move(path, destination)
             return destination
     raise DiskUnreadable(f"{path}: no free name to move it aside to")
-
-
-def _drafts(action: Action) -> list[Draft]:
-    """What the configurations will be, before anything else is touched. Raises PermanentError where they cannot be that."""
-    edits = (*action.edits, *action.reverts)
-    return [draft_edits(path, [e for e in edits if e.path == path]) for path in dict.fromkeys(e.path for e in edits)]
 
 
 def _make_room_for_logs(script: BatchScript) -> None:

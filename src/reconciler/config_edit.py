@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reconciler.errors import DiskUnreadable
-from reconciler.files import make_directory, read_file, replace_file
+from reconciler.errors import DiskUnreadable, PermanentError
+from reconciler.files import make_directory, read_file, replace_file, why_not_writable
+from reconciler.ledger import DIRECTORY
 from reconciler.model import Edit
-from reconciler.plain_values import with_edits
+from reconciler.plain_values import sealed, with_edits
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,18 @@ def make_edits(draft: Draft, original: Path) -> None:
         make_directory(original.parent, parents=True)
         replace_file(original, before, expected=None)
     replace_file(draft.path, after, expected=before)
+
+
+def original_of(experiment: Path, run: str, path: Path) -> Path:
+    """Where a run's configuration is kept as it was before the first edit of ours."""
+    return experiment / DIRECTORY / "originals" / run / path.name
+
+
+def require_writable(draft: Draft, original: Path, edits: Sequence[Edit]) -> None:
+    """Raises PermanentError where ``make_edits`` would not get to write; nothing is written."""
+    why = why_not_writable(draft.path) or why_not_writable(original)
+    if why and draft.after != draft.before:
+        raise PermanentError(sealed(why, edits))
 
 
 def _text(path: Path) -> str:

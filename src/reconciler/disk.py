@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reconciler.errors import DiskUnreadable, NotAFile
-from reconciler.files import NotRegular, read_file
+from reconciler.files import NotRegular, read_file, why_not_writable
 from reconciler.ports import FileInfo
 
 
@@ -44,6 +44,10 @@ class RealDisk:
                 return read_file(path, offset, length)
         except (FileNotFoundError, NotADirectoryError):
             return None
+
+    def why_not_writable(self, path: Path) -> str:
+        """Why the file at ``path`` could not be replaced, or made; empty where nothing is in the way."""
+        return why_not_writable(path)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 from reconciler.errors import TemporaryError
 
 _CHUNK = 1 << 20
+_PROTECTED = "it is write-protected"
 
 
 class StaleRead(TemporaryError):
@@ -85,8 +86,8 @@ def replace_file(path: Path, content: bytes, *, expected: bytes | None) -> None:
         before = _stat(target)
         if before is not None:
             _require_regular(before.st_mode, path)
-        if before is not None and not (before.st_mode & 0o222 and os.access(target, os.W_OK)):
-            raise PermissionError(errno.EACCES, "it is write-protected")  # a rename would not even ask
+        if before is not None and _is_protected(target, before):
+            raise PermissionError(errno.EACCES, _PROTECTED)  # a rename would not even ask
         temporary = target.with_name(f".reconcile-{secrets.token_hex(8)}.tmp")
         try:
             _write_new(temporary, content, before)
@@ -97,6 +98,26 @@ def replace_file(path: Path, content: bytes, *, expected: bytes | None) -> None:
             with suppress(FileNotFoundError):
                 temporary.unlink()
         _sync_directory(target.parent)
+
+
+def why_not_writable(path: Path) -> str:
+    """Why ``replace_file`` would not get to write there, as far as that can be told without trying: the file, or the directory
+    that it is or would be made in, is protected. Empty where nothing is in the way."""
+    target = Path(os.path.realpath(path))
+    try:
+        found = _stat(target)
+        if found is not None:
+            _require_regular(found.st_mode, path)
+            if _is_protected(target, found):
+                return f"{path}: {_PROTECTED}"
+        directory = target.parent
+        while (there := _stat(directory)) is None:
+            directory = directory.parent
+        if not stat.S_ISDIR(there.st_mode):
+            return f"{directory}: it is no directory"
+        return "" if os.access(directory, os.W_OK | os.X_OK) else f"{directory}: {_PROTECTED}"
+    except OSError as error:
+        return f"{path}: {error.strerror or error}"
 
 
 def append_line(path: Path, line: bytes) -> None:
@@ -143,6 +164,11 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise TemporaryError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def _is_protected(target: Path, found: os.stat_result) -> bool:
+    """By its mode, also for root, by the filesystem or by an attribute (chattr +i)."""
+    return not (found.st_mode & 0o222 and os.access(target, os.W_OK))
 
 
 def _stat(target: Path) -> os.stat_result | None:

@@ -28,8 +28,9 @@ from reconciler.model import (
     digest,
 )
 from reconciler.pending import never_starts, tell
+from reconciler.plain_values import sealed
 from reconciler.queue_holds import watch_hold
-from reconciler.remedies import advanced, remedy_for, suggestion
+from reconciler.remedies import Remedy, advanced, remedy_for, suggestion
 from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
 from reconciler.staleness import as_submitted, changed_since, drift, is_trained_anew, outdated_inputs, shortened
 
@@ -326,7 +327,7 @@ def _are_retries_spent(s: Situation) -> Action | None:
     if last.end is None:
         return None
     failure = last.end.failure
-    remedy = remedy_for(s.step, s.memory, attempts, s.outputs, s.policy)
+    remedy = _remedy(s)
     if remedy.is_new:
         return None
     did_advance = advanced(attempts, s.outputs) if s.policy.resume else frozenset()
@@ -416,7 +417,7 @@ def _does_the_tool_object(s: Situation) -> Action | None:
 
 def _is_remedy_in_doubt(s: Situation) -> Action | None:
     """What the next attempt needs cannot be brought about: without it, it would train over what it was to go on from."""
-    obstacle = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy).obstacle
+    obstacle = _remedy(s).obstacle
     return s.decide(Verb.HOLD, Condition.HELD, obstacle.code, obstacle.message) if obstacle else None
 
 
@@ -436,7 +437,7 @@ def _submit(s: Situation) -> Action:
         message = f"{s.outputs.reason.message}; the next pass submits it"
     if s.memory.last is not None and s.memory.last.limited:
         message += f" (put off by a limit of the site: {s.memory.last.limit})"
-    remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
+    remedy = _remedy(s)
     aside = s.outputs.torn_to_resume if remedy.resumes else s.outputs.torn
     changes = (*remedy.changes, *(f"moves {path} aside" for path in aside))
     return s.decide(
@@ -574,6 +575,15 @@ def _trailing_refusals(attempts: Sequence[Attempt]) -> list[Attempt]:
 
 def _count(attempts: Sequence[Attempt], failure: str) -> int:
     return sum(1 for a in attempts if a.end is not None and a.end.failure == failure)
+
+
+def _remedy(s: Situation) -> Remedy:
+    """What the next attempt is to be; where it needs edits and the file lets none be made, nobody's outputs are moved for it."""
+    remedy = remedy_for(s.step, s.memory, _since_release(s.memory), s.outputs, s.policy)
+    edits, why = (*remedy.edits, *remedy.reverts), s.observed.sealed.get(s.step.key, "")
+    if not (edits and why) or remedy.obstacle is not None:
+        return remedy
+    return replace(remedy, obstacle=Reason("EditRefused", sealed(why, edits)))
 
 
 def _next_number(s: Situation) -> int:

@@ -155,7 +155,8 @@ class Step:
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
     as Slurm's patterns (``slurm-%j.out``). ``ask`` is what its job asks for, ``asks`` are the script's ``#SBATCH`` options by
     their long names. ``resume`` is the edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it
-    needs less of a GPU's memory (or none, and why), ``written`` how the settings that those edits concern stand in the file now;
+    needs less of a GPU's memory (or none, and why), ``written`` how the settings that those edits concern stand in the file now,
+    whose ``text`` is all of it (None: not known);
     ``resume`` is one that is made already where the configuration itself asks for going on. ``reads`` are models that it begins
     from or evaluates; ``inputs`` names what else its result is made from, each with its version, as far as that can be read (it
     is no part of ``definition``). ``config`` is the file that the items of ``meaning`` stand in where they do not say. ``spec``
@@ -186,6 +187,7 @@ class Step:
     smaller_batch: tuple[Edit, ...] = ()
     why_no_smaller_batch: str = ""
     written: Mapping[str, Written] = field(default_factory=dict)
+    text: str | None = field(default=None, repr=False)
     ask: Ask = Ask()
     reads: tuple[Path, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
@@ -419,7 +421,8 @@ class Observed:
     ``objections`` are the tools' own sentences against a fresh attempt over them. ``logs`` has the tail of the log of each job
     (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
     ``filesystems`` tells which steps write to the same one (by a number that means nothing else), where that was asked and is
-    known.
+    known. ``sealed`` tells, by step, why the run's configuration could not be edited: it, or where its original would be kept,
+    is write-protected.
     """
 
     queue: tuple[Job, ...] | Unknown | None
@@ -430,6 +433,7 @@ class Observed:
     signs: Mapping[str, tuple[Sign, ...]] = field(default_factory=dict)
     uid: str = ""
     filesystems: Mapping[str, int] = field(default_factory=dict)
+    sealed: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- decided -------------------------------------------------------------------------------------

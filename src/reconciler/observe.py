@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reconciler.batch_script import log_paths
+from reconciler.config_edit import original_of
 from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnreadable
 from reconciler.failures import LOG_TAIL, needs_log
 from reconciler.memory import Memory, StepMemory
@@ -53,7 +54,16 @@ def observe(
     signs = {step.key: tools[step.tool].signs for step in desired.steps}
     filesystems = _filesystems(desired, outputs, disk) if _may_be_full(memory, logs) else {}
     objections = _objections(open_steps, outputs, tools)
-    return Observed(queue, accounting, outputs, objections, logs, signs, backend.uid, filesystems)
+    sealed = {step.key: why for step in open_steps if (why := _why_sealed(step, desired, disk))}
+    return Observed(queue, accounting, outputs, objections, logs, signs, backend.uid, filesystems, sealed)
+
+
+def _why_sealed(step: Step, desired: Desired, disk: Disk) -> str:
+    """Before anything is submitted: a write that fails later would come after outputs were moved aside for its sake."""
+    if step.resume is None:
+        return ""
+    original = original_of(desired.directory, step.run, step.resume.path)
+    return disk.why_not_writable(step.resume.path) or disk.why_not_writable(original)
 
 
 def _may_be_full(memory: Memory, logs: Mapping[tuple[str, str], str | Unknown | None]) -> bool:

@@ -7,6 +7,7 @@ Every other byte stays, comments and layout with them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from reconciler.errors import PermanentError
@@ -36,23 +37,42 @@ def written(root: Any, key: str) -> Written:
 
 
 def with_edits(text: str, edits: Sequence[Edit]) -> str:
-    """The text in which every edit holds. Raises PermanentError, which says what to write by hand, where one of them neither
-    holds nor can be made from what it was to be made from."""
+    """The text in which every edit holds. Raises PermanentError, which says what to write by hand instead of all of them, where
+    one neither holds nor can be made from what it was to be made from."""
+    told = by_hand(*edits)
     for edit in edits:
-        text = _with(text, edit)
+        text = _with(text, edit, told)
     return text
 
 
-def by_hand(edit: Edit) -> str:
+@lru_cache(maxsize=4096)  # asked several times a pass, of texts that hardly ever change, and parsing is slow
+def refusal(text: str, edits: tuple[Edit, ...]) -> str:
+    """Why ``with_edits`` would raise; empty where it would not."""
+    try:
+        with_edits(text, edits)
+    except PermanentError as error:
+        return str(error)
+    return ""
+
+
+def by_hand(*edits: Edit) -> str:
     """What a person would do."""
-    return f"take `{edit.key}` out by hand" if edit.after is None else f"write `{edit.key}: {edit.after}` by hand"
+    lines = [f"`{edit.key}: {edit.after}`" for edit in edits if edit.after is not None]
+    gone = [f"`{edit.key}`" for edit in edits if edit.after is None]
+    ways = [*([f"write {' and '.join(lines)}"] if lines else []), *([f"take {' and '.join(gone)} out"] if gone else [])]
+    return f"{' and '.join(ways)} by hand"
 
 
-def _with(text: str, edit: Edit) -> str:
+def sealed(why: str, edits: Sequence[Edit]) -> str:
+    """What keeps these edits from being written, and what a person would do."""
+    return f"{why}; make that writable, or {by_hand(*edits)}"
+
+
+def _with(text: str, edit: Edit, told: str) -> str:
     root = _root(text, edit)
     now = written(root, edit.key)
     if now.why_not:
-        raise PermanentError(f"{edit.path}: {now.why_not}; {by_hand(edit)}")
+        raise PermanentError(f"{edit.path}: {now.why_not}; {told}")
     if now.text == edit.after:
         return text
     if now.text != edit.before:
@@ -60,7 +80,7 @@ def _with(text: str, edit: Edit) -> str:
         raise PermanentError(f"{edit.path}: {message}; the next pass looks again")
     changed = _spliced(text, root, edit)
     if not _differs_in_one(text, root, changed, edit):
-        raise PermanentError(f"{edit.path}: `{edit.key}` cannot be changed without changing more; {by_hand(edit)}")
+        raise PermanentError(f"{edit.path}: `{edit.key}` cannot be changed without changing more; {told}")
     return changed
 
 
@@ -105,14 +125,15 @@ def _spliced(text: str, root: Any, edit: Edit) -> str:
     if edit.before is None:
         newline = "\r\n" if "\r\n" in text else "\n"
         gap = "" if not text or text.endswith("\n") else newline
-        return f"{text}{gap}{edit.key}: {edit.after}{newline}"
+        indent = " " * (root.start_mark.column if root is not None else 0)
+        return f"{text}{gap}{indent}{edit.key}: {edit.after}{newline}"
     name, value = next((name, value) for name, value in _pairs(root) if name.value == edit.key)
     start, end = int(value.start_mark.index), int(value.end_mark.index)
     if edit.after is None:
         return _without(text, int(name.start_mark.index), end)
     if edit.before == "":  # its mark is that of what comes next
-        start = text.index(":", name.end_mark.index) + 1
-        return f"{text[:start]} {edit.after}{text[start:]}"
+        start = text.find(":", name.end_mark.index) + 1  # 0 for a last line that is `? key`
+        return f"{text[:start]} {edit.after}{text[start:]}" if start else text
     if edit.after == "" and text[start - 1] == " ":
         start -= 1
     return text[:start] + edit.after + text[end:]
@@ -142,10 +163,11 @@ def _others(text: str, root: Any, key: str) -> list[tuple[object, ...]]:
     from ruamel.yaml import YAML
 
     told = []
-    names = {name.start_mark.index for name, _ in _pairs(root) if name.value == key}
+    names = {(name.start_mark.index, key) for name, _ in _pairs(root) if name.value == key}
     skipped = 0
     for event in YAML(typ="safe", pure=True).parse(_printable(text)):
-        if type(event).__name__ == "ScalarEvent" and event.start_mark.index in names and not skipped:
+        # By its text too: the mark of an empty value is that of the key that comes next.
+        if not skipped and (event.start_mark.index, getattr(event, "value", None)) in names:
             skipped = 2
         if skipped:
             skipped -= 1

@@ -33,6 +33,9 @@ class Disk(Protocol):
     def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes | None:
         """``length`` bytes from ``offset`` (negative: from the end), or all; None where there is surely no file."""
 
+    def why_not_writable(self, path: Path) -> str:
+        """Why the file at ``path`` could not be replaced, or made; empty where nothing is in the way. Writes nothing."""
+
 
 class Tool(Protocol):
     """One tool in four parts, one file each; no other module knows its name.

@@ -15,7 +15,7 @@ from reconciler.batch_script import parse_memory, parse_time_limit
 from reconciler.failures import INFRASTRUCTURE
 from reconciler.memory import Attempt, Memory, StepMemory
 from reconciler.model import Edit, Outputs, Policy, Raise, Reason, Step, Written
-from reconciler.plain_values import by_hand
+from reconciler.plain_values import by_hand, refusal
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 _FOR_EACH = {"mem-per-cpu": " (for each CPU)", "mem-per-gpu": " (for each GPU)"}
@@ -47,6 +47,10 @@ class Remedy:
 
 def remedy_for(step: Step, memory: StepMemory, attempts: Sequence[Attempt], outputs: Outputs | None, policy: Policy) -> Remedy:
     """What the next attempt is to be, given those that count (the last one is the newest)."""
+    return _without_refused_edits(_wanted(step, memory, attempts, outputs, policy), step, policy)
+
+
+def _wanted(step: Step, memory: StepMemory, attempts: Sequence[Attempt], outputs: Outputs | None, policy: Policy) -> Remedy:
     last = attempts[-1] if attempts else None
     options = dict(last.options) if last is not None and last.placement == step.placement else {}
     options.pop("exclude", None)
@@ -55,7 +59,8 @@ def remedy_for(step: Step, memory: StepMemory, attempts: Sequence[Attempt], outp
     if last is None or not failure:
         return found
     if failure == "TimeLimit":
-        has_advanced = found.resumes and last.number in advanced(attempts, outputs)
+        # The configuration's own flag says how an attempt is launched, not that there is another one.
+        has_advanced = policy.resume and found.resumes and last.number in advanced(attempts, outputs)
         return replace(found, is_new=True) if has_advanced else _with_time(found, step, policy, outputs)
     if failure == "OutOfMemoryHost":
         return _with_memory(found, step, policy.mem)
@@ -129,19 +134,37 @@ def _launch(step: Step, memory: StepMemory, outputs: Outputs | None, policy: Pol
         )
     edits = () if step.resume is None or step.resume.is_made else (step.resume,)
     told = f"goes on from {whole} whole epochs" + (f"; {note}" if note else "")
-    obstacle = _obstacle(step, edits, outputs)
+    obstacle = _obstacle(step, memory, edits, outputs, policy)
     return Remedy(options, edits, _reverts(step, memory, resumes=True), resumes=True, obstacle=obstacle, note=told)
 
 
-def _obstacle(step: Step, edits: Sequence[Edit], outputs: Outputs | None) -> Reason | None:
+def _obstacle(step: Step, memory: StepMemory, edits: Sequence[Edit], outputs: Outputs | None, policy: Policy) -> Reason | None:
     """What only a person can clear away before the training goes on."""
     if outputs is not None and outputs.in_the_way:
-        return Reason("CannotResume", f"{outputs.in_the_way}, or set `resume: false` to begin anew")
+        return Reason("CannotResume", f"{outputs.in_the_way}, or set {_asked_by(step, memory, policy)} to begin anew")
     for edit in edits:
         why_not = step.written.get(edit.key, Written()).why_not
         if why_not:
             return Reason("EditRefused", f"{edit.path}: {why_not}; {by_hand(edit)}, or set `resume: false` to begin anew")
     return None
+
+
+def _asked_by(step: Step, memory: StepMemory, policy: Policy) -> str:
+    """What asks for going on, as it is to be written where nothing is to be gone on from."""
+    ways = ["`resume: false`"] if policy.resume else []
+    if step.resume is not None and _resumes_by_itself(step, memory):
+        ways.append(f"`{step.resume.key}: False` in {step.resume.path.name}")
+    return " and ".join(ways)
+
+
+def _without_refused_edits(remedy: Remedy, step: Step, policy: Policy) -> Remedy:
+    """The same, which waits for a person where the text lets the edits not be made: it is tried here, as acting would."""
+    edits = (*remedy.edits, *remedy.reverts)
+    if remedy.obstacle is not None or step.text is None or not edits:
+        return remedy
+    why_not = refusal(step.text, edits)
+    or_else = ", or set `resume: false` to begin anew" if remedy.resumes and policy.resume else ""
+    return replace(remedy, obstacle=Reason("EditRefused", f"{why_not}{or_else}")) if why_not else remedy
 
 
 def _resumes_by_itself(step: Step, memory: StepMemory) -> bool:
@@ -187,7 +210,8 @@ def _with_smaller_batch(found: Remedy, step: Step, memory: StepMemory, last: Att
     if step.resume is not None and _resumes_by_itself(step, memory):
         why = f"{step.resume.path.name} asks for `{step.resume.key}`, and epochs of another batch size are not to be gone on from"
         return replace(found, refusal=f"{_told(step.smaller_batch)} would need less, but {why}; set that to False")
-    return replace(anew, edits=step.smaller_batch)
+    why_not = refusal(step.text, step.smaller_batch) if step.text is not None else ""
+    return replace(found, refusal=why_not) if why_not else replace(anew, edits=step.smaller_batch)
 
 
 def _told(edits: Sequence[Edit]) -> str:

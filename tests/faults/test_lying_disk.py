@@ -38,6 +38,9 @@ class LyingDisk:
     def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes | None:
         return None if self._hides(path) else self._real.read(path, offset, length)
 
+    def why_not_writable(self, path: Path) -> str:
+        return self._real.why_not_writable(path)
+
 
 def unreadable(name: str) -> Callable[[Path], bool]:
     def lie(path: Path) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -117,6 +117,7 @@ class _Training:
     adapter_only: bool
     adapters: bool
     meaning: Mapping[str, str]
+    text: str = field(default="", repr=False)
 
 
 # --- input: the scaffolding ------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def _read_training(run: RunInput, disk: Disk) -> _Training | _Fault:
     if isinstance(text, _Fault):
         return text
     try:
-        return _training(read_omega_config(text), path)
+        return replace(_training(read_omega_config(text), path), text=text)
     except ConfigFault as fault:
         return _Fault("ConfigInvalid", Problem(path, fault.line, str(fault), run.name))
 
@@ -346,6 +347,7 @@ def _with_training(step: Step, training: _Training, run: RunInput) -> Step:
         smaller_batch=() if why_not else training.smaller_batch,
         why_no_smaller_batch=why_not,
         written=training.written,
+        text=training.text,
         config=_CONFIG,
         reads=(training.base,) if training.base is not None else (),
         spec={**step.spec, "training": training},
@@ -521,7 +523,7 @@ def _is_of_launch(path: Path, traces: _Traces, disk: Disk) -> bool:
 
 def _torn(traces: _Traces, first: int) -> tuple[Path, ...]:
     """What another launch would train over. One that goes on with epoch ``first`` keeps those before it, and the state."""
-    if not traces.epochs:
+    if not traces.is_trained:
         return ()
     epochs = tuple(path for epoch, path in sorted(traces.epochs.items()) if epoch >= first)
     if first:
