@@ -283,7 +283,7 @@ def test_once_a_fine_tune_was_submitted_again_what_is_there_is_new_whatever_its_
 def test_what_a_replaced_job_wrote_until_it_was_dead_does_not_count():
     late = {**ended(STEP, "CancelledByPerson", at=NOW - 50)[2], "started": NOW - 900}
     events = [*submitted(STEP), rerun(), late]
-    for newest, verb in ((NOW - 50, Verb.SUBMIT), (NOW - 49, Verb.MARK_DONE)):
+    for newest, verb in ((NOW - 50, Verb.SUBMIT), (NOW - 49.1, Verb.SUBMIT), (NOW - 48.9, Verb.MARK_DONE)):
         assert after_rerun(STEP, events, newest).verb is verb
     before = [*submitted(STEP), late, rerun()]
     assert after_rerun(STEP, before, NOW - 60).verb is Verb.MARK_DONE

@@ -3,6 +3,7 @@
 # ruff: noqa: F811 - the fixtures are another module's
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -389,6 +390,101 @@ def test_a_fine_tune_is_rerun_where_its_evaluation_is_over(queued):
     finished(queued, EVAL)
     assert [d.step for d in order(queued, "rerun", A)] == [A]
     assert queued.conditions()[EVAL] is Condition.DONE
+
+
+class Deaf(MemoryCluster):
+    """A cluster that does not do what it is told, about some jobs or all."""
+
+    def __init__(self, jobs, *deaf_to):
+        super().__init__(jobs)
+        self.deaf_to = deaf_to
+
+    def _hear(self, job_id):
+        if not self.deaf_to or job_id in self.deaf_to:
+            raise ClusterUnreachable("Socket timed out")
+
+    def cancel(self, job_id):
+        self._hear(job_id)
+        super().cancel(job_id)
+
+    def hold(self, job_id):
+        self._hear(job_id)
+        super().hold(job_id)
+
+    def release(self, job_id):
+        self._hear(job_id)
+        super().release(job_id)
+
+
+def deafly(lab: Lab, say, *deaf_to: str) -> str:
+    """What a person hears where the cluster does not do what the word asks."""
+    hearing, lab.cluster = lab.cluster, Deaf(lab.cluster.jobs, *deaf_to)
+    try:
+        with pytest.raises(ClusterUnreachable) as raised:
+            say()
+    finally:
+        lab.cluster = hearing
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("is_running", [False, True])
+def test_a_rerun_that_did_not_reach_the_cluster_is_carried_out_by_the_next_pass(queued, is_running):
+    job = start(queued, A) if is_running else job_of(queued, A)
+    deafly(queued, lambda: order(queued, "rerun", A, now=True))
+    assert queued.cluster.jobs[job].is_live
+    assert code(queued, A) == "Rerun"
+    queued.run()
+    assert queued.cluster.jobs[job].state == "CANCELLED"
+    for _ in range(3):
+        queued.run()
+    again = job_of(queued, A)
+    assert again != job
+    assert [j.id for j in queued.cluster.jobs.values() if j.is_live and j.name[:-1] == queued.cluster.jobs[job].name[:-1]] == [
+        again
+    ]
+    finished(queued)
+    assert queued.conditions()[A] is Condition.DONE
+    assert len(queued.cluster.submissions) == 5
+    assert not list((queued.directory / "a" / "out").glob("moved-aside-*"))
+
+
+@pytest.mark.parametrize("verb", ["rerun", "cancel"])
+def test_a_job_that_is_still_to_be_cancelled_is_not_accepted(queued, verb):
+    job = job_of(queued, A)
+    deafly(queued, lambda: order(queued, verb, A))
+    with pytest.raises(UsageError, match=f"{A}: job {job} is (replaced by `rerun`, and the next pass cancels|to be cancelled)"):
+        order(queued, "accept", A)
+    assert written(queued, "placed") == []
+    queued.run()
+    assert queued.cluster.jobs[job].state == "CANCELLED"
+
+
+def test_a_cancelled_job_that_is_still_there_stands_once_it_is_released_and_a_replaced_one_does_not(queued):
+    jobs = {key: job_of(queued, key) for key in (A, B)}
+    queued.cluster.hold(jobs[B])
+    deafly(queued, lambda: order(queued, "cancel", A))
+    deafly(queued, lambda: order(queued, "rerun", B))
+    answers = order(queued, "release", A, B)
+    assert not any("may start" in answer.message for answer in answers)
+    order(queued, "accept", A)
+    queued.run()
+    assert queued.cluster.jobs[jobs[A]].is_live
+    assert queued.cluster.jobs[jobs[B]].state == "CANCELLED"
+
+
+def test_what_a_replaced_job_wrote_in_its_last_second_is_old(queued):
+    """Slurm gives the whole second in which a job ended."""
+    job = start(queued, A)
+    order(queued, "rerun", A, now=True)
+    result = queued.directory / "a" / "out" / "finetune" / "result"
+    result.parent.mkdir(parents=True)
+    result.write_text("whole")
+    queued.now += 3
+    os.utime(result, (queued.now + 0.9, queued.now + 0.9))
+    queued.cluster.finish(job, "CANCELLED", queued.now)
+    queued.run()
+    assert [p.read_text() for p in (queued.directory / "a" / "out").glob("moved-aside-*/finetune/result")] == ["whole"]
+    assert queued.conditions()[A] is Condition.QUEUED
 
 
 # --- accept ------------------------------------------------------------------------------------------

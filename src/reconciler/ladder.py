@@ -131,17 +131,15 @@ def _has_live_job(s: Situation) -> Action | None:
 
 
 def _cancelled_by_person(s: Situation) -> Action | None:
-    """The word is written before the job is cancelled; where that was not to be done at once, it is done now. A job that a person
-    submitted by hand, or after that word, is not meant."""
-    word = s.memory.word
-    if word is None or word.verb != "cancel":
-        return None
+    """A ``cancel`` or ``rerun`` is written before the job is cancelled; where that was not to be done at once, it is done now."""
     for job in s.live:
         attempt = attempt_of(s, job)
-        if attempt is not None and not attempt.by_hand and attempt.order < word.order:
+        word = s.memory.word_against(attempt) if attempt is not None else None
+        if attempt is not None and word is not None:
             condition = Condition.RUNNING if job.phase is Phase.RUNNING else Condition.QUEUED
+            code = "CancelledByPerson" if word.verb == "cancel" else "Rerun"
             message = f"{word.by_whom}, and job {job.id} is still there"
-            return s.decide(Verb.CANCEL, condition, "CancelledByPerson", message, job=job.id, attempt=attempt.number)
+            return s.decide(Verb.CANCEL, condition, code, message, job=job.id, attempt=attempt.number)
     return None
 
 

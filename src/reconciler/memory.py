@@ -243,6 +243,17 @@ class StepMemory:
             return None
         return self.rerun.replaced
 
+    def word_against(self, attempt: Attempt) -> Word | None:
+        """The ``cancel`` or ``rerun`` by which a job of this attempt, should it be live, is to be cancelled. One that a person
+        submitted by hand, or that was submitted after the word, is not meant."""
+        if attempt.by_hand:
+            return None
+        if self.word is not None and self.word.verb == "cancel" and attempt.order < self.word.order:
+            return self.word
+        if self.rerun is not None and attempt.order < self.rerun.order:
+            return self.rerun.word or Word("rerun", self.rerun.order)
+        return None
+
     @property
     def open(self) -> tuple[Attempt, ...]:
         """The attempts whose outcome is not in writing; any of them, not the newest alone, may have a live job."""

@@ -216,8 +216,8 @@ def supersede(situation: Situation) -> None:
     is_finetune = situation.step.stage is Stage.FINETUNE
     if is_finetune and any(attempt.order > rerun.order for attempt in attempts):
         return
-    # A job that the rerun replaced may have gone on writing until it was dead.
-    replaced = [a.end.at for a in attempts if a.order < rerun.order and a.end is not None and a.end.order > rerun.order]
+    # A job that the rerun replaced may have gone on writing until it was dead, within the second that Slurm names.
+    replaced = [a.end.at + 1.0 for a in attempts if a.order < rerun.order and a.end is not None and a.end.order > rerun.order]
     if outputs.newest > max([rerun.at if rerun.newest is None else rerun.newest, *replaced]):
         return
     situation.is_superseded = True

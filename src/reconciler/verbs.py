@@ -7,7 +7,7 @@ the next pass's to decide.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from reconciler.ledger import Ledger
@@ -87,9 +87,16 @@ class Case:
         return next((a for a in self.memory.attempts if (a.job, a.name) == (job.id, job.name)), None)
 
     @property
+    def replaced(self) -> tuple[Job, ...]:
+        """Its jobs that ``rerun`` replaced, and that are still to be cancelled."""
+        memory = replace(self.memory, word=None)
+        attempts = ((job, self.attempt_of(job)) for job in self.live)
+        return tuple(job for job, attempt in attempts if attempt is not None and memory.word_against(attempt) is not None)
+
+    @property
     def held_by_word(self) -> tuple[Job, ...]:
         """Its held jobs that ``release`` lets go: a replacement that we submitted held is for a pass to judge."""
-        attempts = ((job, self.attempt_of(job)) for job in self.queued if job.held)
+        attempts = ((job, self.attempt_of(job)) for job in self.queued if job.held and job not in self.replaced)
         return tuple(job for job, attempt in attempts if attempt is None or not attempt.held)
 
     @property
@@ -173,6 +180,12 @@ def _not_acceptable(case: Case) -> str | None:
         return f"{named(case.queued)} all belong to it; cancel all but one before one is accepted"
     if case.queued and case.attempt_of(case.queued[0]) is None:
         return f"{named(case.queued)} is not in writing yet; `reconcile apply` takes it over as it is"
+    if case.replaced:
+        return f"{named(case.replaced)} is replaced by `rerun`, and the next pass cancels it; there is nothing to accept"
+    attempt = case.attempt_of(case.queued[0]) if case.queued else None
+    word = case.memory.word_against(attempt) if attempt is not None else None
+    if word is not None:
+        return f"{named(case.queued)} is to be cancelled ({word.by_whom}); release it to let the job stand"
     if case.queued or case.memory.given_up is not None:
         return None
     return _no_outputs_to_accept(case)
