@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.config_edit import Draft, draft_edits, make_edits, original_of, require_writable
@@ -29,7 +30,7 @@ from reconciler.files import make_directory, move, read_file
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.memory import Attempt, Memory
-from reconciler.model import Action, Condition, Desired, Edit, Observed, Policy, Reason, Stage, Step, Token, Verb
+from reconciler.model import Action, Condition, Desired, Edit, Observed, Policy, Reason, Stage, Step, Token, Verb, defined_by
 from reconciler.plan import Plan
 from reconciler.ports import Backend, Submission
 from reconciler.situation import all_jobs
@@ -199,6 +200,7 @@ class _Pass:
             output_dir=str(step.output_dir),
             options=dict(action.options),
             from_epoch=action.from_epoch,
+            **_batch_after(step, (*action.edits, *action.reverts)),
             ask=asdict(step.ask.under(action.options)),
             **_made_from(step),
         )
@@ -315,6 +317,7 @@ class _Pass:
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),
+            **_batch_after(step, ()),
             ask=asdict(step.ask),
             **_made_from(step),
         )
@@ -368,15 +371,26 @@ def _as_submitted(step: Step, attempt: Attempt) -> Step:
         return replace(step, definition=attempt.definition, meaning=meaning, inputs=attempt.inputs)
     if not changed_since(attempt, step):
         return step
-    return replace(step, definition=attempt.definition, meaning={**step.meaning, **attempt.meaning})
+    configuration = {name: value for name, value in step.meaning.items() if name != step.script.name}
+    # Not as of the intent: its own edits came after that, and the configuration was read later still.
+    definition = defined_by(attempt.commands, configuration) if attempt.commands else attempt.definition
+    return replace(step, definition=definition, meaning={**step.meaning, **attempt.meaning})
 
 
-def _made_from(step: Step) -> dict[str, dict[str, str]]:
+def _batch_after(step: Step, edits: Sequence[Edit]) -> dict[str, dict[str, str]]:
+    """The batch that the job will have; a setting that we change to no plain number is left out, and so is unknown."""
+    changed = {edit.key: edit.after or "" for edit in edits}
+    batch = {key: changed.get(key, value) for key, value in step.batch.items()}
+    known = {key: value for key, value in batch.items() if key not in changed or value.isdecimal()}
+    return {"batch": known} if known else {}
+
+
+def _made_from(step: Step) -> dict[str, Any]:
     """What a job has as of its submission: sbatch copies the script. A fine-tune's configuration is read when it begins."""
     if step.stage is Stage.EVALUATION:
         return {"meaning": dict(step.meaning), "inputs": dict(step.inputs)}
     script = step.script.name
-    return {"meaning": {script: step.meaning[script]}} if script in step.meaning else {}
+    return {"meaning": {script: step.meaning[script]}, "commands": step.commands} if script in step.meaning else {}
 
 
 def _text(script: Path) -> str:
