@@ -466,3 +466,83 @@ def test_a_time_limit_is_no_reason_to_go_on_where_only_the_configuration_resumes
     world.run_job(State.TIMEOUT, epochs=1)
     held = until(world, Condition.FAILED).actions[0]
     assert (held.reason.code, intents(world)) == ("TimeLimit", 1)
+
+
+# --- a batch in two settings -----------------------------------------------------------------------------
+
+LOG = "torch.OutOfMemoryError: CUDA out of memory.\n"
+
+
+def batch_of(lab: Lab) -> tuple[str, ...]:
+    return tuple(re.findall(r"^(?:batch_size|gradient_accumulation_steps): (\S+)", lab.config.read_text(), re.MULTILINE))
+
+
+def write_batch(lab: Lab, batch: str, steps: str) -> None:
+    text = re.sub(r"^batch_size: \S+", f"batch_size: {batch}", lab.config.read_text(), flags=re.MULTILINE)
+    text = re.sub(r"^gradient_accumulation_steps: \S+", f"gradient_accumulation_steps: {steps}", text, flags=re.MULTILINE)
+    lab.config.write_text(text)
+
+
+@pytest.mark.parametrize("whole", [0, 1])
+def test_the_printed_instruction_for_a_smaller_batch_is_followed_and_that_is_what_runs(lab: Callable[[str], Lab], whole: int):
+    world = lab("shrink_batch: true\n")
+    spell(world, "batch_size: 4", "bs: 4\nbatch_size: ${bs}")
+    until(world, Condition.QUEUED)
+    if whole:
+        world.run_job(State.FAILED, epochs=whole, log=LOG)
+    else:
+        fails_for_want_of_gpu_memory(world)
+    held = until(world, Condition.FAILED).actions[0]
+    assert "`batch_size: 2` and `gradient_accumulation_steps: 2`" in held.reason.message
+    write_batch(world, "2", "2")
+    until(world, Condition.QUEUED)
+    assert (sorted(batch_of(world)), epochs(world), intents(world)) == (["2", "2"], [], 2)
+    assert len(list(world.output.glob("moved-aside-*/epoch_0"))) == whole
+    attempt = Ledger(world.experiment, time.time).memory().of("r/finetune").attempts[-1]
+    assert attempt.batch == {"batch_size": "2", "gradient_accumulation_steps": "2"}
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.QUEUED)
+    assert (sorted(batch_of(world)), intents(world)) == (["1", "4"], 3)
+
+
+def test_a_smaller_batch_by_hand_goes_on_after_a_release_also_where_no_setting_asks_for_it(lab: Callable[[str], Lab]):
+    world = lab("")
+    until(world, Condition.QUEUED)
+    world.run_job(State.FAILED, epochs=1, log=LOG)
+    until(world, Condition.FAILED)
+    write_batch(world, "2", "2")
+    until(world, Condition.FAILED)
+    carry_out(world.scene(), Order("release", ("r/finetune",)), lambda prospect: True)
+    until(world, Condition.QUEUED)
+    assert (sorted(batch_of(world)), epochs(world), intents(world)) == (["2", "2"], [], 2)
+
+
+def test_a_batch_half_put_back_is_submitted_whole(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    before = batch_of(world)
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.QUEUED)
+    world.cluster.finish(world.job().id, state=State.NODE_FAIL)
+    spell(world, "batch_size: 2", "batch_size: 4")
+    until(world, Condition.QUEUED)
+    assert batch_of(world) == before
+    assert Ledger(world.experiment, time.time).memory().of("r/finetune").edits == ()
+
+
+def test_a_script_that_changed_for_a_while_makes_no_drift_of_a_step_with_a_smaller_batch(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.QUEUED)
+    world.run_job()
+    script = world.config.parent / "finetune.slurm"
+    before = script.read_text()
+    script.write_text(before + "echo done\n")
+    world.apply()
+    world.cluster.advance(5)
+    (drifted,) = world.apply().actions
+    assert (drifted.condition, "commands" in drifted.reason.message) == (Condition.DRIFTED, True)
+    script.write_text(before)
+    (stands,) = world.apply().actions
+    assert (stands.condition, intents(world)) == (Condition.DONE, 2)

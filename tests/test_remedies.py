@@ -32,6 +32,7 @@ def standing(batch: int = 4, steps: int = 1, resume: str = "False", run: str = "
         smaller_batch=smaller if batch > 1 else (),
         why_no_smaller_batch="" if batch > 1 else "`batch_size` is 1",
         written={key: Written(value) for key, value in values.items()},
+        batch={BATCH: str(batch), STEPS: str(steps)},
         meaning=values,
     )
 
@@ -303,6 +304,64 @@ HALVED = standing(batch=2, steps=2)
 def test_an_edit_that_a_killed_pass_made_is_not_made_a_second_time():
     action = decide(HALVED, events=[*failed("OutOfMemoryGpu"), *MADE], seen={STEP.key: TORN}, policy=policy(shrink_batch=True))
     assert (action.verb, action.edits, action.reverts) == (Verb.SUBMIT, (), ())
+
+
+RAN_WITH = {BATCH: "4", STEPS: "1"}
+
+
+def test_a_batch_that_a_person_made_smaller_is_submitted_as_it_is_and_halved_only_if_it_fails_too():
+    events = failed("OutOfMemoryGpu", batch=RAN_WITH)
+    action = after(events, left(1), HALVED, shrink_batch=True)
+    assert (action.verb, action.edits, action.reverts, action.from_epoch) == (Verb.SUBMIT, (), (), 0)
+    assert action.move_aside == left(1).torn
+    assert any("batch_size 4 → 2, gradient_accumulation_steps 1 → 2 since attempt 1" in change for change in action.changes)
+    again = [*events, *failed("OutOfMemoryGpu", 2, NOW - 20, batch={BATCH: "2", STEPS: "2"})]
+    assert [edit.after for edit in after(again, left(1), HALVED, shrink_batch=True).edits] == ["1", "4"]
+    itself = after(events, left(1), standing(batch=2, steps=2, resume="True"), shrink_batch=True)
+    assert (itself.condition, "set that to False" in itself.reason.message) == (Condition.FAILED, True)
+
+
+def test_epochs_of_the_batch_that_did_not_fit_are_no_drift():
+    launched = Reason("Drifted", "trained from another configuration: batch_size 4 → 2")
+    other = replace(left(1), state=OutputState.MISMATCH, reason=launched, resumable=0, differs=(BATCH, STEPS))
+    events = failed("OutOfMemoryGpu", batch=RAN_WITH)
+    assert after(events, other, HALVED, shrink_batch=True).move_aside == other.torn
+    assert after(events, other, HALVED).condition is Condition.FAILED
+    released = [*events, event("release", STEP, NOW - 10)]
+    assert after(released, other, HALVED).move_aside == other.torn
+    for drifted in (
+        after(events, replace(other, differs=(BATCH, "lr")), HALVED, shrink_batch=True),
+        after(events, other, STEP, shrink_batch=True),
+        after(failed("NodeFailure", batch=RAN_WITH), other, HALVED, shrink_batch=True),
+    ):
+        assert (drifted.condition, drifted.reason.code) == (Condition.DRIFTED, "Drifted")
+
+
+@pytest.mark.parametrize("then", ["OutOfMemoryGpu", "NodeFailure"])
+def test_a_batch_of_which_a_person_put_one_setting_back_is_put_back_whole(then: str):
+    events = [*failed("OutOfMemoryGpu", batch=RAN_WITH), *MADE]
+    events += failed(then, 2, NOW - 20, batch={BATCH: "2", STEPS: "2"}) if then == "NodeFailure" else []
+    action = after(events, step=standing(batch=4, steps=2), shrink_batch=True)
+    assert (action.verb, action.edits) == (Verb.SUBMIT, ())
+    assert words(action.reverts) == ["gradient_accumulation_steps 2 → 1"]
+    other = after(events, step=standing(batch=2, steps=1), shrink_batch=True)
+    assert (other.verb, words(other.reverts)) == (Verb.SUBMIT, ["batch_size 2 → 4"])
+
+
+def test_a_batch_of_which_a_person_put_one_setting_back_by_one_step_is_put_back_so_in_both():
+    more = edits((BATCH, "2", "1"), (STEPS, "2", "4"))
+    events = [*failed("OutOfMemoryGpu", batch=RAN_WITH), *MADE, *more]
+    action = after(events, step=standing(batch=2, steps=4), shrink_batch=True)
+    assert words(action.reverts) == ["gradient_accumulation_steps 4 → 2"]
+
+
+def test_a_batch_of_which_a_person_chose_one_setting_is_theirs_whole():
+    events = [*failed("OutOfMemoryGpu", batch=RAN_WITH), *MADE]
+    for theirs in (standing(batch=1, steps=2), standing(batch=2, steps=8)):
+        action = after(events, step=theirs, shrink_batch=True)
+        assert (action.verb, action.edits, action.reverts) == (Verb.SUBMIT, (), ())
+        told = plan_for(theirs, events=events, policy=policy()).learned
+        assert fold([*events, *({**e, "at": NOW} for e in told)]).of(STEP.key).edits == ()
 
 
 def test_an_edit_in_writing_that_a_killed_pass_did_not_make_is_made_afresh():

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.config_edit import Draft, draft_edits, make_edits, original_of, require_writable
@@ -199,6 +200,7 @@ class _Pass:
             output_dir=str(step.output_dir),
             options=dict(action.options),
             from_epoch=action.from_epoch,
+            **_batch_after(step, (*action.edits, *action.reverts)),
             ask=asdict(step.ask.under(action.options)),
             **_made_from(step),
         )
@@ -315,6 +317,7 @@ class _Pass:
             definition=step.definition,
             placement=step.placement,
             output_dir=str(step.output_dir),
+            **_batch_after(step, ()),
             ask=asdict(step.ask),
             **_made_from(step),
         )
@@ -360,12 +363,20 @@ def _whose_limits(script: BatchScript) -> tuple[str | None, ...]:
     return tuple(script.value(option) for option in ("account", "qos", "partition"))
 
 
-def _made_from(step: Step) -> dict[str, dict[str, str]]:
+def _batch_after(step: Step, edits: Sequence[Edit]) -> dict[str, dict[str, str]]:
+    """The batch that the job will have; a setting that we change to no plain number is left out, and so is unknown."""
+    changed = {edit.key: edit.after or "" for edit in edits}
+    batch = {key: changed.get(key, value) for key, value in step.batch.items()}
+    known = {key: value for key, value in batch.items() if key not in changed or value.isdecimal()}
+    return {"batch": known} if known else {}
+
+
+def _made_from(step: Step) -> dict[str, Any]:
     """What a job has as of its submission: sbatch copies the script. A fine-tune's configuration is read when it begins."""
     if step.stage is Stage.EVALUATION:
         return {"meaning": dict(step.meaning), "inputs": dict(step.inputs)}
     script = step.script.name
-    return {"meaning": {script: step.meaning[script]}} if script in step.meaning else {}
+    return {"meaning": {script: step.meaning[script]}, "commands": step.commands} if script in step.meaning else {}
 
 
 def _text(script: Path) -> str:

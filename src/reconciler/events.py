@@ -131,8 +131,8 @@ def _map_of(form: Form) -> Form:
 
 
 _THINGS: Mapping[Form, str] = {
-    _is_text: "by cluster definition detail event exit_code failure key message name new nodes old output_dir path placement "
-    "state step to until_text user what why words",
+    _is_text: "by cluster commands definition detail event exit_code failure key message name new nodes old output_dir path "
+    "placement state step to until_text user what why words",
     _or_none(_is_text): "before after",
     _is_time: "at begins ended",
     _or_none(_is_time): "begun started until",
@@ -145,7 +145,7 @@ _THINGS: Mapping[Form, str] = {
     _list_of(_is_count): "epochs",
     _list_of(_is_file): "evidence",
     _map_of(_is_flag): "environment",
-    _map_of(_is_text): "cells inputs meaning options states",
+    _map_of(_is_text): "batch cells inputs meaning options states",
 }
 FORMS: Mapping[str, Form] = {name: form for form, names in _THINGS.items() for name in names.split()}
 """The form of each thing that events hold: it is the same in all of them."""
@@ -158,7 +158,7 @@ def _kind(required: str = "", optional: str = "") -> Kind:
     return Kind(frozenset(required.split()), frozenset(optional.split()))
 
 
-_DEFINED = "definition placement output_dir ask meaning inputs"
+_DEFINED = "definition commands placement output_dir ask meaning inputs batch"
 
 KINDS: Mapping[str, Kind] = {
     # of the experiment as a whole

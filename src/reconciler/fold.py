@@ -291,6 +291,8 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         from_epoch=int(event.get("from_epoch", 0)),
         meaning=dict(event.get("meaning", {})),
         inputs=dict(event.get("inputs", {})),
+        commands=event.get("commands", ""),
+        batch=dict(event.get("batch", {})),
         held=bool(event.get("held")),
         by_hand=bool(event.get("by_hand")),
         job=str(event["job"]) if kind == "adopted" else None,

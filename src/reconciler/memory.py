@@ -45,6 +45,7 @@ class Attempt:
     was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
     ``limit`` is what the site said where it took no more jobs.
     ``options`` are those that it was submitted with over its script's own, ``from_epoch`` how many whole epochs it went on from.
+    ``commands`` is what its script adds to a definition, ``batch`` how large a batch it was submitted with, our edits included.
     ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start,
     ``withdrawing`` that we set out to. ``ask`` is what its job asked for, None where that is not in writing;
     ``worked`` (s) is how long earlier starts of a job took that Slurm requeued.
@@ -64,6 +65,8 @@ class Attempt:
     from_epoch: int = 0
     meaning: Mapping[str, str] = field(default_factory=dict)
     inputs: Mapping[str, str] = field(default_factory=dict)
+    commands: str = ""
+    batch: Mapping[str, str] = field(default_factory=dict)
     held: bool = False
     by_hand: bool = False
     job: str | None = None

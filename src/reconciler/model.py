@@ -150,13 +150,13 @@ class Step:
     ``key`` is its path, such as ``r8/finetune``. ``output_dir`` is where its outputs appear and ``root``
     the directory that must be there before their absence means anything. ``checkpoints`` maps each epoch that a
     preparation step will save to its directory. ``need`` is the key of the step that must be done before.
-    ``definition`` hashes what defines the result, ``placement`` what only defines where it runs.
+    ``definition`` hashes what defines the result (``commands`` its script's part), ``placement`` what only defines where it runs.
     ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
     are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
     as Slurm's patterns (``slurm-%j.out``). ``ask`` is what its job asks for, ``asks`` are the script's ``#SBATCH`` options by
     their long names. ``resume`` is the edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it
     needs less of a GPU's memory (or none, and why), ``written`` how the settings that those edits concern stand in the file now,
-    whose ``text`` is all of it (None: not known);
+    whose ``text`` is all of it (None: not known); ``batch`` is what those of ``smaller_batch`` come to, references resolved;
     ``resume`` is one that is made already where the configuration itself asks for going on. ``reads`` are models that it begins
     from or evaluates; ``inputs`` names what else its result is made from, each with its version, as far as that can be read (it
     is no part of ``definition``). ``config`` is the file that the items of ``meaning`` stand in where they do not say. ``spec``
@@ -188,10 +188,12 @@ class Step:
     why_no_smaller_batch: str = ""
     written: Mapping[str, Written] = field(default_factory=dict)
     text: str | None = field(default=None, repr=False)
+    batch: Mapping[str, str] = field(default_factory=dict)
     ask: Ask = Ask()
     reads: tuple[Path, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
+    commands: str = ""
     blocked: Reason | None = None
 
     @property
@@ -244,6 +246,11 @@ CHECKPOINT = "checkpoint"
 def of_generation(definition: str) -> str:
     """The version of a checkpoint that was made under this definition."""
     return f"of definition {definition[:8]}"
+
+
+def defined_by(commands: str, configuration: Mapping[str, str]) -> str:
+    """The definition of a fine-tune that these commands make of this configuration."""
+    return digest(commands, *(f"{key}={value}" for key, value in sorted(configuration.items())))
 
 
 def digest(*parts: str) -> str:
@@ -382,12 +389,12 @@ class Outputs:
     ``marked`` is True where the outputs themselves prove that nothing more will be written to them; where False, completeness
     must be confirmed by the job's end or by quiet. ``newest`` is the latest modification time among them (epoch s).
     ``resumable`` is how many whole epochs a resumed training would go on from (0: there is nothing sound to resume), and
-    ``torn_to_resume`` what it must not find. ``resume_note`` is, in words, why it would go on from nothing, or what it will train
-    again; ``in_the_way`` what a person must move before anything goes on. ``evidence`` identifies the files that were verified;
-    ``torn`` names what must be moved aside before an attempt that begins anew (empty for a tool whose attempts overwrite
-    nothing). ``has_work`` is True where a fresh attempt would overwrite or build on what is there. ``progress`` is a few words
-    for status. ``lacks`` is set where another attempt would not find its input: a Reason where that is surely gone, Unknown where
-    it may only be out of sight.
+    ``torn_to_resume`` what it must not find. ``resume_note`` is, in words, why it would go on from nothing, or what it will
+    train again; ``differs`` are the settings in which a MISMATCH was launched otherwise; ``in_the_way`` what a person must move
+    before anything goes on. ``evidence`` identifies the files that were verified; ``torn`` names what must be moved aside
+    before an attempt that begins anew (empty for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh
+    attempt would overwrite or build on what is there. ``progress`` is a few words for status. ``lacks`` is set where another
+    attempt would not find its input: a Reason where that is surely gone, Unknown where it may only be out of sight.
     """
 
     state: OutputState
@@ -402,6 +409,7 @@ class Outputs:
     torn_to_resume: tuple[Path, ...] = ()
     resume_note: str = ""
     in_the_way: str = ""
+    differs: tuple[str, ...] = ()
     lacks: Reason | Unknown | None = None
 
 

@@ -21,7 +21,7 @@ from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, in_turn, 
 from reconciler.memory import End, Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb, names_step
 from reconciler.remedies import withhold_varied
-from reconciler.situation import Ownership, Situation, remember_edits, remember_ends, supersede, whose_jobs
+from reconciler.situation import Ownership, Situation, outgrow_batch, remember_edits, remember_ends, supersede, whose_jobs
 
 _ONE_NODE = re.compile(r"[A-Za-z0-9._-]+")
 _ONE_FAILURE = 600.0  # s, within which jobs that a node takes with it ended by one failure
@@ -126,6 +126,7 @@ def _decide(situations: Sequence[Situation], known: Mapping[str, StepMemory], re
             situation.need, situation.need_memory, situation.need_word = decided.get(need), known[need], known[need].word
         situation.reader = readers.get(situation.step.key, "")
         supersede(situation)
+        outgrow_batch(situation)
         decided[situation.step.key] = climb(situation)
     return decided
 

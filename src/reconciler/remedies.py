@@ -16,6 +16,7 @@ from reconciler.failures import INFRASTRUCTURE
 from reconciler.memory import Attempt, Memory, StepMemory
 from reconciler.model import Edit, Outputs, Policy, Raise, Reason, Step, Written
 from reconciler.plain_values import by_hand, refusal
+from reconciler.situation import batch_changes
 
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 _FOR_EACH = {"mem-per-cpu": " (for each CPU)", "mem-per-gpu": " (for each GPU)"}
@@ -176,7 +177,16 @@ def _reverts(step: Step, memory: StepMemory, *, resumes: bool) -> tuple[Edit, ..
     """What we edited and a rerun takes back; and resuming, where nothing is resumed."""
     key = _key_of(step.resume)
     gone = [edit for edit in memory.edits if edit not in _in_force(memory) or edit.key == key]
-    return tuple(_back(step, edit) for edit in gone if not (resumes and edit.key == key))
+    back = tuple(_back(step, edit, edit.before) for edit in gone if not (resumes and edit.key == key))
+    return (*back, *_other_half(step, memory))
+
+
+def _other_half(step: Step, memory: StepMemory) -> tuple[Edit, ...]:
+    """What is left of a smaller batch of ours where a person put one of its settings back, and so the other one too."""
+    ours = {edit.key: edit for edit in _in_force(memory) if edit.key in step.batch}
+    values = {key: (edit.before, *edit.via, edit.after) for key, edit in ours.items()}
+    stands = min((len(values.get(key, ("",))) for key in step.batch), default=0) - 1  # how often we made it smaller, both alike
+    return tuple(_back(step, ours[key], told[stands]) for key, told in values.items() if len(told) - 1 > stands)
 
 
 def _in_force(memory: StepMemory) -> tuple[Edit, ...]:
@@ -184,10 +194,10 @@ def _in_force(memory: StepMemory) -> tuple[Edit, ...]:
     return tuple(edit for edit in memory.edits if edit.order > rerun)
 
 
-def _back(step: Step, edit: Edit) -> Edit:
+def _back(step: Step, edit: Edit, to: str | None) -> Edit:
     """The way back, in the file where it is now: a run may have been renamed since."""
     path = edit.path if step.resume is None else step.resume.path
-    return Edit(path, edit.key, edit.after, edit.before)
+    return Edit(path, edit.key, edit.after, to)
 
 
 def _key_of(edit: Edit | None) -> str | None:
@@ -202,16 +212,28 @@ def _with_smaller_batch(found: Remedy, step: Step, memory: StepMemory, last: Att
     anew = Remedy(found.options, reverts=_reverts(step, memory, resumes=False), is_new=True)
     if found.resumes:
         anew = replace(anew, note="begins anew: what is there was trained with another batch size")
+    changed = ", ".join(batch_changes(last, step))
+    if changed:
+        anew = replace(anew, note=f"begins anew with the batch that is there: {changed} since attempt {last.number}")
+        return _if_not_resuming(anew, found, f"{changed} is there", step, memory)
     if any(edit.order > last.end.order and edit.key != _key_of(step.resume) for edit in _in_force(memory)):
         return anew  # made by a pass that did not come to submit
     if not step.smaller_batch:
         why = step.why_no_smaller_batch or "its configuration names no batch that could be smaller"
         return replace(found, refusal=why)
-    if step.resume is not None and _resumes_by_itself(step, memory):
-        why = f"{step.resume.path.name} asks for `{step.resume.key}`, and epochs of another batch size are not to be gone on from"
-        return replace(found, refusal=f"{_told(step.smaller_batch)} would need less, but {why}; set that to False")
     why_not = refusal(step.text, step.smaller_batch) if step.text is not None else ""
-    return replace(found, refusal=why_not) if why_not else replace(anew, edits=step.smaller_batch)
+    if why_not:
+        return replace(found, refusal=why_not)
+    smaller = replace(anew, edits=step.smaller_batch)
+    return _if_not_resuming(smaller, found, f"{_told(step.smaller_batch)} would need less", step, memory)
+
+
+def _if_not_resuming(anew: Remedy, found: Remedy, told: str, step: Step, memory: StepMemory) -> Remedy:
+    """``anew``, where the configuration does not itself ask for going on."""
+    if step.resume is None or not _resumes_by_itself(step, memory):
+        return anew
+    why = f"{step.resume.path.name} asks for `{step.resume.key}`, and epochs of another batch size are not to be gone on from"
+    return replace(found, refusal=f"{told}, but {why}; set that to False")
 
 
 def _told(edits: Sequence[Edit]) -> str:

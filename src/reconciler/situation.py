@@ -16,6 +16,7 @@ from reconciler.model import (
     Action,
     Condition,
     Desired,
+    Edit,
     Job,
     Observed,
     Orphan,
@@ -29,6 +30,7 @@ from reconciler.model import (
     Token,
     Unknown,
     Verb,
+    Written,
     digest,
 )
 
@@ -43,9 +45,9 @@ class Situation:
     ``need`` and ``need_word`` are what was decided for the step that must be done before it, and a person's standing word on
     that one. ``shared`` are ids of jobs that a person submitted and that may be another step's, ``occupant`` an orphan that
     writes where this step would, ``reader`` names a job that may be reading what this step made. ``is_superseded``: the outputs
-    there are from before a person's ``rerun``. ``unread_log`` tells of a job that ended in a way that only its log explains,
-    where that could not be read. ``pause`` is a person's, while it lasts, ``need_memory`` is what is in writing of the step
-    before it.
+    there are from before a person's ``rerun``, or of a batch that did not fit. ``unread_log`` tells of a job that ended in a
+    way that only its log explains, where that could not be read. ``pause`` is a person's, while it lasts, ``need_memory`` is
+    what is in writing of the step before it.
     """
 
     step: Step
@@ -188,12 +190,42 @@ def remember_edits(situation: Situation) -> StepMemory:
     memory = situation.memory
     if memory.done is not None:
         return memory
+    gone: dict[str, str | None] = {}
     for edit in memory.edits:
         now = situation.step.written.get(edit.key)
         if now is not None and (now.why_not or now.text != edit.after):
-            situation.learn("unedited", key=edit.key, after=now.text)
-            memory = replace(memory, edits=unedited(memory.edits, edit.key, now.text))
+            gone |= {key: situation.step.written[key].text for key in _theirs_with(edit, now, situation.step)}
+    for key, text in gone.items():
+        if any(edit.key == key for edit in memory.edits):
+            situation.learn("unedited", key=key, after=text)
+            memory = replace(memory, edits=unedited(memory.edits, key, text))
     return memory
+
+
+def _theirs_with(edit: Edit, now: Written, step: Step) -> tuple[str, ...]:
+    """The settings that are a person's once this one is. A batch is one thing in two settings: where a person chose another half,
+    both are theirs; where they put it back, the other half is still ours to put back with it."""
+    texts = {step.batch.get(edit.key), *(() if now.why_not else (now.text,))}
+    is_put_back = not texts.isdisjoint((edit.before, *edit.via))
+    others = tuple(key for key in step.batch if key in step.written and key != edit.key)
+    return (edit.key,) if is_put_back or edit.key not in step.batch else (edit.key, *others)
+
+
+def batch_changes(attempt: Attempt, step: Step) -> tuple[str, ...]:
+    """In words, where the configuration asks for another batch by now than the attempt was submitted with."""
+    now = {key: step.batch.get(key, was) for key, was in attempt.batch.items()}
+    return tuple(f"{key} {was} → {now[key]}" for key, was in attempt.batch.items() if now[key] != was)
+
+
+def outgrow_batch(situation: Situation) -> None:
+    """What was trained with a batch that did not fit is in the way of a smaller one, and no result of another definition: a
+    person wrote that batch as they were told, or a pass of ours did not come to submit it."""
+    last, outputs, step = situation.memory.last_begun, situation.outputs, situation.step
+    if outputs is None or outputs.state is not OutputState.MISMATCH or last is None or last.end is None:
+        return
+    if last.end.failure == "OutOfMemoryGpu" and batch_changes(last, step) and {*outputs.differs} <= step.batch.keys():
+        situation.is_superseded = True
+        situation.outputs = replace(outputs, state=OutputState.INCOMPLETE, reason=Reason("Superseded", outputs.reason.message))
 
 
 def _found(situation: Situation, job: Job, number: int) -> Attempt:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from reconciler.memory import Attempt, Done, Memory, StepMemory
-from reconciler.model import CHECKPOINT, Desired, Stage, Step, of_generation
+from reconciler.model import CHECKPOINT, Desired, Stage, Step, defined_by, of_generation
 
 _SHOWN = 3
 
@@ -64,7 +64,10 @@ def as_submitted(step: Step, attempt: Attempt | None) -> Step:
         return replace(step, definition=attempt.definition, meaning=meaning, inputs=attempt.inputs)
     if not changed_since(attempt, step):
         return step
-    return replace(step, definition=attempt.definition, meaning={**step.meaning, **attempt.meaning})
+    configuration = {name: value for name, value in step.meaning.items() if name != step.script.name}
+    # Not as of the intent: its own edits came after that, and the configuration was read later still.
+    definition = defined_by(attempt.commands, configuration) if attempt.commands else attempt.definition
+    return replace(step, definition=definition, meaning={**step.meaning, **attempt.meaning})
 
 
 def drift(before: Mapping[str, str], after: Mapping[str, str], file: str = "") -> tuple[str, ...]:

@@ -16,7 +16,20 @@ from typing import cast
 
 from reconciler.batch_script import BatchScript, parse_batch_script
 from reconciler.errors import DiskUnreadable, Problem
-from reconciler.model import Edit, Outputs, OutputState, Reading, Reason, RunInput, RunKind, Stage, Step, Written, digest
+from reconciler.model import (
+    Edit,
+    Outputs,
+    OutputState,
+    Reading,
+    Reason,
+    RunInput,
+    RunKind,
+    Stage,
+    Step,
+    Written,
+    defined_by,
+    digest,
+)
 from reconciler.ports import Disk
 from reconciler.resources import ask_of
 from reconciler.script_checks import script_problems
@@ -33,6 +46,7 @@ _EPOCH = re.compile(r"epoch_(0|[1-9][0-9]*)")
 _OVERRIDE = re.compile(r"~?[A-Za-z_][\w.]*=\S*")
 _RESUME = "resume_from_checkpoint"  # how to launch, not what comes out: no part of what defines a result
 _BATCH, _STEPS = "batch_size", "gradient_accumulation_steps"
+_ONE = "1"  # what the recipes take where no accumulation is asked for
 _OF_THE_BATCH = re.compile(r"batch|accum|(?<![a-z0-9])bs(?![a-z0-9])")  # a document's columns are named by people
 _MOST_EPOCHS = 9999
 _MAX_CONFIG = 256 << 10  # bytes; a hundred times an honest one, and read in a few seconds
@@ -321,6 +335,7 @@ def _with_script(step: Step, script: BatchScript) -> Step:
     return replace(
         step,
         definition=digest(script.commands),
+        commands=digest(script.commands),
         placement=digest(script.placement),
         meaning={_SCRIPT: f"commands {digest(script.commands)[:8]}"},
         requeue=requeue[-1:] == ["requeue"],
@@ -341,13 +356,14 @@ def _with_training(step: Step, training: _Training, run: RunInput) -> Step:
         output_dir=training.output_dir,
         root=run.directory if is_inside else training.output_dir.parent,
         checkpoints={epoch: training.output_dir / f"epoch_{epoch}" for epoch in training.saved},
-        definition=digest(step.definition, *(f"{key}={value}" for key, value in meaning.items())),
+        definition=defined_by(step.definition, meaning),
         meaning={**meaning, **step.meaning},
         resume=training.resume_edit,
         smaller_batch=() if why_not else training.smaller_batch,
         why_no_smaller_batch=why_not,
         written=training.written,
         text=training.text,
+        batch={_BATCH: meaning.get(_BATCH, "null"), _STEPS: _ONE if meaning.get(_STEPS) in (None, "null") else meaning[_STEPS]},
         config=_CONFIG,
         reads=(training.base,) if training.base is not None else (),
         spec={**step.spec, "training": training},
@@ -386,8 +402,15 @@ def _check(training: _Training, disk: Disk, deep: bool) -> Outputs:
         return Outputs(OutputState.ABSENT, Reason("NoOutputs", f"{directory} holds no training"))
     differences = _differences(traces.launched, training.meaning)
     if traces.is_trained and differences:
-        message = f"{directory} was trained from another configuration: {_CONFIG}: {differences}"
-        return Outputs(OutputState.MISMATCH, Reason("Drifted", message), newest=traces.newest)
+        message = f"{directory} was trained from another configuration: {_CONFIG}: {_differing(differences)}"
+        return Outputs(
+            OutputState.MISMATCH,
+            Reason("Drifted", message),
+            newest=traces.newest,
+            torn=_torn(traces, 0),
+            has_work=True,
+            differs=tuple(differences),
+        )
     return _judge(training, traces, disk, deep)
 
 
@@ -432,13 +455,17 @@ def _newest(files: list[Path], directories: list[Path], disk: Disk) -> float | N
     return max((info.mtime_ns / 1e9 for info in found if info), default=None)
 
 
-def _differences(launched: OmegaConfig | str, wanted: Mapping[str, str]) -> str:
-    """Where what was launched does not mean the same as what is wanted, in words; empty where it does."""
+def _differences(launched: OmegaConfig | str, wanted: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Where what was launched does not mean the same as what is wanted: both, by setting."""
     if isinstance(launched, str):
-        return ""
+        return {}
     there = launched.meaning
     pairs = {key: (there.get(key, "null"), wanted.get(key, "null")) for key in sorted({*there, *wanted} - {_RESUME})}
-    changed = [f"{key} {was} → {now}" for key, (was, now) in pairs.items() if not _means_same(was, now)]
+    return {key: (was, now) for key, (was, now) in pairs.items() if not _means_same(was, now)}
+
+
+def _differing(differences: Mapping[str, tuple[str, str]]) -> str:
+    changed = [f"{key} {was} → {now}" for key, (was, now) in differences.items()]
     more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
     return ", ".join(changed[:_SHOWN] + more)
 
