@@ -427,6 +427,38 @@ def deafly(lab: Lab, say, *deaf_to: str) -> str:
     return str(raised.value)
 
 
+@pytest.mark.parametrize("verb", ["hold", "cancel", "rerun"])
+def test_a_word_that_the_cluster_refuses_for_one_job_is_said_of_every_step_and_done_to_every_other_job(queued, verb):
+    jobs = {key: job_of(queued, key) for key in (A, B, BASE)}
+    heard = deafly(queued, lambda: order(queued, verb, A, B, BASE), jobs[A])
+    done = "held" if verb == "hold" else "cancelled"
+    assert heard == f"said of all 3 steps; job {jobs[A]} could not be {done}: Socket timed out; the next pass does it"
+    assert [event["step"] for event in written(queued, verb)] == [A, B, BASE]
+    before = {key: queued.cluster.jobs[job] for key, job in jobs.items()}
+    assert [job.held or not job.is_live for job in before.values()] == [False, True, True]
+    queued.run()
+    after = queued.cluster.jobs[jobs[A]]
+    assert after.held if verb == "hold" else not after.is_live
+
+
+def test_jobs_that_could_not_be_released_are_told_together(queued):
+    jobs = [job_of(queued, key) for key in (A, B)]
+    order(queued, "hold", A, B)
+    heard = deafly(queued, lambda: order(queued, "release", A, B))
+    assert heard == f"said of all 2 steps; jobs {', '.join(jobs)} could not be released: Socket timed out; the next pass does it"
+    for _ in range(3):
+        queued.run()
+    assert not any(queued.cluster.jobs[job].held for job in jobs)
+
+
+@pytest.mark.parametrize("verb", ["hold", "cancel"])
+def test_a_job_by_hand_that_the_cluster_did_not_hear_of_asks_for_the_word_again(lab, verb):
+    job = by_hand(lab)
+    assert deafly(lab, lambda: order(lab, verb, A)).endswith("Socket timed out; say it again")
+    order(lab, verb, A)
+    assert lab.cluster.jobs[job].held or not lab.cluster.jobs[job].is_live
+
+
 @pytest.mark.parametrize("is_running", [False, True])
 def test_a_rerun_that_did_not_reach_the_cluster_is_carried_out_by_the_next_pass(queued, is_running):
     job = start(queued, A) if is_running else job_of(queued, A)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 
+from reconciler.errands import Errand, run, said_of
 from reconciler.errors import UsageError
 from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
 from reconciler.model import Orphan, Step, names_step
-from reconciler.words import Considered, Done, Order, Prospect, consider, fulfil, look_at
+from reconciler.words import Considered, Done, Order, Prospect, consider, look_at, write
 
 Confirm = Callable[[Prospect], bool]
 
@@ -36,8 +38,11 @@ def cancel(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tu
         if not confirm(prospect):
             return ()
         ledger = Ledger(directory, scene.clock)
-        pruned = [_cancel(scene, ledger, orphan, why) for orphan in chosen]
-        return (*pruned, *fulfil(scene, seen, considered))
+        pruned = [_write(scene, ledger, orphan, why) for orphan in chosen]
+        court = write(scene, seen, considered)
+        said = said_of([*map(_named, chosen), *(case.key for case in considered.cases)])
+        run([*(_errand(scene, orphan) for orphan in chosen), *court.errands], said)
+        return (*pruned, *court.done, *considered.skipped)
 
 
 def prune(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tuple[Done, ...]:
@@ -54,7 +59,9 @@ def prune(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tup
         if chosen and not confirm(Prospect(tuple(_told(orphan) for orphan in chosen))):
             return ()
         ledger = Ledger(directory, scene.clock)
-        return tuple(_cancel(scene, ledger, orphan, why) for orphan in chosen)
+        pruned = tuple(_write(scene, ledger, orphan, why) for orphan in chosen)
+        run([_errand(scene, orphan) for orphan in chosen], said_of([_named(orphan) for orphan in chosen]))
+        return pruned
 
 
 def named(scene: Scene, names: Sequence[str]) -> tuple[Pass, tuple[Orphan, ...], tuple[Step, ...]]:
@@ -92,7 +99,7 @@ def _refuse_others(seen: Pass, name: str) -> None:
         raise UsageError(f"{name} is in the document, and its jobs are no orphans; `reconcile cancel` cancels those")
     if any(fnmatchcase(key.partition("/")[0], name) or fnmatchcase(key, name) for key in seen.memory.steps):
         return  # a run of earlier, whose jobs have ended: there is nothing left to do
-    known = sorted({orphan.step or f"job {orphan.job.id}" for orphan in seen.plan.orphans})
+    known = sorted({_named(orphan) for orphan in seen.plan.orphans})
     raise UsageError(f"no orphan is named {name!r}; " + (f"the orphans are {', '.join(known)}" if known else "there is none"))
 
 
@@ -100,11 +107,19 @@ def _told(orphan: Orphan) -> str:
     return f"cancel job {orphan.job.id} ({orphan.job.state}) of {orphan.step or 'a step'}, which the document does not have"
 
 
-def _cancel(scene: Scene, ledger: Ledger, orphan: Orphan, why: str) -> Done:
+def _named(orphan: Orphan) -> str:
+    return orphan.step or f"job {orphan.job.id}"
+
+
+def _write(scene: Scene, ledger: Ledger, orphan: Orphan, why: str) -> Done:
     """The word first, as for every cancellation."""
     if orphan.step:
         ledger.append("cancel", step=orphan.step, user=scene.user, why=why)
     else:
         ledger.append("pruned", job=orphan.job.id, user=scene.user, why=why)
-    scene.backend.cancel(orphan.job.id)
     return Done(orphan.step, f"job {orphan.job.id} cancelled; the document does not have its step")
+
+
+def _errand(scene: Scene, orphan: Orphan) -> Errand:
+    """No pass cancels an orphan."""
+    return Errand(orphan.job.id, "cancelled", partial(scene.backend.cancel, orphan.job.id), is_taken_up=False)
