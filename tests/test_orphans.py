@@ -175,3 +175,12 @@ def test_pruned_orphans_are_all_said_before_the_cluster_fails(orphaned):
     heard = deafly(orphaned, lambda: say_prune(orphaned, "a"), orphaned.orphan)
     assert heard == f"said of a/finetune; job {orphaned.orphan} could not be cancelled: Socket timed out; say it again"
     assert "77" not in live(orphaned)
+
+
+def test_whether_a_name_is_an_orphans_is_not_denied_while_the_queue_cannot_be_asked(orphaned):
+    orphaned.cluster.is_down = True
+    with pytest.raises(
+        ClusterUnreachable, match=f"'{orphaned.orphan}', and whether it names an orphan nobody can say; the queue"
+    ):
+        named(orphaned.scene, ["b/finetune", orphaned.orphan])
+    assert [step.key for step in named(orphaned.scene, ["b/finetune"])[2]] == ["b/finetune"]

@@ -11,12 +11,12 @@ from fnmatch import fnmatchcase
 from functools import partial
 
 from reconciler.errands import Errand, run, said_of
-from reconciler.errors import UsageError
+from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
-from reconciler.model import Orphan, Step, names_step
+from reconciler.model import Orphan, Step, Unknown, names_step
 from reconciler.words import Considered, Done, Order, Prospect, consider, look_at, write
 
 Confirm = Callable[[Prospect], bool]
@@ -66,14 +66,24 @@ def prune(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tup
 
 def named(scene: Scene, names: Sequence[str]) -> tuple[Pass, tuple[Orphan, ...], tuple[Step, ...]]:
     """What there is, with the orphans and the steps that are named (all steps, where nothing is). Raises UsageError for a name of
-    neither."""
+    neither, ClusterUnreachable where nobody can say that it is of neither."""
     seen = preview(scene)
     if not all(any(names_step(name, step.key) for step in seen.desired.steps) for name in names):
         seen = preview(scene, always_ask=True)  # where everything is done, the queue was not asked
+        _refuse_blindly(seen, names)
     theirs = [name for name in names if names_orphans_alone(seen, name)]
     others = [name for name in names if name not in theirs]
     found = tuple(orphan for orphan in seen.plan.orphans if any(is_named(orphan, name) for name in theirs))
     return seen, found, seen.desired.select(*others) if others or not theirs else ()
+
+
+def _refuse_blindly(seen: Pass, names: Sequence[str]) -> None:
+    if not isinstance(seen.observed.queue, Unknown):
+        return
+    for name in names:
+        if not any(names_step(name, step.key) for step in seen.desired.steps) and not names_orphans_alone(seen, name):
+            why = f"the queue cannot be asked: {seen.observed.queue.why}"
+            raise ClusterUnreachable(f"no step matches {name!r}, and whether it names an orphan nobody can say; {why}")
 
 
 def names_orphans_alone(seen: Pass, name: str) -> bool:
