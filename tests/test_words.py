@@ -102,6 +102,20 @@ def test_release_lets_go_of_what_it_tells_also_of_a_job_submitted_by_hand(lab, i
     assert lab.conditions()[A] is Condition.QUEUED
 
 
+def test_who_held_a_job_submitted_by_hand_and_why_is_told_before_and_after_it_is_taken_over(lab):
+    job = by_hand(lab)
+    order(lab, "hold", A, why="ask Ben")
+    for expected in ("LiveJobFound", "HeldByPerson", "HeldByPerson"):
+        action = preview(lab.scene).plan.of(A)
+        assert (action.condition, action.reason.code) == (Condition.HELD, expected)
+        assert "held by u: ask Ben" in action.reason.message
+        lab.run()
+    assert lab.cluster.jobs[job].held
+    order(lab, "release", A)
+    lab.run()
+    assert lab.conditions()[A] is Condition.QUEUED
+
+
 def test_release_of_what_is_done_says_that_what_follows_may_start(queued):
     finished(queued)
     heard = []
@@ -214,6 +228,16 @@ def test_a_cancel_is_undone_by_release_also_with_no_pass_between(queued, is_runn
     assert goes_on(queued)
     (end,) = written(queued, "ended")
     assert (end["job"], end["failure"]) == (job, "CancelledByUs")
+
+
+def test_a_step_that_was_cancelled_and_released_is_submitted_as_if_nothing_had_been_said(queued):
+    order(queued, "cancel", A)
+    for _ in range(3):
+        queued.run()
+    order(queued, "release", A)
+    reason = preview(queued.scene).plan.of(A).reason
+    assert (reason.code, reason.message) == ("NotStarted", "not started; the next pass submits it")
+    assert goes_on(queued)
 
 
 def test_a_cancelled_job_whose_end_comes_to_light_after_the_release_is_no_failure(queued):
