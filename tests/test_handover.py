@@ -154,3 +154,38 @@ def test_what_a_copy_shares_with_its_original_is_among_what_was_done(lab):  # no
     ledger.write_text("".join(json.dumps(line) + "\n" for line in lines))
     done = accept_identity(copy.scene, "copied")
     assert f"warning: a/finetune has the output directory of the original, {out}" in [d.message for d in done]
+
+
+def test_a_copy_is_not_taken_for_the_moved_experiment_while_the_original_is_there(lab):  # noqa: F811
+    lab.run()
+    copy = replace(lab, directory=lab.directory.with_name("copy"))
+    shutil.copytree(lab.directory, copy.directory)
+    before = copy.tree()
+    with pytest.raises(UsageError, match=f"{lab.directory}: the experiment is still there, .* say --copied"):
+        accept_identity(copy.scene, "moved")
+    assert copy.tree() == before
+    with pytest.raises(UsageError, match="--copied"):
+        copy.run()
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+    shutil.rmtree(lab.directory / ".reconcile")
+    accept_identity(copy.scene, "moved")
+    copy.run()
+    assert len(lab.cluster.submissions) == 3
+    assert copy.conditions()["a/finetune"] is Condition.QUEUED
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_what_was_moved_is_adopted_where_a_link_or_another_experiment_is_in_its_old_place(lab, is_link):  # noqa: F811
+    lab.run()
+    moved = replace(lab, directory=lab.directory.with_name("moved"))
+    lab.directory.rename(moved.directory)
+    if is_link:
+        lab.directory.symlink_to(moved.directory)
+    else:
+        shutil.copytree(moved.directory, lab.directory, ignore=shutil.ignore_patterns(".reconcile"))
+        replace(lab, cluster=MemoryCluster(), user="ben").run()
+    accept_identity(moved.scene, "moved")
+    moved.run()
+    assert len(lab.cluster.submissions) == 3
+    assert moved.conditions()["a/finetune"] is Condition.QUEUED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import jsonschema
 import pytest
@@ -13,6 +14,7 @@ from reconciler.orphans import cancel, named, names_orphans_alone, prune
 from reconciler.render import explain_orphan_text, explained_orphan
 from reconciler.schemas import schema
 from test_pass import DOCUMENT, drop_run_a, lab, order, start  # noqa: F401 - the fixture
+from test_words import deafly, written
 
 
 def say_prune(world, *names):
@@ -150,3 +152,35 @@ def test_a_queue_that_cannot_be_asked_prunes_nothing(orphaned):
     orphaned.cluster.is_down = True
     with pytest.raises(ClusterUnreachable):
         say_prune(orphaned, "a")
+
+
+def test_orphans_and_steps_that_are_cancelled_together_are_all_said_before_the_cluster_fails(orphaned):
+    job, other = (preview(orphaned.scene).plan.of(key).job for key in ("b/finetune", "base/eval/cap_base"))
+    heard = deafly(orphaned, lambda: say_cancel(orphaned, "a", "b/finetune", "base"), orphaned.orphan, job)
+    assert heard.startswith("said of all 3 steps; ")
+    assert f"job {orphaned.orphan} could not be cancelled: Socket timed out; say it again" in heard
+    assert f"job {job} could not be cancelled: Socket timed out; the next pass does it" in heard
+    assert {orphaned.orphan, job} <= set(live(orphaned))
+    assert other not in live(orphaned)
+    assert len(written(orphaned, "cancel")) == 3
+    orphaned.run()
+    assert job not in live(orphaned)
+    say_prune(orphaned, "a")
+    assert orphaned.orphan not in live(orphaned)
+
+
+def test_pruned_orphans_are_all_said_before_the_cluster_fails(orphaned):
+    again = replace(orphaned.cluster.jobs[orphaned.orphan], id="77")
+    orphaned.cluster.jobs["77"] = again
+    heard = deafly(orphaned, lambda: say_prune(orphaned, "a"), orphaned.orphan)
+    assert heard == f"said of a/finetune; job {orphaned.orphan} could not be cancelled: Socket timed out; say it again"
+    assert "77" not in live(orphaned)
+
+
+def test_whether_a_name_is_an_orphans_is_not_denied_while_the_queue_cannot_be_asked(orphaned):
+    orphaned.cluster.is_down = True
+    with pytest.raises(
+        ClusterUnreachable, match=f"'{orphaned.orphan}', and whether it names an orphan nobody can say; the queue"
+    ):
+        named(orphaned.scene, ["b/finetune", orphaned.orphan])
+    assert [step.key for step in named(orphaned.scene, ["b/finetune"])[2]] == ["b/finetune"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from reconciler.errors import ClusterUnreachable, SubmissionUncertain, UsageError
+from reconciler.errors import SubmissionUncertain, UsageError
 from reconciler.loop import preview
 from reconciler.model import Condition
 from reconciler.pausing import pause, resume
 from test_pass import lab, order, start  # noqa: F401 - the fixture
-from worlds import MemoryCluster
+from test_words import deafly
 
 
 def say_pause(world, until=None, why=""):
@@ -112,30 +112,17 @@ def test_a_job_that_a_person_lets_go_by_hand_in_a_pause_is_not_held_again(lab): 
 
 def test_a_hold_and_a_pause_that_did_not_reach_the_cluster_are_carried_out_by_the_next_pass(lab):  # noqa: F811
     lab.run()
-
-    class Deaf(MemoryCluster):
-        def hold(self, job_id):
-            raise ClusterUnreachable("scontrol: Socket timed out")
-
-        release = hold
-
-    def deafly(say):
-        hearing, lab.cluster = lab.cluster, Deaf(lab.cluster.jobs)
-        with pytest.raises(ClusterUnreachable):
-            say()
-        lab.cluster = hearing
-
-    deafly(lambda: order(lab, "hold", "a/finetune"))
+    deafly(lab, lambda: order(lab, "hold", "a/finetune"))
     assert not job_of(lab, "a/finetune").held
     lab.run()
     assert job_of(lab, "a/finetune").held
-    deafly(lambda: say_pause(lab))
+    deafly(lab, lambda: say_pause(lab))
     lab.run()
     assert all(job.held for job in lab.cluster.jobs.values())
-    deafly(lambda: say_resume(lab))
+    deafly(lab, lambda: say_resume(lab))
     lab.run()
     assert [job.held for job in lab.cluster.jobs.values()].count(True) == 1
-    deafly(lambda: order(lab, "release", "a/finetune"))
+    deafly(lab, lambda: order(lab, "release", "a/finetune"))
     lab.run()
     assert not any(job.held for job in lab.cluster.jobs.values())
 
@@ -182,3 +169,18 @@ def test_to_resume_what_is_not_paused_says_so_and_does_nothing(lab):  # noqa: F8
 
     assert "not paused" in resume(lab.scene, "", confirm)[0].message
     assert lab.tree() == before
+
+
+def test_a_pause_that_the_cluster_refuses_for_one_job_holds_every_other_one(lab):  # noqa: F811
+    lab.run()
+    job = job_of(lab, "a/finetune").id
+    heard = deafly(lab, lambda: say_pause(lab), job)
+    assert heard == f"paused until you resume it; job {job} could not be held: Socket timed out; the next pass does it"
+    assert {other.id for other in lab.cluster.jobs.values() if not other.held} == {job}
+    lab.run()
+    assert all(other.held for other in lab.cluster.jobs.values())
+    heard = deafly(lab, lambda: say_resume(lab), job)
+    assert heard == f"submissions go on; job {job} could not be released: Socket timed out; the next pass does it"
+    assert {other.id for other in lab.cluster.jobs.values() if other.held} == {job}
+    lab.run()
+    assert not any(other.held for other in lab.cluster.jobs.values())

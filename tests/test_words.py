@@ -102,6 +102,20 @@ def test_release_lets_go_of_what_it_tells_also_of_a_job_submitted_by_hand(lab, i
     assert lab.conditions()[A] is Condition.QUEUED
 
 
+def test_who_held_a_job_submitted_by_hand_and_why_is_told_before_and_after_it_is_taken_over(lab):
+    job = by_hand(lab)
+    order(lab, "hold", A, why="ask Ben")
+    for expected in ("LiveJobFound", "HeldByPerson", "HeldByPerson"):
+        action = preview(lab.scene).plan.of(A)
+        assert (action.condition, action.reason.code) == (Condition.HELD, expected)
+        assert "held by u: ask Ben" in action.reason.message
+        lab.run()
+    assert lab.cluster.jobs[job].held
+    order(lab, "release", A)
+    lab.run()
+    assert lab.conditions()[A] is Condition.QUEUED
+
+
 def test_release_of_what_is_done_says_that_what_follows_may_start(queued):
     finished(queued)
     heard = []
@@ -214,6 +228,16 @@ def test_a_cancel_is_undone_by_release_also_with_no_pass_between(queued, is_runn
     assert goes_on(queued)
     (end,) = written(queued, "ended")
     assert (end["job"], end["failure"]) == (job, "CancelledByUs")
+
+
+def test_a_step_that_was_cancelled_and_released_is_submitted_as_if_nothing_had_been_said(queued):
+    order(queued, "cancel", A)
+    for _ in range(3):
+        queued.run()
+    order(queued, "release", A)
+    reason = preview(queued.scene).plan.of(A).reason
+    assert (reason.code, reason.message) == ("NotStarted", "not started; the next pass submits it")
+    assert goes_on(queued)
 
 
 def test_a_cancelled_job_whose_end_comes_to_light_after_the_release_is_no_failure(queued):
@@ -425,6 +449,38 @@ def deafly(lab: Lab, say, *deaf_to: str) -> str:
     finally:
         lab.cluster = hearing
     return str(raised.value)
+
+
+@pytest.mark.parametrize("verb", ["hold", "cancel", "rerun"])
+def test_a_word_that_the_cluster_refuses_for_one_job_is_said_of_every_step_and_done_to_every_other_job(queued, verb):
+    jobs = {key: job_of(queued, key) for key in (A, B, BASE)}
+    heard = deafly(queued, lambda: order(queued, verb, A, B, BASE), jobs[A])
+    done = "held" if verb == "hold" else "cancelled"
+    assert heard == f"said of all 3 steps; job {jobs[A]} could not be {done}: Socket timed out; the next pass does it"
+    assert [event["step"] for event in written(queued, verb)] == [A, B, BASE]
+    before = {key: queued.cluster.jobs[job] for key, job in jobs.items()}
+    assert [job.held or not job.is_live for job in before.values()] == [False, True, True]
+    queued.run()
+    after = queued.cluster.jobs[jobs[A]]
+    assert after.held if verb == "hold" else not after.is_live
+
+
+def test_jobs_that_could_not_be_released_are_told_together(queued):
+    jobs = [job_of(queued, key) for key in (A, B)]
+    order(queued, "hold", A, B)
+    heard = deafly(queued, lambda: order(queued, "release", A, B))
+    assert heard == f"said of all 2 steps; jobs {', '.join(jobs)} could not be released: Socket timed out; the next pass does it"
+    for _ in range(3):
+        queued.run()
+    assert not any(queued.cluster.jobs[job].held for job in jobs)
+
+
+@pytest.mark.parametrize("verb", ["hold", "cancel"])
+def test_a_job_by_hand_that_the_cluster_did_not_hear_of_asks_for_the_word_again(lab, verb):
+    job = by_hand(lab)
+    assert deafly(lab, lambda: order(lab, verb, A)).endswith("Socket timed out; say it again")
+    order(lab, verb, A)
+    assert lab.cluster.jobs[job].held or not lab.cluster.jobs[job].is_live
 
 
 @pytest.mark.parametrize("is_running", [False, True])

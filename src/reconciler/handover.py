@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 from reconciler.act import move_aside
-from reconciler.errors import UsageError
+from reconciler.errors import DiskUnreadable, UsageError
 from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
@@ -18,6 +19,9 @@ from reconciler.loop import Scene, current_identity, environment_facts
 from reconciler.memory import Attempt, Identity, Memory
 from reconciler.model import Desired, Stage
 from reconciler.words import Done, Prospect
+
+_BEGINNING = 4096
+"""Bytes; the first line of a ledger is shorter."""
 
 KINDS = ("moved", "copied", "cluster", "user", "environment")
 
@@ -45,6 +49,8 @@ def accept_identity(
         here = current_identity(scene, desired.directory)
         environment = environment_facts(scene.environment)
         _refuse_unchanged(memory, here, environment, what)
+        if what == "moved":
+            _refuse_beside_original(scene, memory.identity, ledger)
         opened = [] if what == "copied" else _open(memory)
         if what in ("cluster", "user") and not jobs_gone:
             _refuse_unseen(memory.identity, here, what, opened)
@@ -73,6 +79,24 @@ def _refuse_unchanged(memory: Memory, here: Identity, environment: Mapping[str, 
         named = {"environment": "this environment has what the first pass had"}
         unchanged = named.get(what, f"this experiment is reconciled as {known.user} on {known.cluster} at {known.path}")
         raise UsageError(f"{here.path}: {unchanged} already; there is nothing to accept with --{what}")
+
+
+def _refuse_beside_original(scene: Scene, known: Identity, ledger: Ledger) -> None:
+    """Where the place that it was moved from still has the beginning of this ledger, that is the original, and would go on with
+    the same jobs into the same directories. Another experiment in that place has begun otherwise."""
+    original = Ledger(Path(known.path), scene.clock).path
+    there, ours = (scene.disk.read(path, 0, _BEGINNING) for path in (original, ledger.path))
+    if there is None or ours is None or there.partition(b"\n")[0] != ours.partition(b"\n")[0]:
+        return
+    try:
+        if original.samefile(ledger.path):
+            return
+    except OSError as error:
+        raise DiskUnreadable(f"{original}: {error.strerror}") from error
+    raise UsageError(
+        f"{known.path}: the experiment is still there, and knows the same jobs ({original}). If this is a copy, say --copied; "
+        "if it was moved, remove or rename what is left there"
+    )
 
 
 def _changed(known: Identity, here: Identity, what: str) -> Identity:

@@ -184,9 +184,11 @@ def _adoption(s: Situation, job: Job) -> Action:
     number = token.attempt if token else _next_number(s)
     origin = "submitted by an earlier pass" if token else "submitted by hand from the step's directory"
     condition = Condition.RUNNING if job.phase is Phase.RUNNING else Condition.QUEUED
-    return s.decide(
-        Verb.ADOPT, condition, "LiveJobFound", f"live job {job.id} is this step's, {origin}", job=job.id, attempt=number
-    )
+    message = f"live job {job.id} is this step's, {origin}"
+    word = s.memory.word
+    if word is not None and word.verb == "hold" and job.held:
+        condition, message = Condition.HELD, f"{message}; {word.by_whom}"
+    return s.decide(Verb.ADOPT, condition, "LiveJobFound", message, job=job.id, attempt=number)
 
 
 def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
@@ -421,7 +423,9 @@ def _is_remedy_in_doubt(s: Situation) -> Action | None:
 
 def _submit(s: Situation) -> Action:
     assert s.outputs is not None
-    last = next((a for a in reversed(s.memory.attempts) if not (a.withdrawn or a.limited)), None)
+    begun = [a for a in s.memory.attempts if not (a.withdrawn or a.limited)]
+    last = begun[-1] if begun else None
+    tried = next((a for a in reversed(begun) if a.end is None or a.end.failure != "CancelledByUs"), None)
     replaces_lost = _is_last_one_lost(s.memory)
     is_asked_for = last is not None and s.memory.rerun is not None and last.order < s.memory.rerun.order
     code, message = ("NotStarted", "not started; the next pass submits it")
@@ -429,8 +433,8 @@ def _submit(s: Situation) -> Action:
         code, message = "SubmissionLost", "the last submission was never seen; submitted held, released when nothing surfaces"
     elif is_asked_for:
         code, message = "Rerun", _asked_again(s.memory.rerun)
-    elif last is not None:
-        code, message = "Retry", f"attempt {last.number} did not succeed; once more"
+    elif tried is not None:
+        code, message = "Retry", f"attempt {tried.number} did not succeed; once more"
     elif s.outputs.state is not OutputState.ABSENT:
         message = f"{s.outputs.reason.message}; the next pass submits it"
     if s.memory.last is not None and s.memory.last.limited:

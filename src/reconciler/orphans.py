@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from functools import partial
 
-from reconciler.errors import UsageError
+from reconciler.errands import Errand, run, said_of
+from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
-from reconciler.model import Orphan, Step, names_step
-from reconciler.words import Considered, Done, Order, Prospect, consider, fulfil, look_at
+from reconciler.model import Orphan, Step, Unknown, names_step
+from reconciler.words import Considered, Done, Order, Prospect, consider, look_at, write
 
 Confirm = Callable[[Prospect], bool]
 
@@ -36,8 +38,11 @@ def cancel(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tu
         if not confirm(prospect):
             return ()
         ledger = Ledger(directory, scene.clock)
-        pruned = [_cancel(scene, ledger, orphan, why) for orphan in chosen]
-        return (*pruned, *fulfil(scene, seen, considered))
+        pruned = [_write(scene, ledger, orphan, why) for orphan in chosen]
+        court = write(scene, seen, considered)
+        said = said_of([*map(_named, chosen), *(case.key for case in considered.cases)])
+        run([*(_errand(scene, orphan) for orphan in chosen), *court.errands], said)
+        return (*pruned, *court.done, *considered.skipped)
 
 
 def prune(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tuple[Done, ...]:
@@ -54,19 +59,31 @@ def prune(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tup
         if chosen and not confirm(Prospect(tuple(_told(orphan) for orphan in chosen))):
             return ()
         ledger = Ledger(directory, scene.clock)
-        return tuple(_cancel(scene, ledger, orphan, why) for orphan in chosen)
+        pruned = tuple(_write(scene, ledger, orphan, why) for orphan in chosen)
+        run([_errand(scene, orphan) for orphan in chosen], said_of([_named(orphan) for orphan in chosen]))
+        return pruned
 
 
 def named(scene: Scene, names: Sequence[str]) -> tuple[Pass, tuple[Orphan, ...], tuple[Step, ...]]:
     """What there is, with the orphans and the steps that are named (all steps, where nothing is). Raises UsageError for a name of
-    neither."""
+    neither, ClusterUnreachable where nobody can say that it is of neither."""
     seen = preview(scene)
     if not all(any(names_step(name, step.key) for step in seen.desired.steps) for name in names):
         seen = preview(scene, always_ask=True)  # where everything is done, the queue was not asked
+        _refuse_blindly(seen, names)
     theirs = [name for name in names if names_orphans_alone(seen, name)]
     others = [name for name in names if name not in theirs]
     found = tuple(orphan for orphan in seen.plan.orphans if any(is_named(orphan, name) for name in theirs))
     return seen, found, seen.desired.select(*others) if others or not theirs else ()
+
+
+def _refuse_blindly(seen: Pass, names: Sequence[str]) -> None:
+    if not isinstance(seen.observed.queue, Unknown):
+        return
+    for name in names:
+        if not any(names_step(name, step.key) for step in seen.desired.steps) and not names_orphans_alone(seen, name):
+            why = f"the queue cannot be asked: {seen.observed.queue.why}"
+            raise ClusterUnreachable(f"no step matches {name!r}, and whether it names an orphan nobody can say; {why}")
 
 
 def names_orphans_alone(seen: Pass, name: str) -> bool:
@@ -92,7 +109,7 @@ def _refuse_others(seen: Pass, name: str) -> None:
         raise UsageError(f"{name} is in the document, and its jobs are no orphans; `reconcile cancel` cancels those")
     if any(fnmatchcase(key.partition("/")[0], name) or fnmatchcase(key, name) for key in seen.memory.steps):
         return  # a run of earlier, whose jobs have ended: there is nothing left to do
-    known = sorted({orphan.step or f"job {orphan.job.id}" for orphan in seen.plan.orphans})
+    known = sorted({_named(orphan) for orphan in seen.plan.orphans})
     raise UsageError(f"no orphan is named {name!r}; " + (f"the orphans are {', '.join(known)}" if known else "there is none"))
 
 
@@ -100,11 +117,19 @@ def _told(orphan: Orphan) -> str:
     return f"cancel job {orphan.job.id} ({orphan.job.state}) of {orphan.step or 'a step'}, which the document does not have"
 
 
-def _cancel(scene: Scene, ledger: Ledger, orphan: Orphan, why: str) -> Done:
+def _named(orphan: Orphan) -> str:
+    return orphan.step or f"job {orphan.job.id}"
+
+
+def _write(scene: Scene, ledger: Ledger, orphan: Orphan, why: str) -> Done:
     """The word first, as for every cancellation."""
     if orphan.step:
         ledger.append("cancel", step=orphan.step, user=scene.user, why=why)
     else:
         ledger.append("pruned", job=orphan.job.id, user=scene.user, why=why)
-    scene.backend.cancel(orphan.job.id)
     return Done(orphan.step, f"job {orphan.job.id} cancelled; the document does not have its step")
+
+
+def _errand(scene: Scene, orphan: Orphan) -> Errand:
+    """No pass cancels an orphan."""
+    return Errand(orphan.job.id, "cancelled", partial(scene.backend.cancel, orphan.job.id), is_taken_up=False)

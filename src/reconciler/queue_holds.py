@@ -19,7 +19,7 @@ def watch_hold(s: Situation, job: Job, attempt: Attempt) -> Action | None:
         s.learn("queue-held", attempt=attempt.number)
     is_lifted_by_hand = attempt.queue_hold == "held" and not job.held
     word = s.memory.word
-    if word is not None and word.verb == "hold" and attempt.order < word.order:
+    if word is not None and word.verb == "hold" and (attempt.order < word.order or (attempt.by_hand and job.held)):
         return None if is_lifted_by_hand else _on_hold(s, job, attempt, word.by_whom)
     if s.pause is not None:
         is_persons = attempt.by_hand or (job.held and not attempt.queue_hold)
@@ -28,7 +28,8 @@ def watch_hold(s: Situation, job: Job, attempt: Attempt) -> Action | None:
 
 
 def _on_hold(s: Situation, job: Job, attempt: Attempt, why: str) -> Action:
-    """A job that a person submitted after the word is not meant by it."""
+    """A job that is submitted after the word is not meant by it; one by hand, that may be taken over only after it, is where it
+    is held."""
     message = f"{why}; job {job.id} {'stays' if job.held else 'is to be'} held until the step is released"
     return s.decide(Verb.HOLD, Condition.HELD, "HeldByPerson", message, job=job.id, attempt=attempt.number, hold_job=not job.held)
 

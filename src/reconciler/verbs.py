@@ -1,6 +1,6 @@
 """What each verb of a person's word does to one step: why it makes no sense, what is told before, what is written and done.
 
-``refusal`` and ``told`` are pure; ``fulfil`` writes the word and does what the cluster must do at once. What follows from it is
+``refusal`` and ``told`` are pure; ``fulfil`` writes the word, and notes what the cluster must do at once. What follows from it is
 the next pass's to decide.
 """
 
@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from reconciler.errands import Errand
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene
 from reconciler.memory import Attempt, Freed, StepMemory
@@ -273,15 +275,16 @@ def _rerun_told(case: Case, others: Sequence[str]) -> str:
 
 @dataclass
 class Court:
-    """One order being carried out."""
+    """One order being carried out: what was said and, to be done once all of it is in writing, what the cluster must do."""
 
     scene: Scene
     ledger: Ledger
     order: Order
     done: list[Done] = field(default_factory=list)
+    errands: list[Errand] = field(default_factory=list)
 
     def fulfil(self, case: Case) -> None:
-        """Write the word, and do what the cluster must do at once."""
+        """Write the word, and note what the cluster must do at once."""
         _VERBS[self.order.verb](self, case)
 
     def tell(self, case: Case, message: str) -> None:
@@ -293,30 +296,46 @@ class Court:
         self.ledger.append(event, step=step, user=self.scene.user, why=self.order.why, **facts)
 
     def hold(self, case: Case) -> None:
-        """Every queued job held, and remembered as held by this word: it ends with it. The intent comes first."""
+        """Every queued job held, and remembered as held by this word: it ends with it."""
         for job in case.queued:
             attempt = case.attempt_of(job)
-            if attempt is not None:
-                self.ledger.append("queue-holding", step=case.key, attempt=attempt.number)
-            self.scene.backend.hold(job.id)
-            if attempt is not None:
-                self.ledger.append("queue-held", step=case.key, attempt=attempt.number)
+            call = partial(_hold_job, self, case, job, attempt)
+            self.errands.append(Errand(job.id, "held", call, is_taken_up=attempt is not None))
 
     def let_go(self, case: Case) -> None:
         """Held jobs may start, and nothing remembers them as held by us; those that a pause keeps are its from now on."""
         for job in case.let_go:
-            self.scene.backend.release(job.id)
             attempt = case.attempt_of(job)
-            if attempt is not None and attempt.queue_hold:
-                self.ledger.append("unheld", step=case.key, attempt=attempt.number)
+            is_ours = attempt is not None and bool(attempt.queue_hold)
+            call = partial(_let_go, self, case, job, attempt if is_ours else None)
+            self.errands.append(Errand(job.id, "released", call, is_taken_up=is_ours))
         for attempt in filter(None, map(case.attempt_of, case.kept_by_pause)):
             self.ledger.append("queue-held", step=case.key, attempt=attempt.number)
 
-    def cancel(self, jobs: Sequence[Job]) -> str:
-        """Every one of the jobs cancelled; a few words of it, empty where there is none."""
-        for job in jobs:
-            self.scene.backend.cancel(job.id)
-        return f"{named(jobs)} cancelled" if jobs else ""
+    def cancel(self, case: Case) -> str:
+        """Every one of its live jobs cancelled; a few words of it, empty where there is none. No pass cancels what a person
+        submitted by hand."""
+        for job in case.live:
+            attempt = case.attempt_of(job)
+            is_ours = attempt is not None and not attempt.by_hand
+            self.errands.append(Errand(job.id, "cancelled", partial(self.scene.backend.cancel, job.id), is_taken_up=is_ours))
+        return f"{named(case.live)} cancelled" if case.live else ""
+
+
+def _hold_job(court: Court, case: Case, job: Job, attempt: Attempt | None) -> None:
+    """The intent comes first."""
+    if attempt is not None:
+        court.ledger.append("queue-holding", step=case.key, attempt=attempt.number)
+    court.scene.backend.hold(job.id)
+    if attempt is not None:
+        court.ledger.append("queue-held", step=case.key, attempt=attempt.number)
+
+
+def _let_go(court: Court, case: Case, job: Job, held: Attempt | None) -> None:
+    """``held`` is the attempt that is in writing as held by us."""
+    court.scene.backend.release(job.id)
+    if held is not None:
+        court.ledger.append("unheld", step=case.key, attempt=held.number)
 
 
 def _release(court: Court, case: Case) -> None:
@@ -340,7 +359,7 @@ def _hold(court: Court, case: Case) -> None:
 def _cancel(court: Court, case: Case) -> None:
     """The word is written first: a job that was cancelled without it would look like a failure."""
     court.write("cancel", case.key)
-    cancelled = court.cancel(case.live)
+    cancelled = court.cancel(case)
     court.tell(case, f"{f'{cancelled}, and ' if cancelled else ''}held until you release it")
 
 
@@ -378,7 +397,7 @@ def _accept_outputs(court: Court, case: Case) -> None:
 def _rerun(court: Court, case: Case) -> None:
     """The word first; what it replaces is cancelled now, and outputs are moved aside by the submission that follows."""
     court.write("rerun", case.key, newest=case.outputs.newest if case.outputs else None)
-    cancelled = court.cancel(case.live)
+    cancelled = court.cancel(case)
     court.tell(case, f"{f'{cancelled}; ' if cancelled else ''}the next pass submits it again")
 
 

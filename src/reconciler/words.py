@@ -1,7 +1,8 @@
 """A person's word on steps: release, hold, cancel, accept, rerun (what each does to one step is in verbs.py).
 
-A word is taken whole or not at all: one look under the pass's lock, every refusal before the first line is written. Where the
-queue cannot be asked nothing is said and nothing is done: a job that nobody sees can be neither cancelled nor held.
+A word is taken whole or not at all: one look under the pass's lock, every refusal before the first line is written, every line
+before the cluster is told anything (errands.py). Where the queue cannot be asked nothing is said and nothing is done: a job that
+nobody sees can be neither cancelled nor held.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from reconciler.errands import run, said_of
 from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
@@ -28,11 +30,11 @@ __all__ = [
     "Skipped",
     "carry_out",
     "consider",
-    "fulfil",
     "left_alone",
     "look_at",
     "named",
     "release_experiment",
+    "write",
 ]
 
 
@@ -75,7 +77,9 @@ def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -
             return (Done("", "no result is known to be of an older version"),)
         if considered.cases and not confirm(considered.prospect):
             return ()
-        return fulfil(scene, seen, considered)
+        court = write(scene, seen, considered)
+        run(court.errands, said_of([case.key for case in considered.cases]))
+        return (*court.done, *considered.skipped)
 
 
 def look_at(scene: Scene) -> Pass:
@@ -161,15 +165,16 @@ def _with_dependents(desired: Desired, chosen: Sequence[Step]) -> tuple[Step, ..
     return tuple(step for step in desired.steps if step.key in keys or step.need in keys)
 
 
-def fulfil(scene: Scene, seen: Pass, considered: Considered) -> tuple[Done, ...]:
-    """Carry out what was considered, under the same lock; returns what was done, and what was skipped."""
+def write(scene: Scene, seen: Pass, considered: Considered) -> Court:
+    """Put what was considered in writing, under the same lock. What the cluster must do at once comes after that, lest a call
+    that fails keeps back the word on other steps."""
     order = considered.order
     court = Court(scene, Ledger(seen.desired.directory, scene.clock), order)
     if order.verb == "release":
         _write_learned(court.ledger, seen, [case.key for case in considered.cases])
     for case in considered.cases:
         court.fulfil(case)
-    return (*court.done, *considered.skipped)
+    return court
 
 
 def _write_learned(ledger: Ledger, seen: Pass, keys: Collection[str]) -> None:
