@@ -623,6 +623,17 @@ def test_a_job_submitted_by_hand_is_accepted_once_it_is_taken_over(lab):
     assert lab.conditions()[A] is Condition.QUEUED
 
 
+def test_a_fine_tune_that_left_no_epoch_is_not_accepted(queued):
+    finished(queued, A, "torn", "FAILED")
+    no_epoch = told_otherwise(queued, Other(checkpoints=lambda run: {0: run.directory / "out" / "finetune" / "epoch_0"}))
+    with pytest.raises(UsageError, match=f"{A}: there is no checkpoint to accept"):
+        carry_out(no_epoch, Order("accept", (A,)), lambda prospect: True)
+    assert written(queued, "done") == []
+    (queued.directory / "a" / "out" / "finetune" / "epoch_0").mkdir()
+    carry_out(no_epoch, Order("accept", (A,)), lambda prospect: True)
+    assert len(written(queued, "done")) == 1
+
+
 def test_which_of_several_jobs_stands_is_not_guessed(queued):
     first = job_of(queued, A)
     queued.cluster.jobs["77"] = replace(queued.cluster.jobs[first], id="77")
