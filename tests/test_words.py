@@ -15,7 +15,7 @@ from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Scene, preview
 from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Reason, Stage
-from reconciler.pausing import pause
+from reconciler.pausing import pause, resume
 from reconciler.words import Done, Order, Skipped, carry_out, release_experiment
 from test_pass import Lab, drop_run_a, lab, order, start  # noqa: F401 - the fixture
 from worlds import MemoryCluster, StandInTool
@@ -816,6 +816,20 @@ def test_releasing_the_experiment_lets_jobs_go_to_nodes_that_failed_some(queued)
     (answer,) = release_experiment(queued.scene)
     assert "although jobs failed with n1" in answer.message
     assert preview(queued.scene).plan.avoided == ()
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_releasing_the_experiment_lifts_a_failed_canary_also_in_a_pause(lab, is_paused):
+    lab.policy = replace(lab.policy, canary=600.0)
+    lab.run()
+    finished(lab, A, None, "FAILED")
+    if is_paused:
+        pause(lab.scene, None, "", lambda prospect: True)
+    (answer,) = release_experiment(lab.scene)
+    assert "although the first step failed" in answer.message
+    resume(lab.scene, "", lambda prospect: True)
+    lab.run()
+    assert lab.conditions()[B] is Condition.QUEUED
 
 
 def test_where_no_failures_stop_submissions_there_is_nothing_to_release(queued):

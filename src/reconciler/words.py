@@ -16,7 +16,7 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
-from reconciler.model import Condition, Desired, Job, Stage, Step, Unknown
+from reconciler.model import Desired, Job, Stage, Step, Unknown
 from reconciler.plan import Plan
 from reconciler.situation import Ownership, whose_jobs
 from reconciler.staleness import staleness
@@ -217,12 +217,11 @@ def release_experiment(
 
 def _what_it_lifts(plan: Plan) -> Iterator[str]:
     """What failed and stops the submissions of others, or sends them elsewhere."""
-    stopped = {action.reason.code for action in plan.actions if action.condition is Condition.WAITING}
     if plan.wave:
         yield f"{', '.join(plan.wave)} failed"
-    elif any(action.reason.code == "CanaryFailed" for action in plan.actions):
+    elif "CanaryFailed" in plan.stopped_by:
         yield "the first step failed"
-    if "DiskQuota" in stopped:
+    if "DiskQuota" in plan.stopped_by:
         yield "a disk was full"
     if plan.avoided:
         yield f"jobs failed with {', '.join(plan.avoided)}"
