@@ -15,7 +15,7 @@ from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Scene, preview
 from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Reason, Stage
-from reconciler.pausing import pause
+from reconciler.pausing import pause, resume
 from reconciler.words import Done, Order, Skipped, carry_out, release_experiment
 from test_pass import Lab, drop_run_a, lab, order, start  # noqa: F401 - the fixture
 from worlds import MemoryCluster, StandInTool
@@ -623,6 +623,17 @@ def test_a_job_submitted_by_hand_is_accepted_once_it_is_taken_over(lab):
     assert lab.conditions()[A] is Condition.QUEUED
 
 
+def test_a_fine_tune_that_left_no_epoch_is_not_accepted(queued):
+    finished(queued, A, "torn", "FAILED")
+    no_epoch = told_otherwise(queued, Other(checkpoints=lambda run: {0: run.directory / "out" / "finetune" / "epoch_0"}))
+    with pytest.raises(UsageError, match=f"{A}: there is no checkpoint to accept"):
+        carry_out(no_epoch, Order("accept", (A,)), lambda prospect: True)
+    assert written(queued, "done") == []
+    (queued.directory / "a" / "out" / "finetune" / "epoch_0").mkdir()
+    carry_out(no_epoch, Order("accept", (A,)), lambda prospect: True)
+    assert len(written(queued, "done")) == 1
+
+
 def test_which_of_several_jobs_stands_is_not_guessed(queued):
     first = job_of(queued, A)
     queued.cluster.jobs["77"] = replace(queued.cluster.jobs[first], id="77")
@@ -805,6 +816,20 @@ def test_releasing_the_experiment_lets_jobs_go_to_nodes_that_failed_some(queued)
     (answer,) = release_experiment(queued.scene)
     assert "although jobs failed with n1" in answer.message
     assert preview(queued.scene).plan.avoided == ()
+
+
+@pytest.mark.parametrize("is_paused", [False, True])
+def test_releasing_the_experiment_lifts_a_failed_canary_also_in_a_pause(lab, is_paused):
+    lab.policy = replace(lab.policy, canary=600.0)
+    lab.run()
+    finished(lab, A, None, "FAILED")
+    if is_paused:
+        pause(lab.scene, None, "", lambda prospect: True)
+    (answer,) = release_experiment(lab.scene)
+    assert "although the first step failed" in answer.message
+    resume(lab.scene, "", lambda prospect: True)
+    lab.run()
+    assert lab.conditions()[B] is Condition.QUEUED
 
 
 def test_where_no_failures_stop_submissions_there_is_nothing_to_release(queued):

@@ -205,7 +205,7 @@ class StandInTool:
             self.root or run.directory,
             definition,
             "p",
-            checkpoints={0: out / "epoch_0"},
+            checkpoints={0: out},
             job_name=script.stem.partition("_")[0],
             workdir=str(script.parent),
             inputs=self._inputs(run),

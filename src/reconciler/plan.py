@@ -32,7 +32,8 @@ class Plan:
     """One action per step, in document order; ``learned`` are events that hold whatever becomes of the actions. ``orphans`` are
     live jobs of steps that are not in the document any more: they are shown, and left alone. ``order`` has the steps' keys in the
     order of submission, ``bill`` what they cost before any of the actions. ``wave`` are the steps whose failures, with no success
-    between them, stop submissions, ``avoided`` nodes that failed jobs."""
+    between them, stop submissions, ``avoided`` nodes that failed jobs, ``stopped_by`` codes of failures that stop others, even
+    where a pause does so first."""
 
     actions: tuple[Action, ...]
     learned: tuple[Mapping[str, Any], ...] = ()
@@ -41,6 +42,7 @@ class Plan:
     bill: Bill = field(default_factory=Bill)
     wave: tuple[str, ...] = ()
     avoided: tuple[str, ...] = ()
+    stopped_by: frozenset[str] = frozenset()
 
     def of(self, key: str) -> Action:
         """The action of a step."""
@@ -84,17 +86,31 @@ def make_plan(
     order = in_turn(desired.steps, known)
     budget = Budget(policy, uses_of(desired, known, memory, ours, now))
     bill = bill_of(desired, decided, known, budget)
+    disk = FullDisk(desired, known, observed.filesystems, memory.released)
+    canary = Canary(Facts(desired, decided, known, ours, memory.released), policy.canary, now)
+    kept = [
+        found for step in order if decided[step.key].verb is Verb.SUBMIT for x in (disk, canary) if (found := x.refuses(step))
+    ]
     limits: list[Limit] = [
         *([Closed(gate)] if gate else []),
-        FullDisk(desired, known, observed.filesystems, memory.released),
-        Canary(Facts(desired, decided, known, ours, memory.released), policy.canary, now),
+        disk,
+        canary,
         budget,
         InFlight(observed, policy),
     ]
     held_back = _hold_back(desired, decided, order, limits)
     actions = tuple(held_back[step.key] for step in desired.steps)
     wave = tuple(failed) if len(failed) >= policy.stop_after_failures else ()
-    return Plan(actions, tuple(learned), ours.orphans, tuple(step.key for step in order), bill, wave, nodes)
+    return Plan(
+        actions,
+        tuple(learned),
+        ours.orphans,
+        tuple(step.key for step in order),
+        bill,
+        wave,
+        nodes,
+        frozenset(gate.reason.code for gate in kept),
+    )
 
 
 def _situation(step: Step, observed: Observed, memory: Memory, ours: Ownership, policy: Policy, now: float) -> Situation:

@@ -49,8 +49,8 @@ class Case:
     """One step before an order: how it stands, its jobs that have not ended, what its outputs amount to where that matters.
 
     ``is_named``: a person named it by its key, so that it refuses where a step that a glob matched is skipped. ``is_shared``: a
-    job may be another step's. ``dependents`` are the steps that need it with their jobs that have not ended, ``freed`` is what
-    was deleted of the checkpoint that it needs.
+    job may be another step's. ``has_checkpoint`` is False where a fine-tune left no epoch at all. ``dependents`` are the steps
+    that need it with their jobs that have not ended, ``freed`` is what was deleted of the checkpoint that it needs.
     """
 
     step: Step
@@ -63,6 +63,7 @@ class Case:
     is_shared: bool = False
     dependents: Mapping[str, tuple[Job, ...]] = field(default_factory=dict)
     freed: Freed | None = None
+    has_checkpoint: bool = True
 
     @property
     def key(self) -> str:
@@ -201,6 +202,8 @@ def _no_outputs_to_accept(case: Case) -> str | None:
         return outputs.reason.message if outputs else "its outputs were not examined"
     if outputs.state is OutputState.ABSENT and not case.is_finished:
         return f"there are no outputs to accept ({outputs.reason.message})"
+    if not case.has_checkpoint and not case.is_finished:
+        return f"there is no checkpoint to accept ({outputs.reason.message})"
     return None
 
 

@@ -16,7 +16,7 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
-from reconciler.model import Condition, Desired, Job, Step, Unknown
+from reconciler.model import Desired, Job, Stage, Step, Unknown
 from reconciler.plan import Plan
 from reconciler.situation import Ownership, whose_jobs
 from reconciler.staleness import staleness
@@ -151,9 +151,16 @@ def _cases(scene: Scene, seen: Pass, order: Order) -> list[Case]:
             is_shared=any(job.id in ours.shared for job in _live(ours, step)),
             dependents={other.key: _live(ours, other) for other in desired.steps if other.need == step.key},
             freed=memory.of(step.need).freed if step.need is not None else None,
+            has_checkpoint=not is_about_outputs or _has_checkpoint(scene, step),
         )
         for step in chosen
     ]
+
+
+def _has_checkpoint(scene: Scene, step: Step) -> bool:
+    """False for a fine-tune of whose epochs surely none is there, whole or not."""
+    paths = step.checkpoints.values() if step.stage is Stage.FINETUNE else ()
+    return not paths or any(scene.disk.stat(path) is not None for path in paths)
 
 
 def _live(ours: Ownership, step: Step) -> tuple[Job, ...]:
@@ -210,12 +217,11 @@ def release_experiment(
 
 def _what_it_lifts(plan: Plan) -> Iterator[str]:
     """What failed and stops the submissions of others, or sends them elsewhere."""
-    stopped = {action.reason.code for action in plan.actions if action.condition is Condition.WAITING}
     if plan.wave:
         yield f"{', '.join(plan.wave)} failed"
-    elif any(action.reason.code == "CanaryFailed" for action in plan.actions):
+    elif "CanaryFailed" in plan.stopped_by:
         yield "the first step failed"
-    if "DiskQuota" in stopped:
+    if "DiskQuota" in plan.stopped_by:
         yield "a disk was full"
     if plan.avoided:
         yield f"jobs failed with {', '.join(plan.avoided)}"
