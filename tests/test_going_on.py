@@ -459,15 +459,6 @@ def test_a_state_whose_epochs_were_stashed_is_moved_aside_before_a_smaller_batch
     assert ("batch_size: 2\n" in world.config.read_text(), intents(world)) == (True, 3)
 
 
-def test_a_time_limit_is_no_reason_to_go_on_where_only_the_configuration_resumes(lab: Callable[[str], Lab]):
-    world = lab("")
-    spell(world, "resume_from_checkpoint: False", "resume_from_checkpoint: True")
-    until(world, Condition.QUEUED)
-    world.run_job(State.TIMEOUT, epochs=1)
-    held = until(world, Condition.FAILED).actions[0]
-    assert (held.reason.code, intents(world)) == ("TimeLimit", 1)
-
-
 # --- a batch in two settings -----------------------------------------------------------------------------
 
 LOG = "torch.OutOfMemoryError: CUDA out of memory.\n"
