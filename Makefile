@@ -6,7 +6,7 @@ STAMP := .venv/.installed
 SOURCES := . examples/trainers/tune examples/trainers/inspect
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz fuzz-readers faults mutants agreement check format format-check lint types contract test-slurm build clean
+.PHONY: help demo test fuzz fuzz-readers faults mutants reliability agreement check format format-check lint types contract test-slurm build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
