@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reconciler.errors import ReconcileError
-from reconciler.model import Job
+from reconciler.model import Job, Phase
 from reconciler.ports import Backend, Doubt, Submission
 
 _ALL_NEWS = 7.0  # s; of jobs that wait, slurmdbd hears every 5 s
@@ -105,11 +105,12 @@ class World:
         self.story.append(("accounting, no id known", self.facts(self._accounted(job, is_unnamed=True))))
 
     def account(self, job: str, state: str) -> None:
-        """The accounting, once it shows the job in this state; asked by its id, and by what is known of jobs whose ids are not."""
+        """The accounting, once it shows the job in this state, and its end where that is one (a slurmdbd that is behind tells the
+        state first); asked by its id, and by what is known of jobs whose ids are not."""
         for unnamed in (False, True):
             label = "accounting, no id known" if unnamed else "accounting"
             look = partial(self._accounted, job, unnamed)
-            self._wait(look, lambda seen: seen is not None and seen.state == state, label)
+            self._wait(look, lambda seen: seen is not None and seen.state == state and _is_whole(seen), label)
 
     def ask(self, what: str) -> None:
         """Whether a query is answered at all."""
@@ -164,6 +165,10 @@ class World:
             "has nodes": bool(job.nodes),
             "source": job.source,
         }
+
+
+def _is_whole(job: Job) -> bool:
+    return job.phase is not Phase.ENDED or job.ended is not None
 
 
 # --- scenarios ---------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ SITES = st.builds(
     partitions=st.sampled_from([(Partition("main", cpus=64),), (Partition("main", cpus=2),)]),
     has_accounting=st.sampled_from([True, True, True, False]),
     accounting_lag=st.sampled_from([0.6, 30.0]),
+    end_lag=st.sampled_from([0.0, 0.0, 90.0]),
     shows_waiting=st.booleans(),
     min_job_age=st.sampled_from([2.0, 300.0]),
     max_submit_jobs=st.sampled_from([None, None, 2]),

@@ -305,6 +305,18 @@ def test_a_job_that_only_the_accounting_calls_running_is_given_up_after_grace():
     assert given_up.of(STEP.key).verb is not Verb.SUBMIT
 
 
+def test_an_end_of_which_the_accounting_has_the_state_alone_is_waited_for():
+    """A slurmdbd that is behind tells FAILED, no end and 0:0 first (seen on 22.05): it would pass for another failure."""
+    behind = job(STEP, Phase.ENDED, state="FAILED", exit_code="0:0", ended=None, source="sacct")
+    first = plan_for(STEP, events=submitted(STEP), accounting=(behind,))
+    assert (first.of(STEP.key).reason.code, [e["event"] for e in first.learned]) == ("JobNotSeen", ["unseen"])
+    told = replace(behind, exit_code="0:53", ended=NOW - 5)
+    then = plan_for(STEP, events=submitted(STEP), accounting=(told,))
+    assert [e["failure"] for e in then.learned if e["event"] == "ended"] == ["LaunchFailure"]
+    shown = plan_for(STEP, events=submitted(STEP), queue=(replace(behind, source="squeue", exit_code="0:53"),))
+    assert [e["failure"] for e in shown.learned if e["event"] == "ended"] == ["LaunchFailure"]
+
+
 def test_a_submission_from_before_the_experiment_was_moved_is_recognised_by_its_name_in_writing():
     name = Token.of(HERE.parent / "elsewhere", STEP.key, 1).job_name("job")
     intent = event("intent", STEP, NOW - 1000, attempt=1, name=name)

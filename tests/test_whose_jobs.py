@@ -48,12 +48,14 @@ def test_every_job_is_listed_once_oldest_first_and_the_queue_is_believed():
         return Job(number, "n" + number, "S", phase, submitted=at, **more)
 
     queue = (one("3", 30.0), one("10", 20.0), one("2", None))
-    told = (one("3", 30.0, Phase.ENDED), one("4", 20.0, Phase.ENDED), one("5", 50.0, Phase.QUEUED))
+    over = {"phase": Phase.ENDED, "ended": 60.0}
+    told = (one("3", 30.0, **over), one("4", 20.0, **over), one("5", 50.0, Phase.QUEUED), one("6", 55.0, Phase.ENDED))
     seen = all_jobs(Observed(queue, told, {}))
     assert [(j.id, j.phase) for j in seen] == [
         ("2", Phase.RUNNING), ("10", Phase.RUNNING), ("4", Phase.ENDED), ("3", Phase.RUNNING), ("5", Phase.UNLISTED),
+        ("6", Phase.UNLISTED),
     ]  # fmt: skip
-    assert [j.id for j in all_jobs(Observed(Unknown("down"), told, {}))] == ["4", "3", "5"]
+    assert [j.id for j in all_jobs(Observed(Unknown("down"), told, {}))] == ["4", "3", "5", "6"]
     assert [j.id for j in all_jobs(Observed(queue, Unknown("down"), {}))] == ["2", "10", "3"]
     assert [j.id for j in all_jobs(Observed(queue, None, {}))] == ["2", "10", "3"]
     again = (replace(queue[0], name="another's"),)

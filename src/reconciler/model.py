@@ -303,8 +303,8 @@ class Token:
 class Phase(str, Enum):
     """What a job's state amounts to. UNKNOWN is a state that we do not understand, and counts as live.
 
-    UNLISTED is a job that the accounting calls live and a good queue does not show: its news are late, or its end was lost and it
-    is shown as running for ever (sacctmgr, "runaway jobs").
+    UNLISTED is a job that a good queue does not show, and whose end the accounting does not have: its news are late, or its end
+    was lost and it is shown as running for ever (sacctmgr, "runaway jobs").
     """
 
     QUEUED = "queued"

@@ -87,10 +87,11 @@ class Situation:
 
 def all_jobs(observed: Observed) -> tuple[Job, ...]:
     """Every job seen, once: where queue and accounting both show one, the queue is believed (facts: a job that ignored
-    TERM was CANCELLED in sacct while squeue still said COMPLETING). What the accounting alone calls live is UNLISTED."""
+    TERM was CANCELLED in sacct while squeue still said COMPLETING). What the accounting alone calls live is UNLISTED, and so
+    is a job whose end has not reached it: a slurmdbd that is behind tells the state first (22.05: FAILED, 0:0, no end)."""
     queue = observed.queue if isinstance(observed.queue, tuple) else ()
     accounting = observed.accounting if isinstance(observed.accounting, tuple) else ()
-    told = (replace(job, phase=Phase.UNLISTED) if job.is_live else job for job in accounting)
+    told = (replace(job, phase=Phase.UNLISTED) if job.is_live or job.ended is None else job for job in accounting)
     # By name too: ids come back, and an old job of ours may have the id of somebody's new one.
     seen = {(job.id, job.name): job for job in told}
     for job in queue:

@@ -138,12 +138,14 @@ def test_an_answer_from_the_past_leads_to_no_second_job(call, phase, record_prop
 
 @pytest.mark.fault("a job comes and goes between two passes")
 @pytest.mark.parametrize("min_job_age", [2.0, 300.0])
-@pytest.mark.parametrize("accounting_lag", [0.6, 120.0])
+@pytest.mark.parametrize("lags", [(0.6, 0.0), (0.6, 120.0), (120.0, 0.0)], ids=["prompt", "state before end", "late"])
 @pytest.mark.parametrize("content", ["whole", "half", None])
 @pytest.mark.parametrize("state", [State.COMPLETED, State.FAILED, State.NODE_FAIL])
-def test_a_job_that_came_and_went_unseen_counts_once(state, content, accounting_lag, min_job_age):
-    """Gone from squeue, and perhaps not yet in sacct."""
-    with lab_at("nothing submitted yet", Site(min_job_age=min_job_age, accounting_lag=accounting_lag)) as lab:
+def test_a_job_that_came_and_went_unseen_counts_once(state, content, lags, min_job_age):
+    """Gone from squeue, and perhaps not yet in sacct, or not all of it."""
+    accounting_lag, end_lag = lags
+    site = Site(min_job_age=min_job_age, accounting_lag=accounting_lag, end_lag=end_lag)
+    with lab_at("nothing submitted yet", site) as lab:
         lab.apply()
         lab.pass_time(6)
         lab.finish(TRAINING, content, state)
