@@ -125,6 +125,7 @@ def test_an_event_that_lacks_what_its_kind_has_or_has_it_otherwise_is_damage(kin
         ("opened", {"by": None}),
         ("done", {"inputs": {"checkpoint": 1}}),
         ("done", {"evidence": [{"path": "/x"}]}),
+        ("done", {"evidence": [{"path": "/x", "size": 1, "mtime": 2}]}),
         ("intent", {"attempt": True}),
         ("intent", {"ask": {"gpus": None, "seconds": float("inf"), "where": ""}}),
         ("submitted", {"job": "--help"}),
@@ -144,9 +145,13 @@ def test_what_a_later_version_adds_is_neither_looked_at_nor_written_by_this_one(
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
-)
+NAMES = st.sampled_from(["path", "size", "mtime_ns", "gpus", "seconds", "where", "x"])
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4))
+
+
+@given(VALUES)
+def test_every_form_has_an_answer_for_whatever_json_holds(value):
+    assert {form(value) for form in FORMS.values()} <= {True, False}
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.sampled_from(sorted(FORMS)), VALUES | st.just(...)), max_size=6))

@@ -113,7 +113,7 @@ def _is_ask(value: object) -> bool:
 
 def _is_file(value: object) -> bool:
     """A file's identity, as ``FileId`` has it."""
-    if not isinstance(value, dict) or value.keys() < {"path", "size", "mtime_ns"}:
+    if not isinstance(value, dict) or not {"path", "size", "mtime_ns"} <= value.keys():
         return False
     return _is_text(value["path"]) and _is_size(value["size"]) and _is_size(value["mtime_ns"])
 
