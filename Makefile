@@ -14,8 +14,8 @@ help: ## list the targets
 demo: $(STAMP) ## bring a small experiment to its desired state, without Slurm or a GPU
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP) ## run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP) ## run the tests, on every processor
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 fuzz: $(STAMP) ## try ten thousand new histories, thousands of other examples, and a million inputs for each reader; takes hours
 	for thousand in 1 2 3 4 5 6 7 8 9 10; do \
