@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -161,6 +163,16 @@ def test_a_pass_that_stood_still_does_nothing_more_on_what_it_saw(bench):
         shutil.rmtree(here.ledger.path.parent)
 
 
+def test_a_result_that_took_long_to_read_is_written_down_all_the_same(bench):
+    here = bench(finetune("a"), finetune("b"))
+    here.now = NOW + 7200
+    outcomes = here.act(seen={"a/finetune": outputs(OutputState.COMPLETE)})
+    assert [o.result for o in outcomes] == ["applied", "unknown"]
+    assert outcomes[1].action.reason.code == "LookedTooLongAgo"
+    assert [e["step"] for e in here.written("done")] == ["a/finetune"]
+    assert here.cluster.submissions == []
+
+
 def test_a_stagger_that_is_over_delays_nothing(bench):
     here = bench(finetune("a"), finetune("b"))
     before = submitted(here.steps[0], at=NOW - 900)
@@ -190,6 +202,29 @@ def test_the_directories_that_a_script_writes_its_output_to_are_made(bench, tmp_
     assert len(here.cluster.submissions) == 1
 
 
+def test_a_log_directory_inside_of_what_is_moved_aside_is_there_for_the_job(bench, tmp_path):
+    here = bench()
+    here.steps = (here.on_disk(finetune(), "#SBATCH --output=out/logs/%j.out\n"),)
+    torn = tmp_path / "a" / "out"
+    (torn / "logs").mkdir(parents=True)
+    here.act(change=lambda action: replace(action, move_aside=(torn,)))
+    assert len(here.cluster.submissions) == 1
+    assert (torn / "logs").is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_log_directory_that_may_not_be_made_here_is_the_nodes_business(bench, monkeypatch, number):
+    here = bench()
+    here.steps = (here.on_disk(finetune(), "#SBATCH --output=/node/local/%j.out\n"),)
+    monkeypatch.setattr("reconciler.act.make_directory", partial(fail, number))
+    (outcome,) = here.act()
+    assert (outcome.result, len(here.cluster.submissions)) == ("applied", 1)
+
+
+def fail(number, *arguments, **more):
+    raise OSError(number, os.strerror(number))
+
+
 def test_a_script_in_another_encoding_is_submitted_like_any_other(bench):
     here = bench()
     here.steps[0].script.write_bytes("#!/bin/bash\n#SBATCH --job-name=work\necho für\n".encode("latin-1"))
@@ -205,7 +240,8 @@ def test_what_cannot_be_prepared_is_not_submitted_and_the_next_step_is(bench):
     assert told(outcomes[0]) == ("failed", Verb.WAIT, Condition.WAITING, "DiskUnknown")
     assert "logs" in outcomes[0].action.reason.message
     assert [s.script for s in here.cluster.submissions] == [here.steps[1].script]
-    assert [e["step"] for e in here.written("intent")] == ["b/finetune"]
+    assert [e["step"] for e in here.written("submitted")] == ["b/finetune"]
+    assert [e["step"] for e in here.written("withdrawn")] == ["a/finetune"]
 
 
 def test_a_script_that_vanished_is_not_submitted(bench):

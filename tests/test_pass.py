@@ -27,7 +27,7 @@ from reconciler.errors import (
 from reconciler.handover import accept_identity
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene, preview, run_pass
-from reconciler.model import Condition, Outputs, OutputState, Phase, Policy, Reason, Stage, Verb
+from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Policy, Reason, Stage, Verb
 from reconciler.plan import make_plan
 from reconciler.words import Order, carry_out, release_experiment
 from worlds import MemoryCluster, StandInTool
@@ -144,6 +144,19 @@ def test_a_pass_is_news_where_a_step_stands_otherwise_than_before(lab):
     assert lab.conditions()["a/finetune"] is Condition.FAILED
 
 
+def test_what_could_not_be_done_is_news_once(lab, monkeypatch):
+    def full(directory, *, parents=False):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    lab.run()
+    lab.finish("a/finetune", None, "NODE_FAIL")
+    lab.run()
+    with monkeypatch.context() as disk:
+        disk.setattr("reconciler.act.make_directory", full)
+        assert [lab.run(3600).is_news for _ in range(3)] == [True, False, False]
+    assert [o.action.reason.code for o in lab.run().outcomes if o.action.step == "a/finetune"] == ["Submitted"]
+
+
 def test_a_finished_experiment_asks_the_cluster_nothing(lab):
     lab.run()
     for key in ("a/finetune", "b/finetune", "base/eval/cap_base"):
@@ -187,6 +200,22 @@ def test_a_pass_killed_after_acceptance_is_followed_by_adoption_not_by_a_second_
     names = [job.name for job in lab.cluster.submissions]
     assert len(names) == len(set(names)) == 3
     assert list(lab.conditions().values()).count(Condition.QUEUED) == 3
+
+
+def test_a_file_server_that_hangs_during_the_look_makes_the_look_old(lab):
+    class Hanging(RealDisk):
+        def read(self, path, offset=0, length=None):
+            if path.name == "result" and lab.now < begun + 7200:
+                lab.now += 7200
+                lab.cluster.jobs["900"] = Job("900", "finetune", "RUNNING", Phase.RUNNING, str(lab.directory / "a"))
+            return super().read(path, offset, length)
+
+    begun = lab.now
+    run_pass(replace(lab.scene, disk=Hanging()))
+    assert (lab.cluster.submissions, list(lab.cluster.jobs)) == ([], ["900"])
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.RUNNING
+    assert [job.script.parent.name for job in lab.cluster.submissions].count("a") == 0
 
 
 def test_losing_the_whole_ledger_submits_nothing_beside_live_jobs(lab):

@@ -325,8 +325,9 @@ def test_a_submission_from_before_the_experiment_was_moved_is_recognised_by_its_
 
 
 def test_outputs_are_not_ours_where_our_job_never_ran_or_ran_after_they_were_written():
-    never_ran = [*ended(STEP, "CancelledByPerson"), event("release", STEP, NOW - 1)]
-    assert decide(STEP, events=never_ran, seen={STEP.key: TORN}).reason.code == "OutputsNotOurs"
+    for started in ({}, {"started": NOW - 900}):  # squeue shows what was cancelled while it waited as begun when it ended
+        never_ran = [*ended(STEP, "CancelledByPerson", state="CANCELLED", **started), event("release", STEP, NOW - 1)]
+        assert decide(STEP, events=never_ran, seen={STEP.key: TORN}).reason.code == "OutputsNotOurs"
     before = replace(TORN, newest=NOW - 90_000)
     assert decide(STEP, events=ended(STEP, "NodeFailure"), seen={STEP.key: before}).reason.code == "OutputsNotOurs"
 

@@ -7,9 +7,9 @@ nobody else has written to the ledger since.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class World:
-    """What acting needs at hand: the edges of one pass, and when it looked at the world (epoch s)."""
+    """What acting needs at hand: the edges of one pass, and when it asked the cluster (epoch s)."""
 
     backend: Backend
     ledger: Ledger
@@ -61,7 +61,7 @@ class World:
 def act(plan: Plan, desired: Desired, observed: Observed, memory: Memory, world: World) -> tuple[Outcome, ...]:
     """Do every action of a plan, results of the past first: adoptions and evidence before new submissions."""
     pass_ = _Pass(desired, observed, memory, world)
-    for event in plan.learned if pass_.obstacle() is None else ():
+    for event in plan.learned if pass_.intrusion() is None else ():
         facts = {key: value for key, value in event.items() if key != "event"}
         world.ledger.append(event["event"], **facts)
     submissions = sorted((a for a in plan.actions if a.verb is Verb.SUBMIT), key=lambda a: plan.order.index(a.step))
@@ -92,8 +92,15 @@ class _Pass:
         return found
 
     def obstacle(self) -> Reason | None:
-        """Why nothing may be done any more on what this pass saw; None where it may. A lock that lies, or a pass that stood
-        still, may have let others in."""
+        """Why the cluster may be told nothing any more on what this pass saw; None where it may. A lock that lies, or a pass that
+        stood still, may have let others in."""
+        stood = abs(self._world.clock() - self._world.looked_at)
+        if stood > self._world.policy.look_lasts:
+            return Reason("LookedTooLongAgo", f"this pass looked at the world {stood:.0f} s ago; the next one looks again")
+        return self.intrusion()
+
+    def intrusion(self) -> Reason | None:
+        """Why nothing may even be written down: what is in writing may be another pass's by now."""
         try:
             if not self._world.ledger.is_left_alone():
                 message = (
@@ -102,15 +109,12 @@ class _Pass:
                 return Reason("NotAlone", message)
         except DiskUnreadable as error:
             return Reason("DiskUnknown", str(error))
-        stood = abs(self._world.clock() - self._world.looked_at)
-        if stood > self._world.policy.grace / 2:  # long before another pass may give up what this one is about to submit
-            return Reason("LookedTooLongAgo", f"this pass looked at the world {stood:.0f} s ago; the next one looks again")
         return None
 
     def do(self, action: Action) -> Outcome:
         """One action, whole: an interrupt comes before it or after it."""
         with shielded():
-            why = self.obstacle() if action.changes_something else None
+            why = self.obstacle() if action.tells_cluster else self.intrusion() if action.changes_something else None
             return self._do(action, self.step(action)) if why is None else _unknown(action, why)
 
     def _do(self, action: Action, step: Step) -> Outcome:
@@ -143,7 +147,6 @@ class _Pass:
             if stopped is not None:
                 return _waiting(action, stopped.code, stopped.message, "failed")
             drafts = self._drafts(action, step)
-            _make_room_for_logs(script)
         except (OSError, DiskUnreadable) as error:
             return _waiting(action, "DiskUnknown", str(error), "failed")
         except PermanentError as error:
@@ -162,6 +165,7 @@ class _Pass:
             if why is not None:
                 return self._stop(action, why)
             self._edit(action, step, drafts)
+            _make_room_for_logs(script)  # they may be in a directory that was moved aside
         except (OSError, DiskUnreadable, TemporaryError) as error:
             self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
             return _waiting(action, "DiskUnknown", str(error), "failed")
@@ -349,13 +353,19 @@ def move_aside(path: Path, now: float) -> Path:
 
 
 def _make_room_for_logs(script: BatchScript) -> None:
-    """The directories of the script's output files: Slurm makes none, and a job without them dies at its start. Where a file is
-    in the way none can be made, today or tomorrow: the job is left to die of it, which is a failure that a person hears of."""
+    """The directories of the script's output files: Slurm makes none, and a job without them dies at its start. Where none may be
+    made here, today or tomorrow, it may be there on the node; else the job dies of it, a failure that a person hears of."""
     for option in ("output", "error"):
         directory = script.directory_of(option)
         if directory is not None:
-            with suppress(FileExistsError, NotADirectoryError):
+            try:
                 make_directory(directory, parents=True)
+            except OSError as error:
+                if error.errno not in _NOT_TO_BE_MADE:
+                    raise
+
+
+_NOT_TO_BE_MADE = {errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def _whose_limits(script: BatchScript) -> tuple[str | None, ...]:

@@ -507,7 +507,7 @@ def _last_written(s: Situation) -> float:
 def _may_have_made(attempt: Attempt, outputs: Outputs) -> bool:
     """True where an attempt of ours may have left these outputs: its job may have run, and they are not from before it."""
     end = attempt.end
-    never_ran = attempt.job is None or (end is not None and end.failure in CANCELLED and end.started is None)
+    never_ran = attempt.job is None or (end is not None and end.failure in CANCELLED and end.never_ran)
     return not never_ran and (outputs.newest is None or outputs.newest >= attempt.at - CLOCK_SKEW)
 
 

@@ -50,7 +50,8 @@ class Scene:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass saw, decided and did. ``outcomes`` is empty for a preview. ``is_news``: it differs from the pass before.
+    """What one pass saw, decided and did, ``now`` being when it began to look (epoch s). ``outcomes`` is empty for a preview.
+    ``is_news``: it differs from the pass before.
 
     ``select`` names the steps that are to be shown; ``converged`` tells of all of them.
     """
@@ -119,8 +120,8 @@ def _look_and_plan(scene: Scene, desired: Desired, memory: Memory, always_ask: b
     desired = with_generations(desired, memory)
     _refuse_strangers(memory, scene, desired, always_ask or asks_cluster(desired, memory))
     edges = scene.backend, scene.disk, scene.tools
+    now = scene.clock()  # before the look: it may take hours, on a file server that hangs
     observed = observe(desired, memory, *edges, deep=scene.deep, always=always_ask, tick=scene.tick)
-    now = scene.clock()
     gate = _environment_gate(memory, scene.environment) or _budget_gate(scene.policy, scene.environment)
     plan = make_plan(desired, observed, memory, scene.policy, now, gate, scene.select)
     if observed.queue == () and any(action.verb is Verb.SUBMIT for action in plan.actions):

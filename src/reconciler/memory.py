@@ -36,6 +36,11 @@ class End:
     detail: str = ""
     nodes: str = ""
 
+    @property
+    def never_ran(self) -> bool:
+        """As ``Job.never_ran``."""
+        return self.started is None or self.started == self.at
+
 
 @dataclass(frozen=True)
 class Attempt:

@@ -341,6 +341,12 @@ class Job:
     source: str = ""
 
     @property
+    def never_ran(self) -> bool:
+        """True of a job that ended before it began: what was cancelled or refused while it waited is shown begun when it ended
+        (seen on 22.05 and 24.11)."""
+        return self.started is None or self.started == self.ended
+
+    @property
     def is_live(self) -> bool:
         """True while the job may still run or is running; a state not understood counts as live."""
         return self.phase not in (Phase.ENDED, Phase.UNLISTED)
@@ -511,7 +517,12 @@ class Action:
     @property
     def changes_something(self) -> bool:
         """True where ``apply`` does more than look."""
-        return self.verb in (Verb.SUBMIT, Verb.ADOPT, Verb.MARK_DONE, Verb.CANCEL) or self.release or self.hold_job
+        return self.verb in (Verb.ADOPT, Verb.MARK_DONE) or self.tells_cluster
+
+    @property
+    def tells_cluster(self) -> bool:
+        """True where ``apply`` submits a job, or changes one."""
+        return self.verb in (Verb.SUBMIT, Verb.CANCEL) or self.release or self.hold_job
 
     @property
     def is_pending(self) -> bool:
@@ -558,6 +569,12 @@ class Policy:
     canary: float | None = None
     budget: float | None = None
     tools: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+
+    @property
+    def look_lasts(self) -> float:
+        """How long after it asked the cluster a pass may tell it anything (s): long before another pass may give up what this one
+        is about to submit."""
+        return self.grace / 2
 
     def of(self, tool: str) -> Policy:
         """The policy for one tool's steps: what is set for it, over what is set for all."""

@@ -69,7 +69,8 @@ def record(
     if policy.document != "none" and rows:
         notes += _write_tables(desired, tuple(rows.values()), ledger, memory)
     has_moved = _remember_states(ledger, memory, rows)
-    has_more_to_say = _remember_words(ledger, memory, [*(str(problem) for problem in desired.problems), *notes])
+    failures = [f"{outcome.action.step}: {outcome.action.reason.code}" for outcome in outcomes if outcome.result != "applied"]
+    has_more_to_say = _remember_words(ledger, memory, [*(str(problem) for problem in desired.problems), *notes, *failures])
     has_acted = any(outcome.action.changes_something for outcome in outcomes)
     return Recorded(notes, has_acted or has_moved or has_more_to_say)
 

@@ -266,7 +266,8 @@ def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Att
     live = [job for job in jobs if job.is_live]
     if live:
         return _seen_live(situation, attempt, live)
-    over = [job for job in jobs if job.phase is Phase.ENDED and not (attempt.refused is not None and _never_ran(job))]
+    # A job that was refused may leave a record that says FAILED (seen on 24.11: BadConstraints).
+    over = [job for job in jobs if job.phase is Phase.ENDED and not (attempt.refused is not None and job.never_ran)]
     if over and attempt.end is None:
         return _over(situation, attempt, over[-1])
     told = [job for job in jobs if job.phase is Phase.UNLISTED]
@@ -276,11 +277,6 @@ def _updated(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Att
     if not attempt.is_open or not isinstance(situation.observed.accounting, tuple):
         return attempt
     return _unseen(situation, attempt)
-
-
-def _never_ran(job: Job) -> bool:
-    """A job that was refused may leave a record that says FAILED (seen on 24.11: BadConstraints), begun when it ended."""
-    return job.started is None or job.started == job.ended
 
 
 def _seen_live(situation: Situation, attempt: Attempt, jobs: Sequence[Job]) -> Attempt:
