@@ -27,7 +27,7 @@ from reconciler.errors import (
 from reconciler.handover import accept_identity
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene, preview, run_pass
-from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Policy, Reason, Stage, Verb
+from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Policy, Reason, Stage, Unknown, Verb
 from reconciler.plan import make_plan
 from reconciler.words import Order, carry_out, release_experiment
 from worlds import MemoryCluster, StandInTool
@@ -142,6 +142,27 @@ def test_a_pass_is_news_where_a_step_stands_otherwise_than_before(lab):
     lab.finish("a/finetune", None, "FAILED")
     assert [lab.run().is_news for _ in range(4)] == [True, True, False, False]
     assert lab.conditions()["a/finetune"] is Condition.FAILED
+
+
+def test_a_cluster_that_does_not_even_say_which_it_is_leaves_what_is_known_to_be_seen_and_is_news_once(lab):
+    class Gone(MemoryCluster):
+        def identity(self):
+            raise ClusterUnreachable("no controller")
+
+        def queue(self):
+            raise AssertionError("the queue was asked, of nobody knows which cluster")
+
+    lab.run()
+    there, lab.cluster = lab.cluster, Gone()
+    shown = preview(lab.scene)
+    assert (shown.observed.queue, shown.plan.of("a/finetune").job) == (Unknown("no controller"), "2")
+    assert [lab.run().is_news for _ in range(3)] == [True, False, False]
+    before = lab.tree()
+    assert {o.action.condition for o in lab.run().outcomes} == {Condition.UNKNOWN}
+    assert lab.tree() == before
+    lab.cluster = there
+    lab.run()
+    assert len(there.submissions) == 3
 
 
 def test_what_could_not_be_done_is_news_once(lab, monkeypatch):
@@ -875,16 +896,3 @@ def test_release_without_a_step_lifts_the_stop_after_many_failures(lab):
     release_experiment(lab.scene)
     lab.run()
     assert len(lab.cluster.submissions) == 2
-
-
-def test_an_identity_that_cannot_be_asked_does_nothing(lab):
-    lab.run()
-
-    class Dead(MemoryCluster):
-        def identity(self):
-            raise ClusterUnreachable("no controller")
-
-    lab.cluster = Dead()
-    with pytest.raises(ClusterUnreachable):
-        lab.run()
-    assert not lab.cluster.submissions

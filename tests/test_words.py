@@ -3,12 +3,15 @@
 # ruff: noqa: F811 - the fixtures are another module's
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from reconciler.cli.commands import Asked, _say
 from reconciler.errors import AnotherPass, ClusterUnreachable, SubmissionUncertain, UsageError
 from reconciler.handover import accept_identity
 from reconciler.ledger import Ledger
@@ -864,3 +867,59 @@ def test_nothing_can_be_accepted_of_an_experiment_never_seen(lab):
     with pytest.raises(UsageError, match="nothing is known"):
         accept_identity(lab.scene, "moved")
     assert written(lab, "opened") == []
+
+
+# --- while a person is asked -----------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def asked_meanwhile(monkeypatch, *meanwhile):
+    """A person says yes each time, and before that something happens."""
+    moments = list(meanwhile)
+    asked = []
+
+    def confirm(text, err):
+        moments.pop(0)()
+        asked.append(text)
+        return True
+
+    monkeypatch.setattr("click.confirm", confirm)
+    monkeypatch.setattr("sys.stdin", Terminal())
+    return asked
+
+
+def test_passes_go_on_while_a_person_is_asked(lab, monkeypatch):
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    asked = asked_meanwhile(monkeypatch, lambda: lab.run(0))
+    assert _say(Asked(), False, partial(carry_out, lab.scene, Order("rerun", ("a",)))) == 0
+    assert len(asked) == 1
+    lab.run()
+    assert [job.script.parent.name for job in lab.cluster.submissions].count("a") == 2
+
+
+def test_what_was_not_shown_is_not_done_and_the_person_is_asked_again(lab, monkeypatch, capsys):
+    """The evaluation's job waits while its cancellation is shown, and has begun by the time that a person says yes."""
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    job = lab.cluster.submissions[-1].name
+    (id_,) = [each.id for each in lab.cluster.jobs.values() if each.name == job]
+
+    def begin():
+        lab.cluster.jobs[id_] = replace(lab.cluster.jobs[id_], state="RUNNING", phase=Phase.RUNNING, started=lab.now)
+
+    asked_meanwhile(monkeypatch, begin)
+    with pytest.raises(UsageError, match="--now"):
+        _say(Asked(), False, partial(carry_out, lab.scene, Order("rerun", ("a",))))
+    assert lab.cluster.jobs[id_].state == "RUNNING"
+
+    asked = asked_meanwhile(monkeypatch, lambda: lab.cluster.finish(id_, "FAILED", lab.now), lambda: None)
+    assert _say(Asked(), False, partial(carry_out, lab.scene, Order("rerun", ("a",), now=True))) == 0
+    assert len(asked) == 2
+    assert "by now it would be" in capsys.readouterr().err

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reconciler.act import Outcome, World, act
-from reconciler.errors import UsageError
+from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.experiment.load import load
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.limits import Gate
 from reconciler.lock import pass_lock
 from reconciler.memory import Identity, Memory
-from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Verb, names_step
+from reconciler.model import Action, Condition, Desired, Observed, Policy, Reason, Unknown, Verb, names_step
 from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
 from reconciler.plan import Plan, make_plan
 from reconciler.ports import Backend, Clock, Disk, Environment, Tools
@@ -118,10 +118,10 @@ def _load(scene: Scene) -> Desired:
 
 def _look_and_plan(scene: Scene, desired: Desired, memory: Memory, always_ask: bool = False) -> Pass:
     desired = with_generations(desired, memory)
-    _refuse_strangers(memory, scene, desired, always_ask or asks_cluster(desired, memory))
+    unreachable = _refuse_strangers(memory, scene, desired, always_ask or asks_cluster(desired, memory))
     edges = scene.backend, scene.disk, scene.tools
     now = scene.clock()  # before the look: it may take hours, on a file server that hangs
-    observed = observe(desired, memory, *edges, deep=scene.deep, always=always_ask, tick=scene.tick)
+    observed = observe(desired, memory, *edges, unreachable=unreachable, deep=scene.deep, always=always_ask, tick=scene.tick)
     gate = _environment_gate(memory, scene.environment) or _budget_gate(scene.policy, scene.environment)
     plan = make_plan(desired, observed, memory, scene.policy, now, gate, scene.select)
     if observed.queue == () and any(action.verb is Verb.SUBMIT for action in plan.actions):
@@ -144,10 +144,12 @@ def _open(scene: Scene, desired: Desired, ledger: Ledger) -> None:
     ledger.append("opened", **facts, environment=environment_facts(scene.environment))
 
 
-def _refuse_strangers(memory: Memory, scene: Scene, desired: Desired, is_cluster_asked: bool) -> None:
+def _refuse_strangers(memory: Memory, scene: Scene, desired: Desired, is_cluster_asked: bool) -> Unknown | None:
+    """Raises UsageError for an experiment that is not this user's, here, on this cluster. A cluster that does not even say which
+    one it is cannot be asked anything; why is returned."""
     known = memory.identity
     if known is None:
-        return
+        return None
     if known.path != str(desired.directory):
         raise UsageError(
             f"{desired.directory}: this experiment was reconciled at {known.path}. If it was moved, say "
@@ -158,12 +160,16 @@ def _refuse_strangers(memory: Memory, scene: Scene, desired: Desired, is_cluster
             f"{desired.directory}: this experiment is reconciled by {known.user}; their jobs cannot be seen as {scene.user}. "
             f"To take it over, say `reconcile adopt {desired.directory} --user`"
         )
-    cluster = scene.backend.identity() if is_cluster_asked else known.cluster
+    try:
+        cluster = scene.backend.identity() if is_cluster_asked else known.cluster
+    except ClusterUnreachable as error:
+        return Unknown(str(error))
     if known.cluster != cluster:
         raise UsageError(
             f"{desired.directory}: this experiment runs on {known.cluster}, and this is {cluster}. "
             f"To go on here, say `reconcile adopt {desired.directory} --cluster`"
         )
+    return None
 
 
 def environment_facts(environment: Environment) -> dict[str, bool]:

@@ -29,16 +29,17 @@ def observe(
     disk: Disk,
     tools: Tools,
     *,
+    unreachable: Unknown | None = None,
     deep: bool = False,
     always: bool = False,
     tick: Callable[[str], None] = lambda step: None,
 ) -> Observed:
-    """The facts that a plan needs; ``always`` asks the queue also where everything is done. ``tick`` hears of each step whose
-    outputs are about to be examined."""
+    """The facts that a plan needs; ``always`` asks the queue also where everything is done. ``unreachable`` is why the cluster
+    cannot be asked, where that is known before. ``tick`` hears of each step whose outputs are about to be examined."""
     open_steps = _open_steps(desired, memory)
     if not always and not asks_cluster(desired, memory):
         return Observed(None, None, {})
-    queue = _ask_queue(backend)
+    queue = unreachable or _ask_queue(backend)
     accounting = None if isinstance(queue, Unknown) else _ask_accounting(memory, queue, backend)
     roots: dict[Path, Outputs | None] = {}
     outputs: dict[str, Outputs] = {}

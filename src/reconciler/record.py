@@ -18,7 +18,7 @@ from reconciler.failures import CANCELLED
 from reconciler.files import read_file, replace_file
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory, StepMemory
-from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Step, Verb, digest
+from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Step, Unknown, Verb, digest
 from reconciler.ports import Tools
 from reconciler.situation import all_jobs
 from reconciler.status_tables import StatusRow, title, update_document
@@ -70,6 +70,8 @@ def record(
         notes += _write_tables(desired, tuple(rows.values()), ledger, memory)
     has_moved = _remember_states(ledger, memory, rows)
     failures = [f"{outcome.action.step}: {outcome.action.reason.code}" for outcome in outcomes if outcome.result != "applied"]
+    if isinstance(observed.queue, Unknown):
+        failures.append("the cluster cannot be observed")
     has_more_to_say = _remember_words(ledger, memory, [*(str(problem) for problem in desired.problems), *notes, *failures])
     has_acted = any(outcome.action.changes_something for outcome in outcomes)
     return Recorded(notes, has_acted or has_moved or has_more_to_say)

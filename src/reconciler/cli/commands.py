@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -182,19 +182,24 @@ def diff(asked: Asked) -> int:
         _print_json(render.actions_json(seen))
     else:
         print(render.diff_text(seen, _paint(), verbose=asked.verbose))
+    _blindness(seen)
     return code
 
 
 def diff_exit_code(seen: Pass) -> int:
     """3 queue unknown, 1 something pending, 4 only a person can go on, 0 converged."""
     if isinstance(seen.observed.queue, Unknown):
-        return _unreachable(seen.observed.queue)
+        return 3
     if any(action.is_pending for action in seen.actions):
         return 1
     return 4 if any(action.condition.needs_person for action in seen.actions) else 0
 
 
-def _unreachable(queue: Unknown) -> int:
+def _blindness(seen: Pass) -> int:
+    """3, and said why, where the queue is unknown; else 0."""
+    queue = seen.observed.queue
+    if not isinstance(queue, Unknown):
+        return 0
     print(f"reconcile: the cluster cannot be observed, nothing was done: {render.plain(queue.why)}", file=sys.stderr)
     return 3
 
@@ -211,7 +216,7 @@ def status(asked: Asked) -> int:
         _print_json(render.status_json(seen))
     else:
         print(render.status_text(seen, _paint(), verbose=asked.verbose, quiet=asked.quiet))
-    return _unreachable(seen.observed.queue) if isinstance(seen.observed.queue, Unknown) else 0
+    return _blindness(seen)
 
 
 @reconcile.command()
@@ -230,7 +235,7 @@ def explain(asked: Asked, arguments: tuple[str, ...]) -> int:
             _print_json(render.explained(seen, step.key))
         else:
             print(render.explain_text(seen, step.key, verbose=asked.verbose, quiet=asked.quiet))
-    return 0
+    return _blindness(seen)
 
 
 @reconcile.command()
@@ -290,7 +295,10 @@ def apply(asked: Asked, wait: bool, max_in_flight: int | None, prune: tuple[str,
         seen = _next_pass(scene, seen, asked)
     if asked.form == "json":
         _print_json(render.actions_json(seen))
-    return apply_exit_code(seen)
+    code = apply_exit_code(seen)
+    if seen.is_news or not asked.quiet:
+        _blindness(seen)
+    return code
 
 
 def _is_over(seen: Pass) -> bool:
@@ -321,7 +329,7 @@ def _report(seen: Pass, asked: Asked) -> None:
 def apply_exit_code(seen: Pass) -> int:
     """3 queue unknown, 4 a step needs a person, 0 the pass did its work."""
     if isinstance(seen.observed.queue, Unknown):
-        return _unreachable(seen.observed.queue)
+        return 3
     return 4 if any(action.condition.needs_person for action in seen.actions) else 0
 
 
@@ -383,22 +391,41 @@ def _is_experiment(path: Path) -> bool:
 
 
 def _give(asked: Asked, order: words.Order, yes: bool) -> int:
-    return _tell(asked, words.carry_out(_scene(asked), order, _confirm(asked, yes)))
+    return _say(asked, yes, partial(words.carry_out, _scene(asked), order))
 
 
-def _confirm(asked: Asked, yes: bool) -> Callable[[words.Prospect], bool]:
-    """Asks where it should be asked, and shows before that what will be done; elsewhere the results tell it."""
+class _Asks(Exception):
+    """A person is to be asked first."""
+
+    def __init__(self, prospect: words.Prospect) -> None:
+        self.prospect = prospect
+
+
+def _say(asked: Asked, yes: bool, word: Callable[[Callable[[words.Prospect], bool]], Sequence[words.Done]]) -> int:
+    """Give a person's word. They are asked between two looks and without the lock: passes go on meanwhile, and where things are
+    otherwise by then, they are asked again."""
+    agreed: words.Prospect | None = None
 
     def confirm(prospect: words.Prospect) -> bool:
-        if prospect.asks or asked.verbose:
-            _show(prospect)
-        if yes or not prospect.asks:
+        if prospect == agreed:
             return True
-        if not sys.stdin.isatty():
-            raise UsageError("nothing was done: this asks first, and there is no terminal to ask on; say --yes to have it done")
-        return click.confirm("go on?", err=True)
+        if prospect.asks and not yes:
+            raise _Asks(prospect)
+        return _show(prospect) if prospect.asks or asked.verbose else True
 
-    return confirm
+    while True:
+        try:
+            return _tell(asked, word(confirm))
+        except _Asks as question:
+            if agreed is not None:
+                print("reconcile: nothing was done yet, and by now it would be", file=sys.stderr)
+            agreed = question.prospect
+            _show(agreed)
+            if not sys.stdin.isatty():
+                message = "nothing was done: this asks first, and there is no terminal to ask on; say --yes to have it done"
+                raise UsageError(message) from None
+            if not click.confirm("go on?", err=True):
+                return _tell(asked, ())
 
 
 def _show(prospect: words.Prospect) -> bool:
@@ -425,7 +452,7 @@ def release(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> in
     """Let held or failed steps be decided afresh; without a step, lift the stop after many failures."""
     asked, steps = _split(asked, arguments)
     if not steps:
-        return _tell(asked, words.release_experiment(_scene(asked), why, _confirm(asked, yes)))
+        return _say(asked, yes, partial(words.release_experiment, _scene(asked), why))
     return _give(asked, words.Order("release", steps, why=why), yes)
 
 
@@ -442,7 +469,7 @@ def hold(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
 def cancel(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Cancel the jobs of steps, and hold the steps; orphans are named by their run, step or job id."""
     asked, names = _with_steps(asked, arguments)
-    return _tell(asked, orphans.cancel(_scene(asked), names, why, _confirm(asked, yes)))
+    return _say(asked, yes, partial(orphans.cancel, _scene(asked), names, why))
 
 
 @reconcile.command()
@@ -482,8 +509,8 @@ def adopt(asked: Asked, why: str, yes: bool, what: str | None, jobs_gone: bool) 
 
 
 def _adopt(asked: Asked, why: str, yes: bool, what: str, jobs_gone: bool) -> int:
-    confirm = _confirm(asked, yes)
-    return _tell(asked, handover.accept_identity(_scene(asked), what, why, jobs_gone=jobs_gone, confirm=confirm))
+    scene = _scene(asked)
+    return _say(asked, yes, lambda confirm: handover.accept_identity(scene, what, why, jobs_gone=jobs_gone, confirm=confirm))
 
 
 @reconcile.command()
@@ -491,7 +518,7 @@ def _adopt(asked: Asked, why: str, yes: bool, what: str, jobs_gone: bool) -> int
 def free(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Delete the checkpoints of fine-tunes that were verified and evaluated; the record stays."""
     asked, steps = _with_steps(asked, arguments)
-    return _tell(asked, freeing.free(_scene(asked), steps, why, _confirm(asked, yes)))
+    return _say(asked, yes, partial(freeing.free, _scene(asked), steps, why))
 
 
 @reconcile.command()
@@ -502,7 +529,7 @@ def rename(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int
         raise click.UsageError("say the run's name and its new one")
     *experiment, old, new = arguments
     asked = replace(asked, experiment=Path(*experiment))
-    return _tell(asked, renaming.rename(_scene(asked), old, new, why, _confirm(asked, yes)))
+    return _say(asked, yes, partial(renaming.rename, _scene(asked), old, new, why))
 
 
 @reconcile.command()
@@ -510,11 +537,11 @@ def rename(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int
 @click.option("--until", metavar="DATE", help="Go on by itself then: 2026-12-01, '2026-12-01 18:00', 18:00, +2d, 10h.")
 def pause(asked: Asked, why: str, yes: bool, until: str | None) -> int:
     """Submit nothing for now, and hold our queued jobs; what runs runs on."""
-    return _tell(asked, pausing.pause(_scene(asked), until, why, _confirm(asked, yes)))
+    return _say(asked, yes, partial(pausing.pause, _scene(asked), until, why))
 
 
 @reconcile.command()
 @_says(_EXPERIMENT)
 def resume(asked: Asked, why: str, yes: bool) -> int:
     """Go on after a pause; jobs that a person held stay held."""
-    return _tell(asked, pausing.resume(_scene(asked), why, _confirm(asked, yes)))
+    return _say(asked, yes, partial(pausing.resume, _scene(asked), why))
