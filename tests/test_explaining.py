@@ -1,5 +1,6 @@
-"""What ``explain`` tells of a step: how each attempt was submitted, where its log is, what was edited, what was said."""
+"""What is told of a step: how each attempt was submitted, where its log is, what was edited and altered besides, what was said."""
 
+# ruff: noqa: F811 - the fixture is another module's
 from __future__ import annotations
 
 from dataclasses import replace
@@ -7,11 +8,13 @@ from dataclasses import replace
 import jsonschema
 
 from reconciler.fold import fold
-from reconciler.loop import Pass
+from reconciler.loop import Pass, preview
 from reconciler.model import Observed, Policy
+from reconciler.pausing import pause
 from reconciler.plan import make_plan
-from reconciler.render import explain_text, explained
+from reconciler.render import Paint, applied_text, diff_text, explain_text, explained
 from reconciler.schemas import schema
+from test_pass import lab  # noqa: F401 - the fixture
 from worlds import ABSENT, NOW, ended, event, experiment, finetune, name_of, submitted
 
 STEP = replace(finetune(), logs=("/exp/a/slurm-%j.out", "/exp/a/%x.%u.err"))
@@ -54,3 +57,21 @@ def test_edits_are_told_while_they_are_in_force():
     facts, text = told(look(edited, {**edited, "before": "4", "after": "8"}))
     assert facts["edits"] == []
     assert "edited" not in text
+
+
+def test_what_a_submission_alters_besides_is_told_by_the_pass_that_did_it_as_by_the_preview(lab):
+    lab.run()
+    lab.finish("a/finetune", "half", "NODE_FAIL")
+    lab.run()
+    lab.now += 3600
+    shown = preview(lab.scene)
+    (change,) = shown.plan.of("a/finetune").changes
+    assert "moves" in change
+    assert change in diff_text(shown, Paint())
+    assert change in explain_text(shown, "a/finetune")
+    assert change in applied_text(lab.run(0), Paint())
+
+
+def test_a_pass_says_that_the_experiment_is_paused(lab):
+    pause(lab.scene, None, "", lambda prospect: True)
+    assert "paused" in applied_text(lab.run(), Paint())

@@ -97,9 +97,13 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
         lines += ["", f"{paint(name, 'bold')} ({len(members)})"]
         for action in members:
             lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(why(seen, action), 'dim')}")
-            is_told = action.verb is Verb.SUBMIT or action.condition is Condition.DRIFTED
-            lines += [f"    {'':<{width}}  {plain(change)}" for change in action.changes if is_told]
+            lines += [f"    {'':<{width}}  {plain(change)}" for change in _changes(action)]
     return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), summary(seen.actions)])
+
+
+def _changes(action: Action) -> tuple[str, ...]:
+    """What a submission alters besides, or what has changed of a result."""
+    return action.changes if action.verb is Verb.SUBMIT or action.condition is Condition.DRIFTED else ()
 
 
 def _standing_lines(seen: Pass) -> list[str]:
@@ -168,12 +172,11 @@ def applied_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
     """What a pass did, what needs a person, and how things stand; every step where it is to tell more."""
     if verbose:
         return diff_text(seen, paint, verbose=True)
-    lines = [f"{paint('!', 'yellow')} {plain(a.step)}  {why(seen, a)}" for a in seen.actions if a.condition.needs_person]
-    lines += [
-        f"{paint(mark(outcome.action), 'green')} {plain(outcome.action.step)}  {why(seen, outcome.action)}"
-        for outcome in seen.shown
-        if outcome.action.changes_something and outcome.result == "applied"
-    ]
+    lines = _standing_lines(seen)
+    lines += [f"{paint('!', 'yellow')} {plain(a.step)}  {why(seen, a)}" for a in seen.actions if a.condition.needs_person]
+    for action in (o.action for o in seen.shown if o.action.changes_something and o.result == "applied"):
+        lines.append(f"{paint(mark(action), 'green')} {plain(action.step)}  {why(seen, action)}")
+        lines += [f"    {plain(change)}" for change in _changes(action)]
     lines += [f"{paint('?', 'yellow')} {plain(o.action.step)}  {why(seen, o.action)}" for o in failed(seen)]
     return "\n".join([*lines, *_orphan_lines(seen, paint)[2:], stand(seen.actions)])
 
@@ -406,7 +409,7 @@ def explained(seen: Pass, key: str) -> dict[str, Any]:
         "word": _word(memory.word) if memory.word else None,
         "words": _words(seen, key),
         "paused": _pause(seen),
-        "changes": list(action.changes) if action.condition is Condition.DRIFTED else [],
+        "changes": list(_changes(action)),
         "stale": list(stale(seen, key)),
         "freed": {
             "epochs": sorted(memory.freed.epochs),
