@@ -187,10 +187,11 @@ def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
     assert fold([]) == Memory()
 
 
-def test_a_cell_is_remembered_with_what_it_holds_and_what_a_crash_may_have_left_there():
+def test_a_cell_is_remembered_with_what_it_holds_and_what_it_ever_held():
     wrote = [{"event": "writing", "cells": {"x": "1", "y": "1"}}, {"event": "writing", "cells": {"x": "2"}}]
     assert told(*wrote).written == {"x": ("2", "1"), "y": ("1",)}
-    assert told(*wrote, {"event": "writing", "cells": {"x": "3"}}).written["x"] == ("3", "2")
+    assert told(*wrote, {"event": "writing", "cells": {"x": "3"}}).written["x"] == ("3", "2", "1")
+    assert told(*wrote, {"event": "writing", "cells": {"x": "1"}}).written["x"] == ("1", "2")
     assert told(*wrote, {"event": "unwritten", "cells": {"x": "2"}}).written == {"x": ("1",), "y": ("1",)}
     assert told(*wrote, {"event": "unwritten", "cells": {"x": "1"}}).written == {"x": ("2",), "y": ("1",)}
     assert told(*wrote, {"event": "unwritten", "cells": {"x": "0", "y": "1"}}).written == {"x": ("2", "1")}

@@ -41,6 +41,26 @@ def log(lab: Lab, tool: str = "trainer") -> str:
     return path.read_text() if path.exists() else ""
 
 
+def test_a_document_that_is_checked_out_as_it_was_long_ago_is_brought_up_to_date(lab):
+    lab.run()
+    long_ago = lab.document.read_bytes()
+    start(lab, A)
+    lab.run()
+    lab.finish(A)
+    lab.run()
+    now = row(lab, "a")
+    lab.document.write_bytes(long_ago)
+    assert lab.run().notes == ()
+    assert row(lab, "a") == now
+
+
+def test_an_edited_cell_is_told_with_the_documents_name(lab):
+    lab.run()
+    lab.document.write_text(lab.document.read_text().replace("| PENDING |", "| mine |", 1))
+    (note,) = lab.run().notes
+    assert note.startswith("experiment_summary.md, line ")
+
+
 # --- the words ---------------------------------------------------------------------------------------
 
 

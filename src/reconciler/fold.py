@@ -163,7 +163,7 @@ def _names_taken(step: StepMemory) -> StepMemory:
 
 
 def _both(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    return {**written, **{key: (text, *written.get(key, ())[:1]) for key, text in cells.items()}}
+    return {**written, **{key: tuple(dict.fromkeys((text, *written.get(key, ())))) for key, text in cells.items()}}
 
 
 def _without(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -> dict[str, tuple[str, ...]]:

@@ -153,8 +153,9 @@ def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, m
         before = _content(target, must_exist=is_own)
         update = update_document(title(desired.name) if before is None else before.decode("utf-8"), rows, memory.written)
         after = update.text.encode("utf-8")
+        conflicts = tuple(f"{target.name}, {conflict}" for conflict in update.conflicts)
         if after == before:
-            return update.conflicts
+            return conflicts
         # Written down first: after a crash in between, a cell that still holds the older text is ours all the same.
         cells = {key: text for key, text in update.written.items() if memory.written.get(key, ("",))[0] != text}
         ledger.append("writing", cells=cells)
@@ -168,7 +169,7 @@ def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, m
         return (f"{target}: the status tables were not written: {error}",)
     except OSError as error:
         return (f"{target}: the status tables were not written: {error.strerror}",)
-    return update.conflicts
+    return conflicts
 
 
 def _content(target: Path, *, must_exist: bool) -> bytes | None:
