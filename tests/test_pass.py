@@ -26,7 +26,7 @@ from reconciler.errors import (
 )
 from reconciler.handover import accept_identity
 from reconciler.ledger import Ledger
-from reconciler.loop import Scene, preview, run_pass
+from reconciler.loop import Scene, go_on, preview, run_pass
 from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Policy, Reason, Stage, Unknown, Verb
 from reconciler.plan import make_plan
 from reconciler.words import Order, carry_out, release_experiment
@@ -155,7 +155,8 @@ def test_a_cluster_that_does_not_even_say_which_it_is_leaves_what_is_known_to_be
     lab.run()
     there, lab.cluster = lab.cluster, Gone()
     shown = preview(lab.scene)
-    assert (shown.observed.queue, shown.plan.of("a/finetune").job) == (Unknown("no controller"), "2")
+    why = f"no controller (this experiment runs on {there.identity()})"
+    assert (shown.observed.queue, shown.plan.of("a/finetune").job) == (Unknown(why), "2")
     assert [lab.run().is_news for _ in range(3)] == [True, False, False]
     before = lab.tree()
     assert {o.action.condition for o in lab.run().outcomes} == {Condition.UNKNOWN}
@@ -221,6 +222,25 @@ def test_a_pass_killed_after_acceptance_is_followed_by_adoption_not_by_a_second_
     names = [job.name for job in lab.cluster.submissions]
     assert len(names) == len(set(names)) == 3
     assert list(lab.conditions().values()).count(Condition.QUEUED) == 3
+
+
+def test_passes_go_on_over_what_mends_itself_until_nothing_is_left_to_do(lab):
+    keys = iter([None, "a/finetune", "b/finetune", "base/eval/cap_base", "a/eval/cap_epoch0", "b/eval/cap_epoch0"])
+    seconds, complaints, reported = [], [], []
+
+    def sleep(poll):
+        seconds.append(poll)
+        lab.now += poll
+        key = next(keys, "")
+        lab.document.write_text("# half-sa" if key is None else DOCUMENT)
+        if key:
+            lab.finish(key)
+
+    seen = go_on(lab.scene, run_pass(lab.scene), reported.append, complaints.append, sleep)
+    assert seen.converged
+    assert set(seconds) == {lab.policy.poll}
+    assert (len(reported), len(complaints)) == (len(seconds) - 1, 1)
+    assert len(lab.cluster.submissions) == 5
 
 
 def test_a_file_server_that_hangs_during_the_look_makes_the_look_old(lab):

@@ -1,7 +1,8 @@
 """A pass, told once: read the document, look at the world, plan, act, record.
 
-``preview`` stops before acting and writes nothing; ``run_pass`` does it all under the experiment's lock. Both plan with the
-same function from the same facts, so what a preview shows is what a pass does if nothing changed in between.
+``preview`` stops before acting and writes nothing; ``run_pass`` does it all under the experiment's lock, ``go_on`` again and
+again. All plan with the same function from the same facts, so what a preview shows is what a pass does if nothing changed in
+between.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reconciler.act import Outcome, World, act
-from reconciler.errors import ClusterUnreachable, UsageError
+from reconciler.errors import AnotherPass, ClusterUnreachable, InvalidExperiment, TemporaryError, UsageError
 from reconciler.experiment.load import load
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
@@ -110,6 +111,22 @@ def run_pass(scene: Scene) -> Pass:
     return replace(seen, outcomes=outcomes, notes=recorded.notes, is_news=recorded.is_news)
 
 
+def go_on(
+    scene: Scene, seen: Pass, report: Callable[[Pass], None], complain: Callable[[str], None], sleep: Callable[[float], None]
+) -> Pass:
+    """Further passes, one every ``poll``, until nothing is left to do without a person; returns the last one. What mends itself,
+    a half-saved document included, is complained of and waited out."""
+    while any(action.is_pending for action in seen.actions):
+        sleep(scene.policy.poll)
+        try:
+            seen = run_pass(scene)
+        except (TemporaryError, AnotherPass, InvalidExperiment) as error:
+            complain(str(error))
+        else:
+            report(seen)
+    return seen
+
+
 def _load(scene: Scene) -> Desired:
     desired = load(scene.experiment, scene.tools, scene.disk)
     desired.select(scene.select)
@@ -163,7 +180,7 @@ def _refuse_strangers(memory: Memory, scene: Scene, desired: Desired, is_cluster
     try:
         cluster = scene.backend.identity() if is_cluster_asked else known.cluster
     except ClusterUnreachable as error:
-        return Unknown(str(error))
+        return Unknown(f"{error} (this experiment runs on {known.cluster})")
     if known.cluster != cluster:
         raise UsageError(
             f"{desired.directory}: this experiment runs on {known.cluster}, and this is {cluster}. "

@@ -290,10 +290,10 @@ class Identity:
 class Memory:
     """Everything in writing. An empty Memory is that of an experiment never seen before.
 
-    ``written`` maps each cell of the document that we own to the texts that we ever left there, the last one first: a crash, an
-    editor or a checkout may bring an older one back. ``states`` is each step's last known word for the Status column. ``heard`` tells
-    the warnings of the last pass from others. ``released`` is the order of the last release of the whole experiment; ``words`` is
-    what persons said of it as a whole.
+    ``written`` maps each cell of the document that we own to the texts that we ever left there, the last one first: a crash,
+    an editor or a checkout may bring an older one back. ``states`` is each step's last known word for the Status column.
+    ``heard`` tells the warnings of the last pass from others. ``released`` is the order of the last release of the whole
+    experiment; ``words`` is what persons said of it as a whole.
     """
 
     steps: Mapping[str, StepMemory] = field(default_factory=dict)

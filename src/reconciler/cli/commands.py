@@ -17,10 +17,10 @@ import click
 from reconciler import freeing, handover, orphans, pausing, renaming, render, words
 from reconciler.backends import choose
 from reconciler.disk import RealDisk
-from reconciler.errors import AnotherPass, InvalidExperiment, TemporaryError, UsageError
+from reconciler.errors import InvalidExperiment, UsageError
 from reconciler.experiment.load import DOCUMENTS, find_document, load
 from reconciler.experiment.settings import read_settings
-from reconciler.loop import Pass, Scene, preview, run_pass
+from reconciler.loop import Pass, Scene, go_on, preview, run_pass
 from reconciler.model import Policy, Unknown
 from reconciler.tools import all_tools
 
@@ -290,30 +290,14 @@ def apply(asked: Asked, wait: bool, max_in_flight: int | None, prune: tuple[str,
         orphans.prune(scene, prune, why or "pruned", _show)
     seen = run_pass(scene)
     _report(seen, asked)
-    while wait and not _is_over(seen):
-        time.sleep(scene.policy.poll)
-        seen = _next_pass(scene, seen, asked)
+    if wait:
+        seen = go_on(scene, seen, lambda later: _report(later, replace(asked, quiet=True)), _say_aside, time.sleep)
     if asked.form == "json":
         _print_json(render.actions_json(seen))
     code = apply_exit_code(seen)
     if seen.is_news or not asked.quiet:
         _blindness(seen)
     return code
-
-
-def _is_over(seen: Pass) -> bool:
-    return not any(action.is_pending for action in seen.actions)
-
-
-def _next_pass(scene: Scene, before: Pass, asked: Asked) -> Pass:
-    """A further pass of ``--wait``; what mends itself, a half-saved document included, is said and waited out."""
-    try:
-        seen = run_pass(scene)
-    except (TemporaryError, AnotherPass, InvalidExperiment) as error:
-        print(f"reconcile: {render.plain(str(error))}", file=sys.stderr)
-        return before
-    _report(seen, replace(asked, quiet=True))
-    return seen
 
 
 def _report(seen: Pass, asked: Asked) -> None:
