@@ -481,6 +481,14 @@ def test_a_queued_job_is_told_with_slurms_reason_and_a_held_one_with_who_holds_i
     assert "resources" not in decide(STEP, queue=(job(STEP, Phase.QUEUED),), events=same).reason.message
 
 
+def test_a_running_evaluation_is_not_told_with_the_progress_of_an_earlier_log():
+    step = evaluation()
+    for newest, told in ((NOW - 5000, "is running"), (NOW - 10, "is running, 5 of 5 samples")):
+        found = replace(outputs(OutputState.INCOMPLETE, newest=newest), progress="5 of 5 samples")
+        action = decide(step, events=submitted(step), queue=(job(step, started=NOW - 100),), seen={step.key: found})
+        assert action.reason.message.endswith(told)
+
+
 def test_a_running_job_is_told_with_its_progress():
     half = replace(outputs(OutputState.INCOMPLETE), progress="epoch 1/2")
     running = {"queue": (job(STEP),), "events": submitted(STEP)}

@@ -22,6 +22,7 @@ from reconciler.model import (
     Phase,
     Policy,
     Reason,
+    Stage,
     Token,
     Unknown,
     Verb,
@@ -191,13 +192,21 @@ def _adoption(s: Situation, job: Job) -> Action:
     return s.decide(Verb.ADOPT, condition, "LiveJobFound", message, job=job.id, attempt=number)
 
 
+def _progress(s: Situation, job: Job) -> str:
+    """How far a running job is; an evaluation writes beside what others left, a fine-tune may go on from it."""
+    outputs = s.outputs
+    if outputs is None or not outputs.progress:
+        return ""
+    is_older = outputs.newest is not None and job.started is not None and outputs.newest < job.started - CLOCK_SKEW
+    return "" if is_older and s.step.stage is Stage.EVALUATION else f", {outputs.progress}"
+
+
 def _watch(s: Situation, job: Job, attempt: Attempt) -> Action:
     number = attempt.number
     changes = changed_since(attempt, s.step)
     changed = f"; changed since it was submitted: {shortened(changes)} (`rerun` replaces the job)" if changes else ""
     if job.phase is Phase.RUNNING:
-        progress = f", {s.outputs.progress}" if s.outputs and s.outputs.progress else ""
-        message = f"job {job.id} is running{progress}{changed}"
+        message = f"job {job.id} is running{_progress(s, job)}{changed}"
         return s.decide(Verb.WAIT, Condition.RUNNING, "JobRunning", message, job=job.id, attempt=number)
     if job.phase is Phase.UNKNOWN:
         message = f"job {job.id} is in state {job.state}, which may be live"
