@@ -78,7 +78,7 @@ def safetensors(data: bytes) -> bytes:
 def _tensors(header: bytes) -> int:
     try:
         ends = [tensor["data_offsets"][1] for tensor in json.loads(header).values() if "data_offsets" in tensor]
-        return max(0, min(max(ends, default=0), 4096))
+        return max(0, min(int(max(ends, default=0)), 4096))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError, OverflowError):
         return 0
 
