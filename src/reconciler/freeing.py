@@ -113,6 +113,8 @@ def _freeable(seen: Pass, step: Step) -> Result:
     """The result of a fine-tune that nothing needs any more; raises _MayNotGo where that is not so."""
     action = seen.plan.of(step.key)
     result = seen.memory.of(step.key).done
+    if step.run in seen.desired.hidden:
+        raise _MayNotGo(f"not all evaluations of {step.run} are known, and one may need it")
     if action.verb is Verb.MARK_DONE:
         raise _MayNotGo(
             "only checkpoints in writing as done are freed; it verifies, and `reconcile apply` writes that down first"

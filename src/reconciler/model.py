@@ -204,21 +204,26 @@ class Step:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a tool found for one run."""
+    """What a tool found for one run. ``hides_steps``: a fault may keep steps out of sight."""
 
     steps: tuple[Step, ...] = ()
     problems: tuple[Problem, ...] = ()
+    hides_steps: bool = False
 
 
 @dataclass(frozen=True)
 class Desired:
-    """The experiment as its author wants it. Steps are in document order, preparation before evaluation of each run."""
+    """The experiment as its author wants it. Steps are in document order, preparation before evaluation of each run.
+
+    ``hidden`` are the runs of which a fault keeps steps out of sight: what is still to be done for them is not known.
+    """
 
     name: str
     directory: Path
     document: Path
     steps: tuple[Step, ...]
     problems: tuple[Problem, ...] = ()
+    hidden: tuple[str, ...] = ()
 
     def step(self, key: str) -> Step | None:
         """The step of this key, or None."""

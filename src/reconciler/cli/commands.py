@@ -191,7 +191,7 @@ def diff_exit_code(seen: Pass) -> int:
         return _unreachable(seen.observed.queue)
     if any(action.is_pending for action in seen.actions):
         return 1
-    return 4 if any(action.condition.needs_person for action in seen.actions) else 0
+    return 4 if seen.needs_person else 0
 
 
 def _unreachable(queue: Unknown) -> int:
@@ -322,7 +322,7 @@ def apply_exit_code(seen: Pass) -> int:
     """3 queue unknown, 4 a step needs a person, 0 the pass did its work."""
     if isinstance(seen.observed.queue, Unknown):
         return _unreachable(seen.observed.queue)
-    return 4 if any(action.condition.needs_person for action in seen.actions) else 0
+    return 4 if seen.needs_person else 0
 
 
 # --- a person's word ---------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
     scene = _Scene(document, directory, entries, chosen["preparation"], chosen["evaluation"], disk)
     readings = list(_within_bounds((scene.read(run) for run in document.runs), document))
     steps = [step for reading in readings for step in reading.steps]
+    hidden = tuple(run.name for run, reading in zip(document.runs, readings, strict=True) if reading.hides_steps)
     shared = tuple(_shared_outputs(steps, document))
     found = (problem for reading in readings for problem in reading.problems)
     return Desired(
@@ -93,6 +94,7 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
         document=directory / document.path.name,
         steps=tuple(_apart(step, shared) for step in steps),
         problems=(*document.problems, *found, *shared, *scene.unlisted(), *_patterns_in_path(directory, document)),
+        hidden=hidden,
     )
 
 
@@ -185,7 +187,10 @@ class _Scene:
         own = (*self._leads_outside(run), *faults)
         in_document = [problem for problem in self.document.problems if problem.run == row.name]
         steps = _block(prepared.steps + _made_from(step, evaluated.steps), (*in_document, *own))
-        return Reading(steps, (*own, *prepared.problems, *evaluated.problems))
+        planned = {task.task for task in (self.document.plan or {}).get(row.name, ())}
+        is_whole = planned == {evaluation.task for evaluation in evaluations}
+        hides = not is_whole or any(map(_is_lost, (prepared, evaluated, Reading(steps, tuple(in_document)))))
+        return Reading(steps, (*own, *prepared.problems, *evaluated.problems), hides_steps=hides)
 
     def _input(self, row: RunRow) -> RunInput:
         return RunInput(
@@ -278,6 +283,11 @@ def _made_from(preparation: Step | None, steps: tuple[Step, ...]) -> tuple[Step,
 
 
 # --- blocking ------------------------------------------------------------------------------------
+
+
+def _is_lost(reading: Reading) -> bool:
+    """True where a fault leaves no step that it could block: what the run has is not known then, and not nothing."""
+    return reading.hides_steps or (not reading.steps and any(not problem.warning for problem in reading.problems))
 
 
 def _blocked(reading: Reading) -> Reading:

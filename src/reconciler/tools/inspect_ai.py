@@ -74,7 +74,7 @@ class InspectAI:
         try:
             scripts = _find_scripts(run.directory / "eval", disk)
         except DiskUnreadable as error:
-            return Reading(problems=(Problem(run.document, run.line, str(error), run.name),))
+            return _unseen(run, str(error))
         run = run if run.planned else replace(run, evaluations=_evaluations_of(run, scripts))
         lone = _at_one_epoch(run)
         places = ((evaluation, _candidates(run, evaluation, lone)) for evaluation in run.evaluations)
@@ -150,8 +150,24 @@ def _find_scripts(directory: Path, disk: Disk) -> tuple[Path, ...]:
     cells = [directory / name / "cell.slurm" for name in names if not name.endswith(".slurm") and name != "logs"]
     return (
         *(directory / name for name in names if name.endswith(".slurm")),
-        *(cell for cell in cells if disk.stat(cell) is not None),
+        *(cell for cell in cells if _may_be_there(cell, disk)),
     )
+
+
+def _may_be_there(path: Path, disk: Disk) -> bool:
+    """False where it is surely absent. What cannot be examined counts as there, so that reading it tells why it cannot be."""
+    try:
+        return disk.stat(path) is not None
+    except DiskUnreadable:
+        return True
+
+
+def _unseen(run: RunInput, why: str) -> Reading:
+    """The planned evaluations, each at its expected place, where nobody can see which scripts there are."""
+    lone, fault = _at_one_epoch(run), Reason("ScaffoldingUnreadable", why)
+    bare = (_bare_step(run, evaluation, _candidates(run, evaluation, lone)[0]) for evaluation in run.evaluations)
+    steps = {step.key: replace(step, blocked=fault) for step in bare}
+    return Reading(tuple(steps.values()), (Problem(run.document, run.line, why, run.name),))
 
 
 def _evaluations_of(run: RunInput, scripts: Iterable[Path]) -> tuple[EvaluationInput, ...]:
@@ -258,20 +274,22 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
 
 
 def _script_text(path: Path, disk: Disk) -> str:
-    content = disk.read(path, 0, _MAX_SCRIPT + 1) or b""
+    content = disk.read(path, 0, _MAX_SCRIPT + 1)
+    if content is None:
+        raise DiskUnreadable(f"{path}: is not there any more")
     if len(content) > _MAX_SCRIPT:
         raise _SettingsInvalid(f"{path} is larger than {_MAX_SCRIPT >> 20} MiB; is it the right file?", 0)
     return content.decode("utf-8", "surrogateescape")
 
 
 def _no_such_epoch(run: RunInput, evaluation: EvaluationInput, place: _Place) -> Reason | None:
-    if run.kind is not RunKind.FINE_TUNED or not run.checkpoints:
-        return None  # a training at fault saves nothing, and says so itself
-    saved = ", ".join(str(epoch) for epoch in sorted(run.checkpoints)) or "none"
+    if run.kind is not RunKind.FINE_TUNED:
+        return None
+    saved = ", ".join(str(epoch) for epoch in sorted(run.checkpoints)) or "not known"
     if evaluation.epoch is None and place.is_cell:
         return Reason("EpochUnknown", f"{run.name} is fine-tuned; which epoch does {place.name} evaluate? Saved: {saved}")
-    if evaluation.epoch is None or evaluation.epoch in run.checkpoints:
-        return None
+    if evaluation.epoch is None or evaluation.epoch in run.checkpoints or not run.checkpoints:
+        return None  # a training at fault saves nothing, and says so itself
     return Reason("NoSuchEpoch", f"{run.name} will save no epoch {evaluation.epoch} (epochs count from 0; saved: {saved})")
 
 
