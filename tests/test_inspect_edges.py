@@ -3,6 +3,7 @@
 # ruff: noqa: F811 - the fixtures are another module's
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,20 @@ def test_a_directory_that_is_there_is_entered(world: World) -> None:
     (world.directory / "eval" / "file").write_text("")
     world.script("tiny_epoch0.slurm", "cd file\ninspect eval t.py --log-dir x")
     assert world.step().output_dir == world.directory / "eval" / "x"
+    world.script("tiny_epoch0.slurm", "cd $PWD/gone\ncd ../../gone\ninspect eval t.py --log-dir x")
+    assert world.step().output_dir == world.directory / "eval" / "x"
+
+
+@pytest.mark.parametrize("way", ["{scratch}/evals", "{scratch}\ncd evals", "to-scratch/evals"])
+def test_a_directory_on_a_filesystem_that_is_not_mounted_is_where_the_script_goes_all_the_same(world: World, way: str) -> None:
+    scratch = world.directory.parent.parent / "scratch"
+    (world.directory / "eval" / "to-scratch").symlink_to(scratch)
+    world.script("tiny_epoch0.slurm", f"cd {way.format(scratch=scratch)}\ninspect eval t.py --log-dir x")
+    unmounted = world.step()
+    (scratch / "evals" / "x").mkdir(parents=True)
+    mounted = world.step()
+    assert (unmounted.output_dir, unmounted.root) == (mounted.output_dir, mounted.root)
+    assert os.path.realpath(mounted.output_dir) == str(scratch / "evals" / "x")
 
 
 @pytest.mark.parametrize(

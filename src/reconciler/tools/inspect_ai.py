@@ -235,7 +235,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         settings = _read_settings(place, disk)
         script = parse_batch_script(place.script, text)
         problems = list(script_problems(script, run.name, disk))
-        command = _parse_command(script.commands, place.script.parent, disk)
+        command = _parse_command(script.commands, place.script.parent, run.directory.parent, disk)
     except (DiskUnreadable, _SettingsInvalid) as error:
         fault = Reason("ScaffoldingUnreadable", str(error))
         line = error.line if isinstance(error, _SettingsInvalid) else 0
@@ -350,7 +350,7 @@ class _Command:
     task_files: tuple[Path, ...] = ()
 
 
-def _parse_command(commands: str, directory: Path, disk: Disk) -> _Command | None:
+def _parse_command(commands: str, directory: Path, experiment: Path, disk: Disk) -> _Command | None:
     """None where the script has no ``inspect eval`` that can be seen, or several."""
     variables = {"SLURM_SUBMIT_DIR": str(directory), "PWD": str(directory)}
     found: list[_Command] = []
@@ -360,9 +360,10 @@ def _parse_command(commands: str, directory: Path, disk: Disk) -> _Command | Non
         if all(_ASSIGNMENT.match(word) for word in assignments):
             if len(variables) < _MOST_VARIABLES:
                 variables |= {name: value for name, _, value in (word.partition("=") for word in assignments)}
-        elif words[0] == "cd" and len(words) == 2 and _is_literal(words[1]) and _is_directory(directory / words[1], disk):
-            directory = directory / words[1]  # a cd that fails leaves a batch script where it was
-            variables["PWD"] = str(directory)
+        elif words[0] == "cd" and len(words) == 2 and _is_literal(words[1]):
+            if _is_entered(directory / words[1], experiment, disk):
+                directory = directory / words[1]
+                variables["PWD"] = str(directory)
         else:
             at = next((i for i, word in enumerate(words[:-1]) if _INSPECT.search(word) and words[i + 1] == "eval"), None)
             if at is not None:
@@ -424,8 +425,12 @@ def _simple_commands(commands: str) -> Iterator[list[str]]:
                 yield list(part)
 
 
-def _is_directory(path: Path, disk: Disk) -> bool:
-    found = disk.stat(path)
+def _is_entered(directory: Path, experiment: Path, disk: Disk) -> bool:
+    """A ``cd`` that fails leaves a batch script where it was. What is not there inside the experiment surely is not; what is
+    elsewhere may be on a filesystem that is not mounted now, and is taken at its word."""
+    if not Path(_real(directory)).is_relative_to(_real(experiment)):
+        return True
+    found = disk.stat(directory)
     return found is not None and found.is_dir
 
 
