@@ -1,4 +1,4 @@
-"""``rename``: a run under another name, in its directory, in what is in writing, and in the document, in that order.
+"""``rename``: a run under another name, in its directories, in what is in writing, and in the document, in that order.
 
 In this order nothing is ever submitted twice: until the end the document lists a run that has no directory. The intent is in
 the ledger first, every step is one that may have been done already, and so the same words finish what was interrupted.
@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
+from reconciler.act import move_aside
+from reconciler.config_edit import originals_of
 from reconciler.errors import DiskUnreadable, UsageError
 from reconciler.experiment.document import decode
 from reconciler.experiment.load import load
@@ -60,6 +62,7 @@ def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospe
 def _finish(seen: Pass, ledger: Ledger, renaming: Renaming, before: str, after: str) -> None:
     here, there = _directory_of(seen.desired.directory, renaming.old), seen.desired.directory / renaming.new
     _move(here, there)
+    _move_originals(seen, renaming)
     if not renaming.is_told:
         ledger.append("renamed", old=renaming.old, new=renaming.new, path=str(here), to=str(there))
     document = seen.desired.document
@@ -78,6 +81,20 @@ def _move(here: Path, there: Path) -> None:
     if os.path.lexists(there):
         raise UsageError(f"{there} is there already; nothing may be moved over it")
     try:
+        move(here, there)
+    except OSError as error:
+        raise DiskUnreadable(f"{here}: cannot be renamed: {error.strerror}") from error
+
+
+def _move_originals(seen: Pass, renaming: Renaming) -> None:
+    """After the run's directory: before that, a pass could edit the run under its old name. What an earlier run of the new name
+    left there is kept, out of the way."""
+    here, there = (originals_of(seen.desired.directory, run) for run in (renaming.old, renaming.new))
+    if not os.path.lexists(here):
+        return  # moved already, or nothing was ever edited
+    try:
+        if os.path.lexists(there):
+            move_aside(there, seen.now)
         move(here, there)
     except OSError as error:
         raise DiskUnreadable(f"{here}: cannot be renamed: {error.strerror}") from error
