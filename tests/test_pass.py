@@ -362,6 +362,26 @@ def test_any_other_damage_of_the_ledger_stops_and_changes_nothing(lab):
     assert lab.tree() == before
 
 
+def test_who_does_as_told_about_a_damaged_ledger_goes_on_at_once_and_nothing_that_is_live_is_submitted_again(lab):
+    lab.run()
+    lab.cluster.finish(preview(lab.scene).plan.of("a/finetune").job, "FAILED", lab.now)
+    for job in lab.cluster.jobs.values():
+        lab.cluster.jobs[job.id] = replace(job, submitted=lab.now)
+    ours = lab.directory / ".reconcile"
+    (ours / "ledger.jsonl").write_text("garbage\n")
+    with pytest.raises(LedgerDamaged) as told:
+        lab.run()
+    for path in [path for path in ours.iterdir() if re.search(rf"{re.escape(str(path))}(:1)?[: ]", str(told.value))]:
+        path.rename(path.with_name(f"old-{path.name}"))
+    assert sorted(path.name for path in ours.iterdir()) == ["lock", "old-claims", "old-ledger.jsonl"]
+    lab.cluster.jobs = {job.id: job for job in lab.cluster.jobs.values() if job.is_live}
+    lab.run(3600)
+    assert [job.script.parent.name for job in lab.cluster.submissions[3:]] == ["a"]
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.QUEUED
+    assert len([job for job in lab.cluster.jobs.values() if job.is_live]) == 3
+
+
 def test_submissions_are_staggered_by_start_times_across_passes_and_never_by_sleeping(lab):
     lab.policy = replace(lab.policy, stagger=30, max_in_flight=2)
     lab.run()
