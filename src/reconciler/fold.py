@@ -290,6 +290,7 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         # Under the name that the cluster shows: a site may put something before ours.
         adopted = replace(known, name=event["name"], job=str(event["job"]), lost=False, limited=False, limit="", refused=None)
         return replace(step, attempts=tuple(adopted if a is known else a for a in step.attempts))
+    before = [attempt for attempt in step.attempts if attempt.limited] if kind == "intent" else []
     attempt = Attempt(
         number=number,
         name=event["name"],
@@ -309,5 +310,7 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         by_hand=bool(event.get("by_hand")),
         job=str(event["job"]) if kind == "adopted" else None,
         ask=Ask(**event["ask"]) if "ask" in event else None,
+        kept_since=(before[-1].kept_since or before[-1].at) if before and before[-1] is step.attempts[-1] else None,
     )
-    return replace(step, attempts=(*(a for a in step.attempts if a.number != number), attempt))
+    # What a limit of the site kept back is surely no job, and for weeks there may be one try after another.
+    return replace(step, attempts=(*(a for a in step.attempts if a.number != number and a not in before), attempt))
