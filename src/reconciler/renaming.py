@@ -25,7 +25,7 @@ from reconciler.loop import Pass, Scene
 from reconciler.memory import Renaming
 from reconciler.model import Condition, Step
 from reconciler.situation import whose_jobs
-from reconciler.words import Done, Prospect, look_at, named
+from reconciler.words import Deed, Prospect, look_at, named
 
 _SCAFFOLDING = ("finetune.yaml", "finetune.slurm", "eval/*.slurm", "eval/*/cell.slurm", "eval/*/eval.yaml")
 _LARGEST = 1 << 20  # bytes of a scaffolding file that are looked at
@@ -33,7 +33,7 @@ _SHOWN = 3
 _LINES_SHOWN = 10
 
 
-def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
+def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospect], bool]) -> tuple[Deed, ...]:
     """Rename a run: what is done stays done. Outputs stay where ``finetune.yaml`` says, whatever name that has in it.
 
     Raises UsageError where the run or the new name is not fit, where a job of the run may be live, and where its own scripts
@@ -56,7 +56,7 @@ def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospe
         if begun is None:
             ledger.append("renaming", old=old, new=new, user=scene.user, why=why)
         _finish(seen, ledger, Renaming(old, new, begun is not None and begun.is_told), before, after)
-    return (Done("", f"{old} is {new} from now on"), *(Done("", line) for line in told))
+    return (Deed("", f"{old} is {new} from now on"), *(Deed("", line) for line in told))
 
 
 def _finish(seen: Pass, ledger: Ledger, renaming: Renaming, before: str, after: str) -> None:

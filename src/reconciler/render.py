@@ -23,7 +23,7 @@ from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory, Word
 from reconciler.model import Action, Condition, Orphan, Step, Verb
 from reconciler.staleness import staleness
-from reconciler.words import Done, Skipped
+from reconciler.words import Deed, Skipped
 
 _GROUPS: tuple[tuple[str, str, str], ...] = (
     ("Cancel", "-", "red"),
@@ -375,7 +375,7 @@ def status_json(seen: Pass) -> dict[str, Any]:
     }
 
 
-def words_json(done: Sequence[Done]) -> dict[str, Any]:
+def words_json(done: Sequence[Deed]) -> dict[str, Any]:
     """What the commands that take a person's word print; its form is schemas/words.schema.json."""
     told = [(isinstance(each, Skipped), {"step": each.step or None, "message": each.message}) for each in done]
     return {"done": [each for is_skipped, each in told if not is_skipped], "skipped": [each for is_it, each in told if is_it]}

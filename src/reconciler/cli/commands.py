@@ -408,7 +408,7 @@ def _show(prospect: words.Prospect) -> bool:
     return True
 
 
-def _tell(asked: Asked, done: Sequence[words.Done]) -> int:
+def _tell(asked: Asked, done: Sequence[words.Deed]) -> int:
     if asked.form == "json":
         _print_json(render.words_json(done))
     elif not asked.quiet:
