@@ -544,6 +544,17 @@ def test_a_scaffolded_directory_that_is_not_listed_is_only_a_warning(world: Worl
     assert "`r77` is scaffolded but not listed" in problem.message
 
 
+@pytest.mark.parametrize(
+    ("name", "is_scaffolded"), [("eval", True), ("train.slurm", True), ("notes.txt", False), ("data", False)]
+)
+def test_a_directory_is_scaffolded_where_it_has_a_script_or_what_runs_of_this_experiment_have(
+    world: World, name: str, is_scaffolded: bool
+) -> None:
+    world.write(GOOD).scaffold("r8", "base")
+    (world.directory / "r77" / name).mkdir(parents=True)
+    assert [problem.warning for problem in world.load().problems] == [True] * is_scaffolded
+
+
 def test_a_directory_that_spells_the_name_in_another_unicode_form_is_the_runs(world: World) -> None:
     composed, apart = unicodedata.normalize("NFC", "é8"), unicodedata.normalize("NFD", "é8")
     desired = world.write(GOOD.replace("r8", composed)).scaffold(apart).load()

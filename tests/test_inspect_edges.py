@@ -401,6 +401,12 @@ class Sealed(Denied):
     stat = RealDisk.stat
 
 
+def test_a_cell_is_scaffolded_with_its_settings_and_a_lone_script_with_nothing_else(world: World) -> None:
+    cell = world.script("tiny_epoch0/cell.slurm")
+    assert world.read(("tiny", 0)).steps[0].files == (cell.with_name("eval.yaml"),)
+    assert world.step(epoch=1).files == ()
+
+
 def test_a_cell_that_cannot_be_read_names_the_file_that_is_at_fault(world: World) -> None:
     script = world.script("tiny_epoch0/cell.slurm", "true")
     (problem,) = TOOL.read(world.run(("tiny", 0)), Sealed("cell.slurm")).problems

@@ -129,7 +129,7 @@ class _Configured(StandInTool):
     """One whose outputs stand where ``finetune.yaml`` says."""
 
     def _step(self, run, key, script):
-        return replace(super()._step(run, key, script), config="finetune.yaml")
+        return replace(super()._step(run, key, script), config="finetune.yaml", files=(script.with_name("finetune.yaml"),))
 
 
 def test_a_new_run_of_the_old_name_is_another_run(done):
@@ -185,6 +185,22 @@ def test_scripts_that_name_their_directory_in_full_are_not_broken(done):
         say_rename(done)
     script.write_text(f"#!/bin/bash\ncd {done.directory}/ab/eval\necho eval\n")
     say_rename(done)
+
+
+def test_whatever_a_tool_was_scaffolded_with_is_looked_at_and_nothing_else(done):
+    class Another(StandInTool):
+        def _step(self, run, key, script):
+            return replace(super()._step(run, key, script), files=(run.directory / "conf" / "train.toml",))
+
+    scene = replace(done.scene, tools={name: Another(tool.stage) for name, tool in done.scene.tools.items()})
+    for name in ("conf/train.toml", "finetune.yaml"):
+        path = done.directory / "a" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"data = {done.directory}/a/data\n")
+    with pytest.raises(UsageError, match=r"conf/train.toml:1 name the directory of a in full"):
+        renaming.rename(scene, "a", "c", "", lambda prospect: True)
+    (done.directory / "a" / "conf" / "train.toml").write_text("data = ../data\n")
+    assert renaming.rename(scene, "a", "c", "", lambda prospect: True)
 
 
 def test_the_originals_of_what_was_edited_go_by_the_runs_name(done):

@@ -159,8 +159,8 @@ class Step:
     whose ``text`` is all of it (None: not known); ``batch`` is what those of ``smaller_batch`` come to, references resolved;
     ``resume`` is one that is made already where the configuration itself asks for going on. ``reads`` are models that it begins
     from or evaluates; ``inputs`` names what else its result is made from, each with its version, as far as that can be read (it
-    is no part of ``definition``). ``config`` is the file that the items of ``meaning`` stand in where they do not say. ``spec``
-    is the tool's own.
+    is no part of ``definition``). ``config`` is the file that the items of ``meaning`` stand in where they do not say, ``files``
+    are what it was scaffolded with beside its script, there or not. ``spec`` is the tool's own.
     """
 
     key: str
@@ -193,6 +193,7 @@ class Step:
     reads: tuple[Path, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
+    files: tuple[Path, ...] = ()
     commands: str = ""
     blocked: Reason | None = None
 

@@ -45,6 +45,7 @@ from reconciler.text_limits import can_be_path, unfolded
 from reconciler.tools.formats.eval_log import EvalLog, LogDamaged, read_eval_log
 
 _MAX_SCRIPT = 4 << 20  # bytes; slurm.conf, MaxScriptSize
+_SETTINGS = "eval.yaml"
 _MAX_SETTINGS = 256 << 10  # bytes
 _MOST_SETTINGS = 100_000  # values
 _LONGEST_LINE = 1 << 16  # characters that are looked at for a command
@@ -218,6 +219,7 @@ def _bare_step(run: RunInput, evaluation: EvaluationInput, place: _Place) -> Ste
         stage=Stage.EVALUATION,
         tool=InspectAI.name,
         script=place.script,
+        files=(place.script.parent / _SETTINGS,) if place.is_cell else (),
         output_dir=place.script.parent / "logs",
         root=run.directory,
         definition="",
@@ -239,7 +241,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
     except (DiskUnreadable, _SettingsInvalid) as error:
         fault = Reason("ScaffoldingUnreadable", str(error))
         line = error.line if isinstance(error, _SettingsInvalid) else 0
-        file = place.script.parent / "eval.yaml" if line else place.script
+        file = place.script.parent / _SETTINGS if line else place.script
         return replace(step, blocked=fault), [Problem(file, line, fault.message, run.name)]
     wanted = _wanted(run, evaluation, place, command, settings)
     blocked = _no_such_epoch(run, evaluation, place)
@@ -303,7 +305,7 @@ class _SettingsInvalid(Exception):
 
 def _read_settings(place: _Place, disk: Disk) -> dict[str, str]:
     """The meaning of the cell's ``eval.yaml``, each top-level key with its value as JSON; empty where there is none."""
-    content = disk.read(place.script.parent / "eval.yaml", 0, _MAX_SETTINGS + 1) if place.is_cell else None
+    content = disk.read(place.script.parent / _SETTINGS, 0, _MAX_SETTINGS + 1) if place.is_cell else None
     if content is None:
         return {}
     if len(content) > _MAX_SETTINGS:
