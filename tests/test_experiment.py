@@ -76,8 +76,14 @@ class Trainer(_Standing):
 
 
 class Evaluator(_Standing):
+    """Finds every planned evaluation, except of a run that it cannot look into."""
+
+    hides = ""
+
     def read(self, run: RunInput, disk: Disk) -> Reading:
         self.seen[run.name] = run
+        if run.name == self.hides:
+            return Reading(problems=(Problem(run.document, run.line, "cannot be read", run.name),))
         return Reading(tuple(self._evaluation(run, e.task, e.epoch) for e in run.evaluations))
 
     def _evaluation(self, run: RunInput, task: str, epoch: int | None) -> Step:
@@ -490,6 +496,16 @@ def test_a_last_epoch_that_nobody_knows_blocks_the_run(world: World) -> None:
     desired = world.write(GOOD.replace("- **Epochs:** 2\n", "").replace("✓ epoch 0,1", "✓")).load()
     assert blocked(desired) == {"r8/finetune": "Blocked"}
     assert "accepted: `✓ epoch 0`" in desired.problems[0].message
+    assert desired.hidden == ("r8",)
+
+
+def test_a_fault_that_leaves_no_step_of_its_run_hides_what_there_is_to_do(world: World) -> None:
+    world.write(GOOD)
+    assert world.load().hidden == ()
+    world.evaluator.hides = "base"
+    desired = world.load()
+    assert keys(desired) == ["r8/finetune", "r8/eval/cap_epoch0", "r8/eval/cap_epoch1"]
+    assert desired.hidden == ("base",)
 
 
 def test_a_run_that_trains_inside_the_directory_of_another_blocks_both(world: World) -> None:
@@ -526,6 +542,17 @@ def test_a_scaffolded_directory_that_is_not_listed_is_only_a_warning(world: Worl
     (problem,) = world.load().problems
     assert problem.warning
     assert "`r77` is scaffolded but not listed" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("name", "is_scaffolded"), [("eval", True), ("train.slurm", True), ("notes.txt", False), ("data", False)]
+)
+def test_a_directory_is_scaffolded_where_it_has_a_script_or_what_runs_of_this_experiment_have(
+    world: World, name: str, is_scaffolded: bool
+) -> None:
+    world.write(GOOD).scaffold("r8", "base")
+    (world.directory / "r77" / name).mkdir(parents=True)
+    assert [problem.warning for problem in world.load().problems] == [True] * is_scaffolded
 
 
 def test_a_directory_that_spells_the_name_in_another_unicode_form_is_the_runs(world: World) -> None:

@@ -161,6 +161,29 @@ def test_edits_of_a_configuration_are_remembered_from_their_first_value_to_their
     assert [(e.key, e.before, e.after) for e in both] == [("accumulate", "1", "2"), ("batch_size", "8", "2")]
 
 
+def test_what_is_in_writing_of_places_inside_the_experiment_moves_with_it():
+    evidence = [{"path": "/p/a/out/x", "size": 1, "mtime_ns": 2}, {"path": "/pp/y", "size": 1, "mtime_ns": 2}]
+    opened = {"event": "opened", "cluster": "c", "user": "u", "environment": {}}
+    before = [
+        opened | {"path": "/p"},
+        {"event": "root", "path": "/p/a"},
+        {"event": "root", "path": "/r"},
+        {**INTENT, "output_dir": "/p/a/out"},
+        {"event": "edited", "step": KEY, "path": "/p/a/finetune.yaml", "key": "k", "before": "1", "after": "2"},
+        {"event": "done", "step": KEY, "definition": "d", "evidence": evidence},
+        {"event": "rerun", "step": KEY},
+    ]
+    memory = told(*before, opened | {"path": "/q", "by": "u", "what": "moved"})
+    assert memory.roots == {"/q/a", "/r"}
+    (of_step,) = memory.steps.values()
+    assert of_step.attempts[0].output_dir == "/q/a/out"
+    assert of_step.edits[0].path == Path("/q/a/finetune.yaml")
+    assert of_step.given_up is not None
+    assert of_step.given_up.done is not None
+    assert [file["path"] for file in of_step.given_up.done.evidence] == ["/q/a/out/x", "/pp/y"]
+    assert told(*before, opened | {"path": "/q", "what": "cluster"}).of(KEY).attempts[0].output_dir == "/p/a/out"
+
+
 def test_what_concerns_the_whole_experiment_is_remembered_as_it_was_last_said():
     memory = told(
         {"event": "opened", "cluster": "c1", "path": "/p", "user": "u", "environment": {"conda": True}},

@@ -11,6 +11,7 @@ import pytest
 from reconciler import freeing
 from reconciler.deletion import delete, examine
 from reconciler.errors import ClusterUnreachable, UsageError
+from reconciler.handover import accept_identity
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene, preview, run_pass
 from reconciler.model import Condition, FileId, Job, OutputState, Phase
@@ -103,6 +104,17 @@ def test_verified_and_evaluated_checkpoints_go_and_the_step_stays_done(world):
     assert "freed by u: the quota" in world.reason("a/finetune").message
     assert world.condition("a/eval/cap_epoch0") is Condition.DONE
     assert "nothing was left" in world.free()[0].message
+
+
+def test_what_was_verified_before_the_experiment_was_moved_may_go_after_it(world):
+    moved = world.lab.directory.with_name("moved")
+    world.lab.directory = world.lab.directory.rename(moved)
+    world = Done(world.lab, replace(world.scene, experiment=moved))
+    accept_identity(world.scene, "moved")
+    assert "gave back 705 bytes" in world.free()[0].message
+    assert world.files() == ["config.json"]
+    world.run()
+    assert world.reason("a/finetune").code == "Freed"
 
 
 def test_a_glob_frees_what_may_go_and_names_what_stays(world):

@@ -411,7 +411,8 @@ def test_a_log_with_changed_bytes_is_an_answer_and_no_crash(samples: Path, tmp_p
 
 def test_the_three_logs_of_a_real_run_are_told_apart(trained_run: Path, world: World) -> None:
     for script in trained_run.glob("eval/*.slurm"):
-        (world.directory / "eval" / script.name).write_bytes(script.read_bytes())
+        here = script.read_text().replace("cd /scratch/lab/runs/tiny_run1/eval", f"cd {world.directory / 'eval'}")
+        (world.directory / "eval" / script.name).write_text(here)
     for log in trained_run.glob("eval/logs/*.eval"):
         (world.logs / log.name).write_bytes(log.read_bytes())
     where = Path("/scratch/lab/out/ck-out-tiny_run1/epoch_0")
@@ -784,7 +785,8 @@ def test_an_eval_yaml_that_is_no_mapping_blocks_its_evaluation_and_names_its_lin
         ("inspect eval t.py --log-dir=../results", "results"),
         ("OUT=results\ninspect eval t.py --log-dir ${OUT}/a", "eval/results/a"),
         ("cd .. && srun inspect eval t.py --log-dir here", "here"),
-        ("cd /no/such/directory\ninspect eval t.py --log-dir ./logs", "eval/logs"),
+        ("cd no/such/directory\ninspect eval t.py --log-dir ./logs", "eval/logs"),
+        ("cd /no/such/directory\ninspect eval t.py --log-dir ./logs", "/no/such/directory/logs"),
         ('cd "$(dirname "$0")"\ninspect eval t.py --log-dir "$SLURM_SUBMIT_DIR/mine"', "eval/mine"),
         ("inspect eval t.py --log-dir $(mktemp -d)", "eval/logs"),
         ("export INSPECT_LOG_DIR=elsewhere\ninspect eval t.py", "eval/elsewhere"),

@@ -3,13 +3,16 @@
 # ruff: noqa: F811 - the fixtures are another module's
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from reconciler.disk import RealDisk
+from reconciler.errors import DiskUnreadable
 from reconciler.model import OutputState, RunKind
+from reconciler.ports import FileInfo
 from reconciler.tools.inspect_ai import TOOL
 from test_inspect_ai import DISK, KILLED, LIMITED, Denied, World, sample_log, samples, state, trained_run, world  # noqa: F401
 
@@ -82,6 +85,20 @@ def test_a_directory_that_is_there_is_entered(world: World) -> None:
     (world.directory / "eval" / "file").write_text("")
     world.script("tiny_epoch0.slurm", "cd file\ninspect eval t.py --log-dir x")
     assert world.step().output_dir == world.directory / "eval" / "x"
+    world.script("tiny_epoch0.slurm", "cd $PWD/gone\ncd ../../gone\ninspect eval t.py --log-dir x")
+    assert world.step().output_dir == world.directory / "eval" / "x"
+
+
+@pytest.mark.parametrize("way", ["{scratch}/evals", "{scratch}\ncd evals", "to-scratch/evals"])
+def test_a_directory_on_a_filesystem_that_is_not_mounted_is_where_the_script_goes_all_the_same(world: World, way: str) -> None:
+    scratch = world.directory.parent.parent / "scratch"
+    (world.directory / "eval" / "to-scratch").symlink_to(scratch)
+    world.script("tiny_epoch0.slurm", f"cd {way.format(scratch=scratch)}\ninspect eval t.py --log-dir x")
+    unmounted = world.step()
+    (scratch / "evals" / "x").mkdir(parents=True)
+    mounted = world.step()
+    assert (unmounted.output_dir, unmounted.root) == (mounted.output_dir, mounted.root)
+    assert os.path.realpath(mounted.output_dir) == str(scratch / "evals" / "x")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +290,6 @@ def test_every_fault_says_where_and_of_which_run(world: World) -> None:
     (missing,) = (p for p in reading.problems if str(gone) in p.message)
     assert (missing.file.name, missing.line, missing.run, missing.warning) == ("experiment_summary.md", 7, "r8", False)
     hidden = TOOL.read(world.run(("tiny", 0)), Denied("eval"))
-    assert hidden.steps == ()
     assert [(p.file.name, p.line, p.run) for p in hidden.problems] == [("experiment_summary.md", 7, "r8")]
 
 
@@ -330,10 +346,65 @@ def test_a_cell_found_without_a_plan_is_of_the_only_epoch_that_a_training_saves(
         assert "0, 1" in step.blocked.message
 
 
+@pytest.mark.parametrize("document", ["experiment_summary.md", "experiment_summary.yaml"])
+def test_evaluations_whose_scripts_nobody_can_see_are_blocked_where_they_are_expected(world: World, document: str) -> None:
+    run = world.run(("tiny", 0), ("other", None), document=world.directory.parent / document)
+    hidden, base = TOOL.read(run, Denied("eval")).steps
+    assert (hidden.key, hidden.need, hidden.epoch) == ("r8/eval/tiny_epoch0", "r8/finetune", 0)
+    assert (base.task, base.epoch, base.need) == ("other", None, None)
+    for step in (hidden, base):
+        assert step.blocked is not None
+        assert step.blocked.code == "ScaffoldingUnreadable"
+
+
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_cell_that_cannot_be_looked_at_hides_no_other_and_is_blocked_itself(world: World, planned: bool) -> None:
+    world.script("tiny_epoch0/cell.slurm")
+    world.script("tiny_epoch1/cell.slurm", epoch=1)
+    disk = DeniedUnder("tiny_epoch1")
+    blocked = {step.key: step.blocked for step in TOOL.read(world.run(("tiny", 0), ("tiny", 1), planned=planned), disk).steps}
+    assert set(blocked) == {"r8/eval/tiny_epoch0", "r8/eval/tiny_epoch1"}
+    assert blocked["r8/eval/tiny_epoch0"] is None
+    assert blocked["r8/eval/tiny_epoch1"] is not None
+    assert blocked["r8/eval/tiny_epoch1"].code == "ScaffoldingUnreadable"
+
+
+def test_a_cell_of_a_training_that_cannot_be_read_waits_for_its_epoch_to_be_known(world: World) -> None:
+    world.script("tiny/cell.slurm", "true")
+    (step,) = world.read(planned=False, checkpoints={}).steps
+    assert step.blocked is not None
+    assert step.blocked.code == "EpochUnknown"
+
+
+class DeniedUnder(RealDisk):
+    """The real disk, on which nothing in a directory of one name can be examined."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def _refuse(self, path: Path) -> None:
+        if path.parent.name == self.name:
+            raise DiskUnreadable(f"{path}: Permission denied")
+
+    def stat(self, path: Path) -> FileInfo | None:
+        self._refuse(path)
+        return super().stat(path)
+
+    def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes | None:
+        self._refuse(path)
+        return super().read(path, offset, length)
+
+
 class Sealed(Denied):
     """A disk on which some files are there and cannot be read."""
 
     stat = RealDisk.stat
+
+
+def test_a_cell_is_scaffolded_with_its_settings_and_a_lone_script_with_nothing_else(world: World) -> None:
+    cell = world.script("tiny_epoch0/cell.slurm")
+    assert world.read(("tiny", 0)).steps[0].files == (cell.with_name("eval.yaml"),)
+    assert world.step(epoch=1).files == ()
 
 
 def test_a_cell_that_cannot_be_read_names_the_file_that_is_at_fault(world: World) -> None:

@@ -244,7 +244,7 @@ def test_every_rung_tells_its_rule_its_job_and_its_attempt(world, told):
     assert action.release == (told[3] == "Confirmed")
 
 
-LIMITED = [*submitted(STEP, 9, NOW)[:1], event("limited", STEP, NOW, attempt=9, message="QOS")]
+LIMITED = [*submitted(STEP, 9, NOW - 60)[:1], event("limited", STEP, NOW - 60, attempt=9, message="QOS")]
 
 
 def test_a_step_that_a_limit_of_the_site_put_off_says_so_until_it_is_submitted():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import stat
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -13,12 +14,29 @@ from hypothesis import strategies as st
 from reconciler.backends.slurm_cli import SlurmCli, read_submission
 from reconciler.errors import ControllerFull, LimitReached, SubmissionRefused, SubmissionUncertain
 from reconciler.fold import fold
+from reconciler.loop import preview
 from reconciler.model import Condition, Observed, Phase, Policy, Verb
+from reconciler.moments import shown
 from reconciler.pending import _REASONS, never_starts, tell
 from reconciler.plan import make_plan
 from reconciler.ports import Submission
 from test_pass import lab  # noqa: F401 - a fixture
-from worlds import ABSENT, COMPLETE, NOW, decide, done, ended, evaluation, event, experiment, finetune, job, plan_for, submitted
+from worlds import (
+    ABSENT,
+    COMPLETE,
+    NOW,
+    decide,
+    done,
+    ended,
+    evaluation,
+    event,
+    experiment,
+    finetune,
+    job,
+    name_of,
+    plan_for,
+    submitted,
+)
 
 STEP = finetune()
 
@@ -151,6 +169,101 @@ def test_a_full_controller_is_asked_once_a_pass(lab):  # noqa: F811
         "NeedUnmet",
     }
     assert lab.cluster.submissions == []
+
+
+# --- how often the site is asked ----------------------------------------------------------------------
+
+
+def kept(step, *ages, first=1, **more):
+    """Tries that a limit of the site kept back, so many seconds ago."""
+    tries = [(number, NOW - age) for number, age in enumerate(ages, start=first)]
+    return [
+        e
+        for number, at in tries
+        for e in (submitted(step, number, at, **more)[0], event("limited", step, at, attempt=number, message="QOS"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ages", "verb"),
+    [
+        ((59,), Verb.WAIT),
+        ((60,), Verb.SUBMIT),
+        ((200, 140, 79), Verb.WAIT),
+        ((200, 140, 70), Verb.WAIT),
+        ((200, 140, 99), Verb.WAIT),
+        ((200, 140, 101), Verb.SUBMIT),
+        ((9000, 8000, 599), Verb.WAIT),
+        ((9000, 8000, 600), Verb.SUBMIT),
+        ((-700,), Verb.SUBMIT),
+    ],
+)
+def test_a_limit_is_asked_about_again_after_as_long_as_it_has_lasted_ten_minutes_at_most(ages, verb):
+    assert decide(STEP, events=kept(STEP, *ages)).verb is verb
+
+
+def test_what_waits_for_a_limit_says_what_the_site_said_and_when_it_is_asked_again():
+    reason = decide(STEP, events=kept(STEP, 20)).reason
+    assert reason.code == "LimitReached"
+    assert reason.message == f"the site accepts no more jobs like this for now: QOS; asked again after {shown(NOW + 40)}"
+
+
+def test_a_limit_keeps_back_what_it_may_concern_and_nothing_else():
+    steps = [finetune("a"), finetune("b"), finetune("c", asks={"partition": "gpu2"}), replace(evaluation("d"), need=None)]
+    plan = plan_for(*steps, events=kept(steps[0], 20))
+    assert [(a.verb, a.reason.code) for a in plan.actions] == [
+        (Verb.WAIT, "LimitReached"),
+        (Verb.WAIT, "LimitReached"),
+        (Verb.SUBMIT, "NotStarted"),
+        (Verb.WAIT, "LimitReached"),
+    ]
+    assert all(action.is_pending for action in plan.actions)
+
+
+def test_a_limit_is_over_once_the_site_takes_a_job_again_and_begins_anew_after_that():
+    steps = [finetune("a"), finetune("b"), finetune("c")]
+    taken = [*kept(steps[0], 9000, 8000, 700), *submitted(steps[1], at=NOW - 100)]
+    assert plan_for(*steps, queue=(job(steps[1]),), events=taken).of("c/finetune").verb is Verb.SUBMIT
+    for age, verb in ((59, Verb.WAIT), (61, Verb.SUBMIT)):
+        again = [*taken, *kept(steps[0], age, first=4)]
+        assert plan_for(*steps, queue=(job(steps[1]),), events=again).of("c/finetune").verb is verb
+
+
+def test_a_limit_is_asked_about_at_once_after_a_release_and_where_the_script_asks_for_something_else():
+    assert decide(STEP, events=[*kept(STEP, 20), event("release", STEP, NOW)]).verb is Verb.SUBMIT
+    assert decide(STEP, events=[*kept(STEP, 20), {"event": "release", "at": NOW}]).verb is Verb.SUBMIT
+    assert decide(STEP, events=kept(STEP, 20, placement="other")).verb is Verb.SUBMIT
+    assert decide(STEP, events=kept(STEP, 20, placement=STEP.placement)).verb is Verb.WAIT
+
+
+def test_of_tries_that_a_limit_kept_back_the_last_is_remembered_and_no_number_comes_twice():
+    events = kept(STEP, *range(90_000, 80_000, -100))
+    memory = fold([*ended(STEP, "NodeFailure", at=NOW - 100_000), *kept(STEP, *range(90_000, 80_000, -100), first=2)])
+    assert [attempt.number for attempt in memory.of(STEP.key).attempts] == [1, 101]
+    assert memory.of(STEP.key).attempts[-1].kept_since == NOW - 90_000
+    assert decide(STEP, events=events).attempt == 101
+    taken = fold([*events, *submitted(STEP, 101)]).of(STEP.key).attempts
+    assert [(attempt.number, attempt.job) for attempt in taken] == [(101, "201")]
+    surfaced = event("adopted", STEP, NOW, attempt=7, job="7", name=name_of(STEP, 7))
+    assert [a.number for a in fold([*events, surfaced]).of(STEP.key).attempts] == [100, 7]
+
+
+def test_a_limit_of_hours_leaves_few_claims_and_is_over_within_ten_minutes(lab):  # noqa: F811
+    refuse = lab.cluster.submit
+
+    def submit(job):
+        raise LimitReached("QOSMaxSubmitJobPerUserLimit")
+
+    lab.cluster.submit = submit
+    for _ in range(10 * 60):
+        lab.run()
+    claims = lab.directory / ".reconcile" / "claims"
+    assert len([*claims.iterdir()]) < 70
+    assert {len(of_step.attempts) for of_step in preview(lab.scene).memory.steps.values()} == {1}
+    lab.cluster.submit = refuse
+    for _ in range(11):
+        lab.run()
+    assert len(lab.cluster.submissions) == 3
 
 
 # --- whose turn it is ------------------------------------------------------------------------------------

@@ -14,21 +14,25 @@ from pathlib import Path
 import pytest
 
 from reconciler import files
+from reconciler.cli.commands import apply_exit_code, diff_exit_code
 from reconciler.disk import RealDisk
 from reconciler.errors import (
     AnotherPass,
     ClusterUnreachable,
     LedgerDamaged,
     LimitReached,
+    Problem,
     SubmissionRefused,
     SubmissionUncertain,
     UsageError,
 )
+from reconciler.freeing import free
 from reconciler.handover import accept_identity
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene, go_on, preview, run_pass
-from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Policy, Reason, Stage, Unknown, Verb
+from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Policy, Reading, Reason, Stage, Unknown, Verb
 from reconciler.plan import make_plan
+from reconciler.render import stand
 from reconciler.words import Order, carry_out, release_experiment
 from worlds import MemoryCluster, StandInTool
 
@@ -127,6 +131,38 @@ def test_an_experiment_converges_with_one_job_a_step_and_a_filled_in_document(la
     before = lab.tree()
     assert lab.run().converged
     assert lab.tree() == before
+
+
+class HalfBlind(StandInTool):
+    """An evaluator that cannot look into the run ``b``, and so does not know which evaluations it has."""
+
+    def read(self, run, disk):
+        if run.name == "b":
+            return Reading(problems=(Problem(run.document, run.line, "cannot be read", run.name),))
+        return super().read(run, disk)
+
+
+def test_what_nobody_can_see_is_never_all_done(lab):
+    lab.run()
+    for key in ("a/finetune", "b/finetune", "base/eval/cap_base"):
+        lab.finish(key)
+    lab.run()
+    lab.finish("a/eval/cap_epoch0")
+    tools = {tool.name: tool for tool in (StandInTool(Stage.FINETUNE), HalfBlind(Stage.EVALUATION))}
+    half_blind = replace(lab.scene, tools=tools)
+    for seen in (run_pass(half_blind), preview(half_blind, always_ask=True)):
+        assert {action.condition for action in seen.actions} == {Condition.DONE}
+        assert not seen.converged
+        assert apply_exit_code(seen) == 4
+        assert stand(seen) == "steps unknown of b, 4 of 4 done"
+    assert diff_exit_code(seen) == 4
+    assert "ALL_COMPLETE" not in (lab.directory / "run-evaluator.log").read_text()
+    with pytest.raises(UsageError, match="not all evaluations of b are known"):
+        free(half_blind, ("b/finetune",), "", lambda prospect: True)
+    assert len([job for job in lab.cluster.jobs.values() if job.is_live]) == 1
+    lab.finish("b/eval/cap_epoch0")
+    assert lab.run().converged
+    assert "ALL_COMPLETE" in (lab.directory / "run-evaluator.log").read_text()
 
 
 def test_a_preview_writes_nothing_at_all(lab):
@@ -394,6 +430,26 @@ def test_any_other_damage_of_the_ledger_stops_and_changes_nothing(lab):
     with pytest.raises(LedgerDamaged, match=r"ledger\.jsonl:2"):
         lab.run()
     assert lab.tree() == before
+
+
+def test_who_does_as_told_about_a_damaged_ledger_goes_on_at_once_and_nothing_that_is_live_is_submitted_again(lab):
+    lab.run()
+    lab.cluster.finish(preview(lab.scene).plan.of("a/finetune").job, "FAILED", lab.now)
+    for job in lab.cluster.jobs.values():
+        lab.cluster.jobs[job.id] = replace(job, submitted=lab.now)
+    ours = lab.directory / ".reconcile"
+    (ours / "ledger.jsonl").write_text("garbage\n")
+    with pytest.raises(LedgerDamaged) as told:
+        lab.run()
+    for path in [path for path in ours.iterdir() if re.search(rf"{re.escape(str(path))}(:1)?[: ]", str(told.value))]:
+        path.rename(path.with_name(f"old-{path.name}"))
+    assert sorted(path.name for path in ours.iterdir()) == ["lock", "old-claims", "old-ledger.jsonl"]
+    lab.cluster.jobs = {job.id: job for job in lab.cluster.jobs.values() if job.is_live}
+    lab.run(3600)
+    assert [job.script.parent.name for job in lab.cluster.submissions[3:]] == ["a"]
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.QUEUED
+    assert len([job for job in lab.cluster.jobs.values() if job.is_live]) == 3
 
 
 def test_submissions_are_staggered_by_start_times_across_passes_and_never_by_sleeping(lab):

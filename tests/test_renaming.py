@@ -129,7 +129,7 @@ class _Configured(StandInTool):
     """One whose outputs stand where ``finetune.yaml`` says."""
 
     def _step(self, run, key, script):
-        return replace(super()._step(run, key, script), config="finetune.yaml")
+        return replace(super()._step(run, key, script), config="finetune.yaml", files=(script.with_name("finetune.yaml"),))
 
 
 def test_a_new_run_of_the_old_name_is_another_run(done):
@@ -187,7 +187,35 @@ def test_scripts_that_name_their_directory_in_full_are_not_broken(done):
     say_rename(done)
 
 
-STAGES = ("_move", "append:renamed", "_write", "append:rename-ended")
+def test_whatever_a_tool_was_scaffolded_with_is_looked_at_and_nothing_else(done):
+    class Another(StandInTool):
+        def _step(self, run, key, script):
+            return replace(super()._step(run, key, script), files=(run.directory / "conf" / "train.toml",))
+
+    scene = replace(done.scene, tools={name: Another(tool.stage) for name, tool in done.scene.tools.items()})
+    for name in ("conf/train.toml", "finetune.yaml"):
+        path = done.directory / "a" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"data = {done.directory}/a/data\n")
+    with pytest.raises(UsageError, match=r"conf/train.toml:1 name the directory of a in full"):
+        renaming.rename(scene, "a", "c", "", lambda prospect: True)
+    (done.directory / "a" / "conf" / "train.toml").write_text("data = ../data\n")
+    assert renaming.rename(scene, "a", "c", "", lambda prospect: True)
+
+
+def test_the_originals_of_what_was_edited_go_by_the_runs_name(done):
+    originals = done.directory / ".reconcile" / "originals"
+    for run, text in (("a", "mine"), ("c", "of an earlier run")):
+        (originals / run).mkdir(parents=True)
+        (originals / run / "finetune.yaml").write_text(text)
+    say_rename(done)
+    assert (originals / "c" / "finetune.yaml").read_text() == "mine"
+    assert not (originals / "a").exists()
+    (aside,) = originals.glob("moved-aside-*/c/finetune.yaml")
+    assert aside.read_text() == "of an earlier run"
+
+
+STAGES = ("_move", "_move_originals", "append:renamed", "_write", "append:rename-ended")
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -204,8 +232,13 @@ def test_a_kill_at_any_point_submits_nothing_and_the_same_words_finish(done, mon
         real_append(self, event, **facts)
 
     monkeypatch.setattr(renaming, "_move", killed if stage == "_move" else real_move)
+    if stage == "_move_originals":
+        monkeypatch.setattr(renaming, "_move_originals", killed)
     monkeypatch.setattr(renaming, "_write", killed if stage == "_write" else real_write)
     monkeypatch.setattr(renaming.Ledger, "append", append)
+    original = done.directory / ".reconcile" / "originals" / "a" / "finetune.yaml"
+    original.parent.mkdir(parents=True)
+    original.write_text("mine")
     submitted = len(done.cluster.submissions)
     with pytest.raises(KeyboardInterrupt):
         say_rename(done)
@@ -222,6 +255,8 @@ def test_a_kill_at_any_point_submits_nothing_and_the_same_words_finish(done, mon
     assert seen.plan.of("c/finetune").condition is Condition.DONE
     assert seen.plan.of("c/eval/cap_epoch0").condition is Condition.FAILED
     assert (done.directory / "c").is_dir()
+    assert (original.parent.with_name("c") / "finetune.yaml").read_text() == "mine"
+    assert not original.parent.exists()
     assert "| a |" not in done.document.read_text()
     assert preview(done.scene).memory.renaming is None
 

@@ -44,10 +44,20 @@ def test_without_any_file_the_defaults_hold(experiment: Path, home: Path) -> Non
     assert read_settings(experiment, {}, home) == Policy()
 
 
-@pytest.mark.parametrize("text", ["", "\n", "# nothing yet\n", "---\n"])
-def test_an_empty_file_sets_nothing(experiment: Path, home: Path, text: str) -> None:
+@pytest.mark.parametrize("text", ["# nothing yet\n", "---\n"])
+def test_a_file_without_a_setting_sets_nothing(experiment: Path, home: Path, text: str) -> None:
     (experiment / "reconcile.yaml").write_text(text)
     assert read_settings(experiment, {}, home) == Policy()
+
+
+@pytest.mark.parametrize("text", ["", "\n", " \n\n"])
+def test_an_empty_file_may_be_one_that_is_being_saved_and_sets_nothing_aside(experiment: Path, home: Path, text: str) -> None:
+    (fault,) = faults(experiment, home, text)
+    assert fault.startswith("reconcile.yaml:0: is empty; if an editor is saving it at this moment, try again")
+    (experiment / "reconcile.yaml").unlink()
+    personal(home, text)
+    with pytest.raises(InvalidExperiment, match=r"config\.yaml: is empty"):
+        read_settings(experiment, {}, home)
 
 
 def test_the_experiment_outranks_the_person_and_flags_outrank_both(experiment: Path, home: Path) -> None:

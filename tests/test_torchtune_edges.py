@@ -408,6 +408,7 @@ def test_a_run_that_cannot_be_looked_at_is_not_called_missing(complete: Sample) 
     assert "Stale file handle" in problem.message
     assert reading.steps[0].blocked is not None
     assert reading.steps[0].blocked.code == "ScaffoldingUnreadable"
+    assert reading.steps[0].files == (complete.config,)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from reconciler.lock import pass_lock
 from reconciler.loop import Scene, preview
 from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Reason, Stage
 from reconciler.pausing import pause, resume
-from reconciler.words import Done, Order, Skipped, carry_out, release_experiment
+from reconciler.words import Deed, Order, Skipped, carry_out, release_experiment
 from test_pass import Lab, drop_run_a, lab, order, start  # noqa: F401 - the fixture
 from worlds import MemoryCluster, StandInTool
 
@@ -334,7 +334,7 @@ def test_rerun_remembers_when_what_it_replaces_was_written(queued):
     finished(queued)
     written_at = (queued.directory / "a" / "out" / "finetune" / "result").stat().st_mtime
     (answer,) = order(queued, "rerun", A)
-    assert answer == Done(A, "the next pass submits it again")
+    assert answer == Deed(A, "the next pass submits it again")
     order(queued, "release", EVAL)
     order(queued, "rerun", B, now=True)
     assert [e["newest"] for e in written(queued, "rerun")] == [written_at, None]
@@ -802,7 +802,7 @@ def test_releasing_the_experiment_is_a_word_on_no_step_and_submissions_go_on(sto
     assert code(stopped, BASE) == "ManyFailures"
     heard = []
     (answer,) = release_experiment(stopped.scene, "seen", lambda prospect: heard.append(prospect) or True)
-    assert answer == Done("", answer.message)
+    assert answer == Deed("", answer.message)
     assert A in heard[0].sentences[0]
     assert written(stopped, "release") == [{"event": "release", "user": "u", "why": "seen"}]
     stopped.run()

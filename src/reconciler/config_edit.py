@@ -48,7 +48,12 @@ def make_edits(draft: Draft, original: Path) -> None:
 
 def original_of(experiment: Path, run: str, path: Path) -> Path:
     """Where a run's configuration is kept as it was before the first edit of ours."""
-    return experiment / DIRECTORY / "originals" / run / path.name
+    return originals_of(experiment, run) / path.name
+
+
+def originals_of(experiment: Path, run: str) -> Path:
+    """The directory of a run's originals, which goes by its name."""
+    return experiment / DIRECTORY / "originals" / run
 
 
 def require_writable(draft: Draft, original: Path, edits: Sequence[Edit]) -> None:

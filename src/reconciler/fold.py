@@ -58,6 +58,8 @@ def fold(events: Iterable[Event]) -> Memory:
 def _apply(memory: Memory, order: int, event: Event) -> Memory:
     kind = event["event"]
     if kind == "opened":
+        if event.get("what") == "moved" and memory.identity is not None:
+            memory = _moved_whole(memory, memory.identity.path, event["path"])
         identity = Identity(event["cluster"], event["path"], event["user"])
         words = memory.words
         if "by" in event:
@@ -145,17 +147,27 @@ def _apply_renaming(memory: Memory, kind: str, order: int, event: Event) -> Memo
     )
 
 
+def _moved_whole(memory: Memory, path: str, to: str) -> Memory:
+    """What was in the experiment's directory has moved with it."""
+    steps = {key: _moved(step, path, to) for key, step in memory.steps.items()}
+    return replace(memory, steps=steps, roots=frozenset(_there(root, path, to) for root in memory.roots))
+
+
 def _moved(step: StepMemory, path: str, to: str) -> StepMemory:
-    """What was in the run's directory has moved with it."""
+    """What was in a directory has moved with it, also of a result that a rerun gave up and that may be taken back."""
+    attempts = tuple(replace(attempt, output_dir=_there(attempt.output_dir, path, to)) for attempt in step.attempts)
+    edits = tuple(replace(edit, path=Path(_there(str(edit.path), path, to))) for edit in step.edits)
+    done, rerun = step.done, step.rerun
+    if done is not None:
+        done = replace(done, evidence=tuple({**file, "path": _there(file["path"], path, to)} for file in done.evidence))
+    if rerun is not None and rerun.replaced is not None:
+        rerun = replace(rerun, replaced=_moved(rerun.replaced, path, to))
+    return replace(step, attempts=attempts, edits=edits, done=done, rerun=rerun)
 
-    def there(name: str) -> str:
-        return f"{to}{name[len(path) :]}" if path and f"{name}/".startswith(f"{path}/") else name
 
-    attempts = tuple(replace(attempt, output_dir=there(attempt.output_dir)) for attempt in step.attempts)
-    if step.done is None:
-        return replace(step, attempts=attempts)
-    evidence = tuple({**file, "path": there(file["path"])} for file in step.done.evidence)
-    return replace(step, attempts=attempts, done=replace(step.done, evidence=evidence))
+def _there(name: str, path: str, to: str) -> str:
+    """A path as it is since ``path`` is ``to``."""
+    return f"{to}{name[len(path) :]}" if path and f"{name}/".startswith(f"{path}/") else name
 
 
 def _names_taken(step: StepMemory) -> StepMemory:
@@ -278,6 +290,7 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         # Under the name that the cluster shows: a site may put something before ours.
         adopted = replace(known, name=event["name"], job=str(event["job"]), lost=False, limited=False, limit="", refused=None)
         return replace(step, attempts=tuple(adopted if a is known else a for a in step.attempts))
+    before = [attempt for attempt in step.attempts if attempt.limited] if kind == "intent" else []
     attempt = Attempt(
         number=number,
         name=event["name"],
@@ -297,5 +310,7 @@ def _with_attempt(step: StepMemory, kind: str, order: int, event: Event) -> Step
         by_hand=bool(event.get("by_hand")),
         job=str(event["job"]) if kind == "adopted" else None,
         ask=Ask(**event["ask"]) if "ask" in event else None,
+        kept_since=(before[-1].kept_since or before[-1].at) if before and before[-1] is step.attempts[-1] else None,
     )
-    return replace(step, attempts=(*(a for a in step.attempts if a.number != number), attempt))
+    # What a limit of the site kept back is surely no job, and for weeks there may be one try after another.
+    return replace(step, attempts=(*(a for a in step.attempts if a.number != number and a not in before), attempt))

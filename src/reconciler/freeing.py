@@ -17,11 +17,11 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene
-from reconciler.memory import Done as Result
+from reconciler.memory import Done
 from reconciler.model import Condition, FileId, Stage, Step, Verb
 from reconciler.sizes import size_text
 from reconciler.staleness import is_trained_anew
-from reconciler.words import Done, Prospect, Skipped, left_alone, look_at
+from reconciler.words import Deed, Prospect, Skipped, left_alone, look_at
 
 _SHOWN = 3
 
@@ -44,7 +44,7 @@ class _Case:
         return sum(found.size for _, found in self.going)
 
 
-def free(scene: Scene, patterns: Sequence[str], why: str, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
+def free(scene: Scene, patterns: Sequence[str], why: str, confirm: Callable[[Prospect], bool]) -> tuple[Deed, ...]:
     """Delete the verified and evaluated checkpoints of fine-tunes. Nothing is deleted where one that is named refuses.
 
     Raises UsageError where there is nothing that may be freed, ClusterUnreachable where the queue cannot be asked.
@@ -103,16 +103,18 @@ def _case(seen: Pass, step: Step) -> _Case:
     return case
 
 
-def _refuse_what_changed(case: _Case, result: Result) -> None:
+def _refuse_what_changed(case: _Case, result: Done) -> None:
     """What a person accepted may be another training than the one whose files are in writing."""
     if result.by_person and _kept(case):
         raise _MayNotGo(f"its result was accepted by a person, and its files are not those verified: {_kept(case)}")
 
 
-def _freeable(seen: Pass, step: Step) -> Result:
+def _freeable(seen: Pass, step: Step) -> Done:
     """The result of a fine-tune that nothing needs any more; raises _MayNotGo where that is not so."""
     action = seen.plan.of(step.key)
     result = seen.memory.of(step.key).done
+    if step.run in seen.desired.hidden:
+        raise _MayNotGo(f"not all evaluations of {step.run} are known, and one may need it")
     if action.verb is Verb.MARK_DONE:
         raise _MayNotGo(
             "only checkpoints in writing as done are freed; it verifies, and `reconcile apply` writes that down first"
@@ -138,7 +140,7 @@ def _freeable(seen: Pass, step: Step) -> Result:
     return result
 
 
-def _result(seen: Pass, key: str) -> Result:
+def _result(seen: Pass, key: str) -> Done:
     result = seen.memory.of(key).done
     assert result is not None, "what is done is in writing"
     return result
@@ -162,7 +164,7 @@ def _kept(case: _Case) -> str:
     return ", ".join(kept[:_SHOWN]) + (f" and {len(kept) - _SHOWN} more" if len(kept) > _SHOWN else "")
 
 
-def _free(case: _Case, ledger: Ledger, user: str, why: str) -> Done:
+def _free(case: _Case, ledger: Ledger, user: str, why: str) -> Deed:
     key = case.step.key
     ledger.append("free", step=key, user=user, why=why, epochs=list(case.epochs), bytes=case.size)
     gone = [delete(directory, found.file) for directory, found in case.going]
@@ -170,4 +172,4 @@ def _free(case: _Case, ledger: Ledger, user: str, why: str) -> Done:
     given = sum(found.size for found in gone)
     left = [found for found in gone if found.objection]
     message = f"freed, which gave back {size_text(given)}" if gone else "was freed before; nothing was left to delete"
-    return Done(key, message + (f"; {len(left)} files changed meanwhile and were left" if left else ""))
+    return Deed(key, message + (f"; {len(left)} files changed meanwhile and were left" if left else ""))

@@ -18,7 +18,7 @@ from reconciler.lock import pass_lock
 from reconciler.loop import Scene, current_identity, environment_facts
 from reconciler.memory import Attempt, Identity, Memory
 from reconciler.model import Desired, Stage
-from reconciler.words import Done, Prospect
+from reconciler.words import Deed, Prospect
 
 _BEGINNING = 4096
 """Bytes; the first line of a ledger is shorter."""
@@ -33,7 +33,7 @@ def accept_identity(
     *,
     jobs_gone: bool = False,
     confirm: Callable[[Prospect], bool] = lambda prospect: True,
-) -> tuple[Done, ...]:
+) -> tuple[Deed, ...]:
     """Go on with an experiment of which one thing has changed: ``what`` is one of KINDS.
 
     ``jobs_gone`` is a person's word that every job which is not known to have ended has: their steps count as cancelled. A copy
@@ -66,7 +66,7 @@ def accept_identity(
         kept = memory.environment if what == "moved" else environment
         facts = {"cluster": known.cluster, "path": known.path, "user": known.user}
         ledger.append("opened", **facts, environment=dict(kept), by=scene.user, why=why, what=what)
-    return (Done("", message), *(Done("", line) for line in told), *gone)
+    return (Deed("", message), *(Deed("", line) for line in told), *gone)
 
 
 def _refuse_unchanged(memory: Memory, here: Identity, environment: Mapping[str, bool], what: str) -> None:
@@ -126,7 +126,7 @@ def _job(attempt: Attempt) -> str:
     return f"job {attempt.job}" if attempt.job is not None else "a submission that was never confirmed"
 
 
-def _close(ledger: Ledger, scene: Scene, opened: list[tuple[str, Attempt]]) -> tuple[Done, ...]:
+def _close(ledger: Ledger, scene: Scene, opened: list[tuple[str, Attempt]]) -> tuple[Deed, ...]:
     """The attempts have ended by a person's word; what they left is looked at, and a person decides what follows."""
     for key, attempt in opened:
         if attempt.job is None:
@@ -134,7 +134,7 @@ def _close(ledger: Ledger, scene: Scene, opened: list[tuple[str, Attempt]]) -> t
         else:
             facts = {"state": "UNKNOWN", "failure": "CancelledByPerson", "detail": f"said to be gone by {scene.user}"}
             ledger.append("ended", step=key, attempt=attempt.number, job=attempt.job, ended=scene.clock(), **facts)
-    return tuple(Done(key, f"{_job(attempt)} counts as gone") for key, attempt in opened)
+    return tuple(Deed(key, f"{_job(attempt)} counts as gone") for key, attempt in opened)
 
 
 def _told_of_copy(desired: Desired, memory: Memory) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ class Ledger:
 
     def __init__(self, experiment: Path, clock: Callable[[], float]) -> None:
         self.path = experiment / DIRECTORY / "ledger.jsonl"
+        self._claims = experiment / DIRECTORY / "claims"
         self._clock = clock
         self._mended = False
         self._size = 0
@@ -66,7 +67,7 @@ class Ledger:
 
     def claim(self, attempt: str) -> bool:
         """Whether this pass alone may submit an attempt (its token): False where any other ever set out to."""
-        return create_once(self.path.parent / "claims" / attempt)
+        return create_once(self._claims / attempt)
 
     def is_left_alone(self) -> bool:
         """True while nobody else has written since this one was read. Raises DiskUnreadable."""
@@ -99,8 +100,9 @@ class Ledger:
 
     def _damaged(self, number: int) -> LedgerDamaged:
         return LedgerDamaged(
-            f"{self.path}:{number}: not an event that reconcile wrote; restore this file from a backup, "
-            f"or move it away to start without memory (outputs and live jobs are recognised without it)"
+            f"{self.path}:{number}: not an event that reconcile wrote; restore this file from a backup, or, while no pass is "
+            f"under way on any host, move it and {self._claims} away to start without memory: outputs and live jobs are "
+            f"recognised without it; what was said (hold, pause, accept, free), and what was verified and is gone since, is not"
         )
 
     def _cut_torn_line(self) -> None:

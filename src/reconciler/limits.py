@@ -11,8 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from reconciler.memory import End, StepMemory
+from reconciler.memory import Attempt, End, StepMemory
 from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Reason, Stage, Step, Verb
+from reconciler.moments import shown
+
+_LONGEST_ASIDE = 600.0  # s; cron's passes are five minutes apart, and a place that is free is not to stay so for long
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,53 @@ def _last_end(memory: StepMemory) -> End | None:
 def _last_written(memory: StepMemory) -> int:
     end = _last_end(memory)
     return end.order if memory.done is not None and end is not None else 0
+
+
+class SiteLimits:
+    """A limit that the site has told of is met by every job of the same account, QOS and partition, until it takes one again.
+
+    It is asked again after ``backoff``, then after as long as the limit has lasted, ten minutes at most; at once where a person
+    has released the step, or asks for other resources by now.
+    """
+
+    def __init__(self, desired: Desired, known: Mapping[str, StepMemory], policy: Policy, now: float, released: int = 0) -> None:
+        groups: dict[tuple[str, ...], list[tuple[Step, StepMemory]]] = {}
+        for step in desired.steps:
+            groups.setdefault(_whose_limits(step), []).append((step, known[step.key]))
+        gates = ((whose, _aside(members, policy, now, released)) for whose, members in groups.items())
+        self._gates = {whose: gate for whose, gate in gates if gate is not None}
+
+    def refuses(self, step: Step) -> Gate | None:
+        """A step that is not asked for yet."""
+        return self._gates.get(_whose_limits(step))
+
+    def takes(self, step: Step) -> None:
+        """Whether the site takes it, only the site can tell."""
+
+
+def _whose_limits(step: Step) -> tuple[str, ...]:
+    """What the site's limits on the number of jobs hang on."""
+    return tuple(step.asks.get(option, "") for option in ("account", "qos", "partition"))
+
+
+def _aside(members: Sequence[tuple[Step, StepMemory]], policy: Policy, now: float, released: int) -> Gate | None:
+    """Why none of these is asked for now; None where the site took one since it told of a limit, or enough time has gone by."""
+    kept = [last for step, memory in members if (last := memory.last) and _is_kept(last, step, max(released, memory.released))]
+    taken = [attempt for _, memory in members for attempt in memory.attempts if attempt.job is not None]
+    newest, accepted = (max(found, key=lambda attempt: attempt.order, default=None) for found in (kept, taken))
+    if newest is None or (accepted is not None and accepted.order > newest.order):
+        return None
+    since = min(attempt.kept_since or attempt.at for attempt in kept)
+    lasted = newest.at - max(since, accepted.at if accepted is not None else 0.0)
+    delay = min(max(policy.backoff, lasted), _LONGEST_ASIDE)
+    if abs(now - newest.at) >= delay:
+        return None
+    message = f"the site accepts no more jobs like this for now: {newest.limit}; asked again after {shown(newest.at + delay)}"
+    return Gate(Reason("LimitReached", message), needs_person=False)
+
+
+def _is_kept(last: Attempt, step: Step, released: int) -> bool:
+    return last.limited and last.order > released and last.placement in ("", step.placement)
 
 
 class InFlight:

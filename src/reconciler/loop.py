@@ -80,8 +80,15 @@ class Pass:
 
     @property
     def converged(self) -> bool:
-        """True when every step of the experiment is done."""
+        """True when every step of the experiment is done, and all of them are known."""
+        if self.desired.hidden:
+            return False
         return all(o.action.condition is Condition.DONE for o in self.outcomes) if self.outcomes else self.plan.converged
+
+    @property
+    def needs_person(self) -> bool:
+        """True where one of the steps to be shown, or a run of which not all steps are known, goes on by a person alone."""
+        return bool(self.desired.hidden) or any(action.condition.needs_person for action in self.actions)
 
 
 def preview(scene: Scene, *, always_ask: bool = False) -> Pass:

@@ -48,7 +48,8 @@ class Attempt:
 
     ``job`` None with none of ``refused``, ``limited`` and ``lost`` is an unconfirmed submission. ``unseen_at`` is when its job
     was first in neither queue nor accounting, ``missing_at`` when the ended job's outputs were first seen not to verify.
-    ``limit`` is what the site said where it took no more jobs.
+    ``limit`` is what the site said where it took no more jobs, ``kept_since`` (epoch s) when it first did, of several times in a
+    row: of those the last alone is remembered.
     ``options`` are those that it was submitted with over its script's own, ``from_epoch`` how many whole epochs it went on from.
     ``commands`` is what its script adds to a definition, ``batch`` how large a batch it was submitted with, our edits included.
     ``held`` is True while the job is held by ourselves; ``withdrawn`` that we cancelled it before it could start,
@@ -78,6 +79,7 @@ class Attempt:
     refused: str | None = None
     limited: bool = False
     limit: str = ""
+    kept_since: float | None = None
     lost: bool = False
     withdrawing: bool = False
     withdrawn: bool = False

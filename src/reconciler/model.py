@@ -159,8 +159,8 @@ class Step:
     whose ``text`` is all of it (None: not known); ``batch`` is what those of ``smaller_batch`` come to, references resolved;
     ``resume`` is one that is made already where the configuration itself asks for going on. ``reads`` are models that it begins
     from or evaluates; ``inputs`` names what else its result is made from, each with its version, as far as that can be read (it
-    is no part of ``definition``). ``config`` is the file that the items of ``meaning`` stand in where they do not say. ``spec``
-    is the tool's own.
+    is no part of ``definition``). ``config`` is the file that the items of ``meaning`` stand in where they do not say, ``files``
+    are what it was scaffolded with beside its script, there or not. ``spec`` is the tool's own.
     """
 
     key: str
@@ -193,6 +193,7 @@ class Step:
     reads: tuple[Path, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
     config: str = ""
+    files: tuple[Path, ...] = ()
     commands: str = ""
     blocked: Reason | None = None
 
@@ -204,21 +205,26 @@ class Step:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a tool found for one run."""
+    """What a tool found for one run. ``hides_steps``: a fault may keep steps out of sight."""
 
     steps: tuple[Step, ...] = ()
     problems: tuple[Problem, ...] = ()
+    hides_steps: bool = False
 
 
 @dataclass(frozen=True)
 class Desired:
-    """The experiment as its author wants it. Steps are in document order, preparation before evaluation of each run."""
+    """The experiment as its author wants it. Steps are in document order, preparation before evaluation of each run.
+
+    ``hidden`` are the runs of which a fault keeps steps out of sight: what is still to be done for them is not known.
+    """
 
     name: str
     directory: Path
     document: Path
     steps: tuple[Step, ...]
     problems: tuple[Problem, ...] = ()
+    hidden: tuple[str, ...] = ()
 
     def step(self, key: str) -> Step | None:
         """The step of this key, or None."""

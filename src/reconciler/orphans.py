@@ -17,12 +17,12 @@ from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
 from reconciler.model import Orphan, Step, Unknown, names_step
-from reconciler.words import Considered, Done, Order, Prospect, consider, look_at, write
+from reconciler.words import Considered, Deed, Order, Prospect, consider, look_at, write
 
 Confirm = Callable[[Prospect], bool]
 
 
-def cancel(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tuple[Done, ...]:
+def cancel(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tuple[Deed, ...]:
     """Cancel the jobs of steps and hold the steps, and cancel orphans, all that is named or nothing.
 
     Raises UsageError for a name that means neither, and where a step refuses, before anything is done.
@@ -45,7 +45,7 @@ def cancel(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tu
         return (*pruned, *court.done, *considered.skipped)
 
 
-def prune(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tuple[Done, ...]:
+def prune(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tuple[Deed, ...]:
     """Cancel the orphans that are named, each by its run, its step (globs too) or its job's id.
 
     Raises UsageError for a name that is no orphan's and never was a run of this experiment, and for one that the document has.
@@ -121,13 +121,13 @@ def _named(orphan: Orphan) -> str:
     return orphan.step or f"job {orphan.job.id}"
 
 
-def _write(scene: Scene, ledger: Ledger, orphan: Orphan, why: str) -> Done:
+def _write(scene: Scene, ledger: Ledger, orphan: Orphan, why: str) -> Deed:
     """The word first, as for every cancellation."""
     if orphan.step:
         ledger.append("cancel", step=orphan.step, user=scene.user, why=why)
     else:
         ledger.append("pruned", job=orphan.job.id, user=scene.user, why=why)
-    return Done(orphan.step, f"job {orphan.job.id} cancelled; the document does not have its step")
+    return Deed(orphan.step, f"job {orphan.job.id} cancelled; the document does not have its step")
 
 
 def _errand(scene: Scene, orphan: Orphan) -> Errand:

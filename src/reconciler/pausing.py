@@ -18,13 +18,13 @@ from reconciler.memory import Attempt
 from reconciler.model import Job, Phase
 from reconciler.moments import moment, shown
 from reconciler.situation import whose_jobs
-from reconciler.words import Done, Prospect, look_at, named
+from reconciler.words import Deed, Prospect, look_at, named
 
 Confirm = Callable[[Prospect], bool]
 _Queued = list[tuple[str, Attempt, Job]]
 
 
-def pause(scene: Scene, until: str | None, why: str, confirm: Confirm) -> tuple[Done, ...]:
+def pause(scene: Scene, until: str | None, why: str, confirm: Confirm) -> tuple[Deed, ...]:
     """Submit nothing, and hold our queued jobs, until ``until`` (as people write it) or until ``resume``."""
     end = None if until is None else moment(until, scene.clock())
     when = "until you resume it" if end is None else f"until {shown(end)}"
@@ -40,11 +40,11 @@ def pause(scene: Scene, until: str | None, why: str, confirm: Confirm) -> tuple[
         ledger.append("pause", user=scene.user, why=why, until=end, until_text=text)
         calls = [(job.id, partial(_hold, scene, ledger, key, attempt, job)) for key, attempt, job in jobs]
         run([Errand(job, "held", call, is_taken_up=True) for job, call in calls], f"paused {when}")
-    steps = (Done(key, f"job {job.id} held") for key, _, job in jobs)
-    return (Done("", f"paused {when}; `reconcile resume` goes on before that" if end else f"paused {when}"), *steps)
+    steps = (Deed(key, f"job {job.id} held") for key, _, job in jobs)
+    return (Deed("", f"paused {when}; `reconcile resume` goes on before that" if end else f"paused {when}"), *steps)
 
 
-def resume(scene: Scene, why: str, confirm: Confirm) -> tuple[Done, ...]:
+def resume(scene: Scene, why: str, confirm: Confirm) -> tuple[Deed, ...]:
     """Let submissions go on, and the jobs start that the pause held; what a person held stays so."""
     directory = load(scene.experiment, scene.tools, scene.disk).directory
     with pass_lock(directory):
@@ -52,7 +52,7 @@ def resume(scene: Scene, why: str, confirm: Confirm) -> tuple[Done, ...]:
         is_paused = seen.memory.pause is not None and seen.memory.pause.is_on(seen.now)
         jobs = [(key, a, job) for key, a, job in _queued(seen) if job.held and a.queue_hold and not _is_on_hold(seen, key)]
         if not is_paused and not jobs:
-            return (Done("", "it is not paused; there is nothing to resume"),)
+            return (Deed("", "it is not paused; there is nothing to resume"),)
         released = f"; {named([job for _, _, job in jobs])} may start" if jobs else ""
         if not confirm(Prospect((f"resume {seen.desired.name}: submissions go on{released}",))):
             return ()
@@ -60,7 +60,7 @@ def resume(scene: Scene, why: str, confirm: Confirm) -> tuple[Done, ...]:
         ledger.append("resume", user=scene.user, why=why)
         calls = [(job.id, partial(_let_go, scene, ledger, key, attempt, job)) for key, attempt, job in jobs]
         run([Errand(job, "released", call, is_taken_up=True) for job, call in calls], "submissions go on")
-    return (Done("", "submissions go on"), *(Done(key, f"job {job.id} may start") for key, _, job in jobs))
+    return (Deed("", "submissions go on"), *(Deed(key, f"job {job.id} may start") for key, _, job in jobs))
 
 
 def _hold(scene: Scene, ledger: Ledger, key: str, attempt: Attempt, job: Job) -> None:

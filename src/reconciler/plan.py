@@ -17,7 +17,7 @@ from reconciler.budget import Bill, Budget, bill_of, uses_of
 from reconciler.canary import Canary, Facts
 from reconciler.failures import CANCELLED, INFRASTRUCTURE, NODE, is_slurms_word
 from reconciler.ladder import climb, is_given_up, need_blocked
-from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, in_turn, stopped
+from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, SiteLimits, in_turn, stopped
 from reconciler.memory import End, Memory, StepMemory
 from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb, names_step
 from reconciler.remedies import withhold_varied
@@ -95,6 +95,7 @@ def make_plan(
         *([Closed(gate)] if gate else []),
         disk,
         canary,
+        SiteLimits(desired, known, policy, now, memory.released),
         budget,
         InFlight(observed, policy),
     ]

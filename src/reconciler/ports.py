@@ -53,7 +53,8 @@ class Tool(Protocol):
     settings: tuple[str, ...]
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
-        """1, input: the steps of a run, from the document's row and the scaffolding; every fault found is a Problem."""
+        """1, input: the steps of a run, from the document's row and the scaffolding; every fault found is a Problem. A step that
+        cannot be looked at is blocked and not left out; a fault without a step means that nobody knows which there are."""
 
     def may_submit(self, step: Step, outputs: Outputs) -> str | None:
         """2, selection: None where a fresh attempt may start over these outputs, else why a person must look."""

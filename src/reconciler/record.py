@@ -18,7 +18,7 @@ from reconciler.failures import CANCELLED
 from reconciler.files import read_file, replace_file
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory, StepMemory
-from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Step, Unknown, Verb, digest
+from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Stage, Step, Unknown, Verb, digest
 from reconciler.ports import Tools
 from reconciler.situation import all_jobs
 from reconciler.status_tables import StatusRow, title, update_document
@@ -209,7 +209,8 @@ def _write_logs(
         of_tool = [(step, outcome) for step, outcome in steps if step.tool == name]
         all_done = all(outcome.action.condition is Condition.DONE for _, outcome in of_tool)
         was_done = all(memory.states.get(step.key) == "COMPLETED" for step, _ in of_tool)
-        if all_done and not was_done:
+        is_whole = tools[name].stage is not Stage.EVALUATION or not desired.hidden
+        if all_done and is_whole and not was_done:
             details = f"all {len(of_tool)} steps are verified"
             append_block(directory / tools[name].log_file, now, "ALL_COMPLETE", desired.name, details, None, "success")
 

@@ -1,4 +1,4 @@
-"""``rename``: a run under another name, in its directory, in what is in writing, and in the document, in that order.
+"""``rename``: a run under another name, in its directories, in what is in writing, and in the document, in that order.
 
 In this order nothing is ever submitted twice: until the end the document lists a run that has no directory. The intent is in
 the ledger first, every step is one that may have been done already, and so the same words finish what was interrupted.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from reconciler.act import move_aside
+from reconciler.config_edit import originals_of
 from reconciler.errors import DiskUnreadable, UsageError
 from reconciler.experiment.document import decode
 from reconciler.experiment.load import load
@@ -23,15 +25,14 @@ from reconciler.loop import Pass, Scene
 from reconciler.memory import Renaming
 from reconciler.model import Condition, Step
 from reconciler.situation import whose_jobs
-from reconciler.words import Done, Prospect, look_at, named
+from reconciler.words import Deed, Prospect, look_at, named
 
-_SCAFFOLDING = ("finetune.yaml", "finetune.slurm", "eval/*.slurm", "eval/*/cell.slurm", "eval/*/eval.yaml")
 _LARGEST = 1 << 20  # bytes of a scaffolding file that are looked at
 _SHOWN = 3
 _LINES_SHOWN = 10
 
 
-def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
+def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospect], bool]) -> tuple[Deed, ...]:
     """Rename a run: what is done stays done. Outputs stay where ``finetune.yaml`` says, whatever name that has in it.
 
     Raises UsageError where the run or the new name is not fit, where a job of the run may be live, and where its own scripts
@@ -54,12 +55,13 @@ def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospe
         if begun is None:
             ledger.append("renaming", old=old, new=new, user=scene.user, why=why)
         _finish(seen, ledger, Renaming(old, new, begun is not None and begun.is_told), before, after)
-    return (Done("", f"{old} is {new} from now on"), *(Done("", line) for line in told))
+    return (Deed("", f"{old} is {new} from now on"), *(Deed("", line) for line in told))
 
 
 def _finish(seen: Pass, ledger: Ledger, renaming: Renaming, before: str, after: str) -> None:
     here, there = _directory_of(seen.desired.directory, renaming.old), seen.desired.directory / renaming.new
     _move(here, there)
+    _move_originals(seen, renaming)
     if not renaming.is_told:
         ledger.append("renamed", old=renaming.old, new=renaming.new, path=str(here), to=str(there))
     document = seen.desired.document
@@ -78,6 +80,20 @@ def _move(here: Path, there: Path) -> None:
     if os.path.lexists(there):
         raise UsageError(f"{there} is there already; nothing may be moved over it")
     try:
+        move(here, there)
+    except OSError as error:
+        raise DiskUnreadable(f"{here}: cannot be renamed: {error.strerror}") from error
+
+
+def _move_originals(seen: Pass, renaming: Renaming) -> None:
+    """After the run's directory: before that, a pass could edit the run under its old name. What an earlier run of the new name
+    left there is kept, out of the way."""
+    here, there = (originals_of(seen.desired.directory, run) for run in (renaming.old, renaming.new))
+    if not os.path.lexists(here):
+        return  # moved already, or nothing was ever edited
+    try:
+        if os.path.lexists(there):
+            move_aside(there, seen.now)
         move(here, there)
     except OSError as error:
         raise DiskUnreadable(f"{here}: cannot be renamed: {error.strerror}") from error
@@ -141,9 +157,10 @@ def _refuse_broken(seen: Pass, old: str) -> None:
     for the one that tells where outputs are that move with it."""
     steps = _steps(seen, old)
     is_done = all(seen.plan.of(step.key).condition is Condition.DONE for step in steps)
-    moves = any(step.checkpoints and _is_inside(step, _directory_of(seen.desired.directory, old)) for step in steps)
-    configs = {step.config for step in steps if step.config} if moves else set()
-    places = list(_full_mentions(seen.desired.directory, old, configs if is_done else None))
+    here = _directory_of(seen.desired.directory, old)
+    moving = (step for step in steps if step.checkpoints and _is_inside(step, here))
+    files = [file for step in moving for file in step.files] if is_done else _scaffolding(steps)
+    places = list(_full_mentions(seen.desired.directory, old, files))
     if places:
         more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
         raise UsageError(
@@ -156,16 +173,18 @@ def _is_inside(step: Step, directory: Path) -> bool:
     return Path(os.path.realpath(step.output_dir)).is_relative_to(os.path.realpath(directory))
 
 
-def _full_mentions(directory: Path, run: str, names: Container[str] | None = None) -> Iterator[str]:
-    """Where the directory of a run is named in full, in files of these names (None: in all that it was scaffolded with)."""
+def _scaffolding(steps: Iterable[Step]) -> Iterator[Path]:
+    """What these steps were scaffolded with, whatever their tools are."""
+    return (file for step in steps for file in (step.script, *step.files))
+
+
+def _full_mentions(directory: Path, run: str, files: Iterable[Path]) -> Iterator[str]:
+    """Where the directory of a run is named in full, in those of these files that are there."""
     pattern = re.compile(rf"/{re.escape(directory.name)}/{re.escape(run)}(?![\w.+=@-])")
-    for glob in _SCAFFOLDING:
-        for path in sorted(_directory_of(directory, run).glob(glob)):
-            if names is not None and path.name not in names:
-                continue
-            for number, line in enumerate(_read(path).splitlines(), start=1):
-                if pattern.search(line):
-                    yield f"{path}:{number}"
+    for path in dict.fromkeys(files):
+        for number, line in enumerate(_read(path).splitlines() if path.is_file() else (), start=1):
+            if pattern.search(line):
+                yield f"{path}:{number}"
 
 
 def _steps(seen: Pass, run: str) -> list[Step]:
@@ -186,7 +205,7 @@ def _told(seen: Pass, old: str, new: str, after: str) -> Iterator[str]:
         more = f" and {len(lines) - _LINES_SHOWN} more" if len(lines) > _LINES_SHOWN else ""
         where = f"line{'s' if len(lines) > 1 else ''} {', '.join(lines[:_LINES_SHOWN])}{more} of {seen.desired.document.name}"
         yield f"only tables are rewritten; {old} is still named in {where}"
-    for place in list(_full_mentions(directory, old))[:_SHOWN]:
+    for place in list(_full_mentions(directory, old, _scaffolding(_steps(seen, old))))[:_SHOWN]:
         yield f"{place} names the old directory, and would need a change before a rerun"
 
 

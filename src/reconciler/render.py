@@ -23,7 +23,7 @@ from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory, Word
 from reconciler.model import Action, Condition, Orphan, Step, Verb
 from reconciler.staleness import staleness
-from reconciler.words import Done, Skipped
+from reconciler.words import Deed, Skipped
 
 _GROUPS: tuple[tuple[str, str, str], ...] = (
     ("Cancel", "-", "red"),
@@ -98,7 +98,7 @@ def diff_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
         for action in members:
             lines.append(f"  {paint(symbol, colour)} {plain(action.step):<{width}}  {paint(why(seen, action), 'dim')}")
             lines += [f"    {'':<{width}}  {plain(change)}" for change in _changes(action)]
-    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), summary(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), summary(seen)])
 
 
 def _changes(action: Action) -> tuple[str, ...]:
@@ -151,8 +151,9 @@ def _cost_lines(seen: Pass) -> list[str]:
     return [line] if (line := budget.told(seen.plan.bill)) else []
 
 
-def summary(actions: Sequence[Action]) -> str:
+def summary(seen: Pass) -> str:
     """One line: how many of each, and of how many."""
+    actions = seen.actions
     phrases = {
         "Cancel": "to cancel",
         "Submit": "to submit",
@@ -165,6 +166,7 @@ def summary(actions: Sequence[Action]) -> str:
     }
     counts = {name: sum(group_of(action) == name for action in actions) for name, _, _ in _GROUPS}
     parts = [f"{counts[name]} {phrase}" for name, phrase in phrases.items() if counts[name]]
+    parts += _hidden(seen)
     return ", ".join([*parts, _done(actions)]) if parts else f"{_done(actions)}: nothing to do"
 
 
@@ -178,16 +180,22 @@ def applied_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
         lines.append(f"{paint(mark(action), 'green')} {plain(action.step)}  {why(seen, action)}")
         lines += [f"    {plain(change)}" for change in _changes(action)]
     lines += [f"{paint('?', 'yellow')} {plain(o.action.step)}  {why(seen, o.action)}" for o in failed(seen)]
-    return "\n".join([*lines, *_orphan_lines(seen, paint)[2:], stand(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint)[2:], stand(seen)])
 
 
-def stand(actions: Sequence[Action]) -> str:
+def stand(seen: Pass) -> str:
     """How many steps are in each condition, in one line."""
+    actions = seen.actions
     counts = {condition: sum(a.condition is condition for a in actions) for condition in Condition}
     parts = [
         f"{count} {condition.value.lower()}" for condition, count in counts.items() if count and condition is not Condition.DONE
     ]
-    return ", ".join([*parts, _done(actions)])
+    return ", ".join([*parts, *_hidden(seen), _done(actions)])
+
+
+def _hidden(seen: Pass) -> list[str]:
+    """Runs of which not every step is known, so that the numbers do not tell all."""
+    return [f"steps unknown of {plain(', '.join(seen.desired.hidden))}"] if seen.desired.hidden else []
 
 
 def _done(actions: Sequence[Action]) -> str:
@@ -219,7 +227,7 @@ def status_text(seen: Pass, paint: Paint, *, verbose: bool = False, quiet: bool 
         lines.append("  ".join([*cells, row[3]]))
         attempts = _attempts(seen, action) if verbose else []
         lines += [f"  attempt {a['number']}: {_attempt_sentence(a)}" for a in attempts]
-    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), stand(seen.actions)])
+    return "\n".join([*lines, *_orphan_lines(seen, paint), "", *_stale_lines(seen), *_cost_lines(seen), stand(seen)])
 
 
 def _colour_of(condition: Condition) -> str:
@@ -370,7 +378,7 @@ def status_json(seen: Pass) -> dict[str, Any]:
     }
 
 
-def words_json(done: Sequence[Done]) -> dict[str, Any]:
+def words_json(done: Sequence[Deed]) -> dict[str, Any]:
     """What the commands that take a person's word print; its form is schemas/words.schema.json."""
     told = [(isinstance(each, Skipped), {"step": each.step or None, "message": each.message}) for each in done]
     return {"done": [each for is_skipped, each in told if not is_skipped], "skipped": [each for is_it, each in told if is_it]}

@@ -32,7 +32,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Done:
+class Deed:
     """What an order did; ``step`` is empty where it concerns the experiment as a whole."""
 
     step: str
@@ -40,7 +40,7 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Skipped(Done):
+class Skipped(Deed):
     """A step to which nothing was done, and why: a glob matched it, and the word makes no sense for it."""
 
 
@@ -283,7 +283,7 @@ class Court:
     scene: Scene
     ledger: Ledger
     order: Order
-    done: list[Done] = field(default_factory=list)
+    done: list[Deed] = field(default_factory=list)
     errands: list[Errand] = field(default_factory=list)
 
     def fulfil(self, case: Case) -> None:
@@ -292,7 +292,7 @@ class Court:
 
     def tell(self, case: Case, message: str) -> None:
         """Remember what was done."""
-        self.done.append(Done(case.key, message))
+        self.done.append(Deed(case.key, message))
 
     def write(self, event: str, step: str, **facts: Any) -> None:
         """The word, with who said it and why."""

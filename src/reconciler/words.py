@@ -20,11 +20,11 @@ from reconciler.model import Desired, Job, Stage, Step, Unknown
 from reconciler.plan import Plan
 from reconciler.situation import Ownership, whose_jobs
 from reconciler.staleness import staleness
-from reconciler.verbs import Case, Court, Done, Order, Skipped, named, nothing_to_do, refusal, told
+from reconciler.verbs import Case, Court, Deed, Order, Skipped, named, nothing_to_do, refusal, told
 
 __all__ = [
     "Considered",
-    "Done",
+    "Deed",
     "Order",
     "Prospect",
     "Skipped",
@@ -63,7 +63,7 @@ class Considered:
         return Prospect(tuple(sentences), asks=self.order.verb == "rerun" and any(case.is_finished for case in self.cases))
 
 
-def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
+def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -> tuple[Deed, ...]:
     """Give an order; returns what was done, step by step, and what was skipped. Nothing is done where ``confirm`` says no.
 
     Raises ClusterUnreachable where the queue cannot be asked, UsageError where the verb makes no sense for a step that is named
@@ -74,7 +74,7 @@ def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -
         seen = look_at(scene)
         considered = consider(scene, seen, order)
         if order.stale and not considered.cases and not considered.skipped:
-            return (Done("", "no result is known to be of an older version"),)
+            return (Deed("", "no result is known to be of an older version"),)
         if considered.cases and not confirm(considered.prospect):
             return ()
         court = write(scene, seen, considered)
@@ -196,7 +196,7 @@ def _write_learned(ledger: Ledger, seen: Pass, keys: Collection[str]) -> None:
 
 def release_experiment(
     scene: Scene, why: str = "", confirm: Callable[[Prospect], bool] = lambda prospect: True
-) -> tuple[Done, ...]:
+) -> tuple[Deed, ...]:
     """Let submissions go on after a wave of failures or a failed canary, on a disk that was full, to nodes that failed jobs.
 
     Raises ClusterUnreachable as every word.
@@ -206,13 +206,13 @@ def release_experiment(
         seen = look_at(scene)
         lifted = " and ".join(_what_it_lifts(seen.plan))
         if not lifted:
-            return (Done("", "no failures stop submissions; there is nothing to release without naming a step"),)
+            return (Deed("", "no failures stop submissions; there is nothing to release without naming a step"),)
         if not confirm(Prospect((f"release {seen.desired.name}: submissions go on, although {lifted}",))):
             return ()
         ledger = Ledger(directory, scene.clock)
         _write_learned(ledger, seen, [step.key for step in seen.desired.steps])
         ledger.append("release", user=scene.user, why=why)
-    return (Done("", f"submissions go on, although {lifted}; a failed step stays so until it is released itself"),)
+    return (Deed("", f"submissions go on, although {lifted}; a failed step stays so until it is released itself"),)
 
 
 def _what_it_lifts(plan: Plan) -> Iterator[str]:

@@ -192,7 +192,7 @@ def diff_exit_code(seen: Pass) -> int:
         return 3
     if any(action.is_pending for action in seen.actions):
         return 1
-    return 4 if any(action.condition.needs_person for action in seen.actions) else 0
+    return 4 if seen.needs_person else 0
 
 
 def _blindness(seen: Pass) -> int:
@@ -314,7 +314,7 @@ def apply_exit_code(seen: Pass) -> int:
     """3 queue unknown, 4 a step needs a person, 0 the pass did its work."""
     if isinstance(seen.observed.queue, Unknown):
         return 3
-    return 4 if any(action.condition.needs_person for action in seen.actions) else 0
+    return 4 if seen.needs_person else 0
 
 
 # --- a person's word ---------------------------------------------------------------------------------------
@@ -385,7 +385,7 @@ class _Asks(Exception):
         self.prospect = prospect
 
 
-def _say(asked: Asked, yes: bool, word: Callable[[Callable[[words.Prospect], bool]], Sequence[words.Done]]) -> int:
+def _say(asked: Asked, yes: bool, word: Callable[[Callable[[words.Prospect], bool]], Sequence[words.Deed]]) -> int:
     """Give a person's word. They are asked between two looks and without the lock: passes go on meanwhile, and where things are
     otherwise by then, they are asked again."""
     agreed: words.Prospect | None = None
@@ -419,7 +419,7 @@ def _show(prospect: words.Prospect) -> bool:
     return True
 
 
-def _tell(asked: Asked, done: Sequence[words.Done]) -> int:
+def _tell(asked: Asked, done: Sequence[words.Deed]) -> int:
     if asked.form == "json":
         _print_json(render.words_json(done))
     elif not asked.quiet:

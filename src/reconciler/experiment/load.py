@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,7 +44,6 @@ from reconciler.spelling import closest
 
 DOCUMENTS = ("experiment_summary.md", "experiment_summary.yaml", "experiment_summary.yml")
 _STAGES = {"preparation": Stage.FINETUNE, "evaluation": Stage.EVALUATION}
-_SCAFFOLDING = frozenset({"finetune.slurm", "eval"})
 
 
 def find_document(path: Path) -> Path:
@@ -85,6 +84,7 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
     scene = _Scene(document, directory, entries, chosen["preparation"], chosen["evaluation"], disk)
     readings = list(_within_bounds((scene.read(run) for run in document.runs), document))
     steps = [step for reading in readings for step in reading.steps]
+    hidden = tuple(run.name for run, reading in zip(document.runs, readings, strict=True) if reading.hides_steps)
     shared = tuple(_shared_outputs(steps, document))
     found = (problem for reading in readings for problem in reading.problems)
     return Desired(
@@ -92,7 +92,8 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
         directory=directory,
         document=directory / document.path.name,
         steps=tuple(_apart(step, shared) for step in steps),
-        problems=(*document.problems, *found, *shared, *scene.unlisted(), *_patterns_in_path(directory, document)),
+        problems=(*document.problems, *found, *shared, *scene.unlisted(steps), *_patterns_in_path(directory, document)),
+        hidden=hidden,
     )
 
 
@@ -185,7 +186,10 @@ class _Scene:
         own = (*self._leads_outside(run), *faults)
         in_document = [problem for problem in self.document.problems if problem.run == row.name]
         steps = _block(prepared.steps + _made_from(step, evaluated.steps), (*in_document, *own))
-        return Reading(steps, (*own, *prepared.problems, *evaluated.problems))
+        planned = {task.task for task in (self.document.plan or {}).get(row.name, ())}
+        is_whole = planned == {evaluation.task for evaluation in evaluations}
+        hides = not is_whole or any(map(_is_lost, (prepared, evaluated, Reading(steps, tuple(in_document)))))
+        return Reading(steps, (*own, *prepared.problems, *evaluated.problems), hides_steps=hides)
 
     def _input(self, row: RunRow) -> RunInput:
         return RunInput(
@@ -255,17 +259,19 @@ class _Scene:
 
     # --- what is there and not listed ---
 
-    def unlisted(self) -> Iterator[Problem]:
-        """A warning for each directory that was scaffolded as a run and is none of the document's."""
+    def unlisted(self, steps: Iterable[Step]) -> Iterator[Problem]:
+        """A warning for each directory that was scaffolded as a run, as those of the document's are, and is none of them."""
         listed = {same_name(run.name) for run in self.document.runs}
+        scripts = (step.script for step in steps if step.script.is_relative_to(self.directory))
+        marks = {parts[1] for script in scripts if len(parts := script.relative_to(self.directory).parts) > 1}
         for entry in self.entries:
-            if not entry.startswith(".") and same_name(entry) not in listed and self._is_scaffolded(entry):
+            if not entry.startswith(".") and same_name(entry) not in listed and self._is_scaffolded(entry, marks):
                 message = f"the directory `{entry}` is scaffolded but not listed among the runs; it is left alone"
                 yield Problem(self.document.path, 0, message, warning=True)
 
-    def _is_scaffolded(self, entry: str) -> bool:
+    def _is_scaffolded(self, entry: str, marks: Container[str]) -> bool:
         with suppress(DiskUnreadable):
-            return not _SCAFFOLDING.isdisjoint(self.disk.names(self.directory / entry) or ())
+            return any(name in marks or name.endswith(".slurm") for name in self.disk.names(self.directory / entry) or ())
         return False
 
 
@@ -278,6 +284,11 @@ def _made_from(preparation: Step | None, steps: tuple[Step, ...]) -> tuple[Step,
 
 
 # --- blocking ------------------------------------------------------------------------------------
+
+
+def _is_lost(reading: Reading) -> bool:
+    """True where a fault leaves no step that it could block: what the run has is not known then, and not nothing."""
+    return reading.hides_steps or (not reading.steps and any(not problem.warning for problem in reading.problems))
 
 
 def _blocked(reading: Reading) -> Reading:

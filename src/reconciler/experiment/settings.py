@@ -64,7 +64,8 @@ def read_settings(experiment: Path, overrides: Mapping[str, object], home: Path,
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    """The settings in a file; none where it does not exist or is empty."""
+    """The settings in a file; none where it does not exist or holds comments alone. An empty one may be on its way to or from
+    saying how much may be spent."""
     try:
         content = read_file(file, 0, LARGEST + 1)
     except (FileNotFoundError, NotADirectoryError):
@@ -73,7 +74,10 @@ def _read(file: Path) -> Mapping[str, Any]:
         raise InvalidExperiment(Problem(file, 0, "is no regular file; settings are read from one, or left out")) from error
     except OSError as error:
         raise DiskUnreadable(f"{file}: cannot be read: {error.strerror}") from error
-    found: Mapping[str, Any] | None = parse_yaml(decode(content, file), file) if content.strip() else None
+    if not content.strip():
+        wrong = "is empty; if an editor is saving it at this moment, try again, or remove it if it sets nothing"
+        raise InvalidExperiment(Problem(file, 0, wrong))
+    found: Mapping[str, Any] | None = parse_yaml(decode(content, file), file)
     return {} if found is None else found
 
 

@@ -45,6 +45,7 @@ from reconciler.text_limits import can_be_path, unfolded
 from reconciler.tools.formats.eval_log import EvalLog, LogDamaged, read_eval_log
 
 _MAX_SCRIPT = 4 << 20  # bytes; slurm.conf, MaxScriptSize
+_SETTINGS = "eval.yaml"
 _MAX_SETTINGS = 256 << 10  # bytes
 _MOST_SETTINGS = 100_000  # values
 _LONGEST_LINE = 1 << 16  # characters that are looked at for a command
@@ -74,7 +75,7 @@ class InspectAI:
         try:
             scripts = _find_scripts(run.directory / "eval", disk)
         except DiskUnreadable as error:
-            return Reading(problems=(Problem(run.document, run.line, str(error), run.name),))
+            return _unseen(run, str(error))
         run = run if run.planned else replace(run, evaluations=_evaluations_of(run, scripts))
         lone = _at_one_epoch(run)
         places = ((evaluation, _candidates(run, evaluation, lone)) for evaluation in run.evaluations)
@@ -150,8 +151,24 @@ def _find_scripts(directory: Path, disk: Disk) -> tuple[Path, ...]:
     cells = [directory / name / "cell.slurm" for name in names if not name.endswith(".slurm") and name != "logs"]
     return (
         *(directory / name for name in names if name.endswith(".slurm")),
-        *(cell for cell in cells if disk.stat(cell) is not None),
+        *(cell for cell in cells if _may_be_there(cell, disk)),
     )
+
+
+def _may_be_there(path: Path, disk: Disk) -> bool:
+    """False where it is surely absent. What cannot be examined counts as there, so that reading it tells why it cannot be."""
+    try:
+        return disk.stat(path) is not None
+    except DiskUnreadable:
+        return True
+
+
+def _unseen(run: RunInput, why: str) -> Reading:
+    """The planned evaluations, each at its expected place, where nobody can see which scripts there are."""
+    lone, fault = _at_one_epoch(run), Reason("ScaffoldingUnreadable", why)
+    bare = (_bare_step(run, evaluation, _candidates(run, evaluation, lone)[0]) for evaluation in run.evaluations)
+    steps = {step.key: replace(step, blocked=fault) for step in bare}
+    return Reading(tuple(steps.values()), (Problem(run.document, run.line, why, run.name),))
 
 
 def _evaluations_of(run: RunInput, scripts: Iterable[Path]) -> tuple[EvaluationInput, ...]:
@@ -202,6 +219,7 @@ def _bare_step(run: RunInput, evaluation: EvaluationInput, place: _Place) -> Ste
         stage=Stage.EVALUATION,
         tool=InspectAI.name,
         script=place.script,
+        files=(place.script.parent / _SETTINGS,) if place.is_cell else (),
         output_dir=place.script.parent / "logs",
         root=run.directory,
         definition="",
@@ -219,11 +237,11 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         settings = _read_settings(place, disk)
         script = parse_batch_script(place.script, text)
         problems = list(script_problems(script, run.name, disk))
-        command = _parse_command(script.commands, place.script.parent, disk)
+        command = _parse_command(script.commands, place.script.parent, run.directory.parent, disk)
     except (DiskUnreadable, _SettingsInvalid) as error:
         fault = Reason("ScaffoldingUnreadable", str(error))
         line = error.line if isinstance(error, _SettingsInvalid) else 0
-        file = place.script.parent / "eval.yaml" if line else place.script
+        file = place.script.parent / _SETTINGS if line else place.script
         return replace(step, blocked=fault), [Problem(file, line, fault.message, run.name)]
     wanted = _wanted(run, evaluation, place, command, settings)
     blocked = _no_such_epoch(run, evaluation, place)
@@ -258,20 +276,22 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
 
 
 def _script_text(path: Path, disk: Disk) -> str:
-    content = disk.read(path, 0, _MAX_SCRIPT + 1) or b""
+    content = disk.read(path, 0, _MAX_SCRIPT + 1)
+    if content is None:
+        raise DiskUnreadable(f"{path}: is not there any more")
     if len(content) > _MAX_SCRIPT:
         raise _SettingsInvalid(f"{path} is larger than {_MAX_SCRIPT >> 20} MiB; is it the right file?", 0)
     return content.decode("utf-8", "surrogateescape")
 
 
 def _no_such_epoch(run: RunInput, evaluation: EvaluationInput, place: _Place) -> Reason | None:
-    if run.kind is not RunKind.FINE_TUNED or not run.checkpoints:
-        return None  # a training at fault saves nothing, and says so itself
-    saved = ", ".join(str(epoch) for epoch in sorted(run.checkpoints)) or "none"
+    if run.kind is not RunKind.FINE_TUNED:
+        return None
+    saved = ", ".join(str(epoch) for epoch in sorted(run.checkpoints)) or "not known"
     if evaluation.epoch is None and place.is_cell:
         return Reason("EpochUnknown", f"{run.name} is fine-tuned; which epoch does {place.name} evaluate? Saved: {saved}")
-    if evaluation.epoch is None or evaluation.epoch in run.checkpoints:
-        return None
+    if evaluation.epoch is None or evaluation.epoch in run.checkpoints or not run.checkpoints:
+        return None  # a training at fault saves nothing, and says so itself
     return Reason("NoSuchEpoch", f"{run.name} will save no epoch {evaluation.epoch} (epochs count from 0; saved: {saved})")
 
 
@@ -285,7 +305,7 @@ class _SettingsInvalid(Exception):
 
 def _read_settings(place: _Place, disk: Disk) -> dict[str, str]:
     """The meaning of the cell's ``eval.yaml``, each top-level key with its value as JSON; empty where there is none."""
-    content = disk.read(place.script.parent / "eval.yaml", 0, _MAX_SETTINGS + 1) if place.is_cell else None
+    content = disk.read(place.script.parent / _SETTINGS, 0, _MAX_SETTINGS + 1) if place.is_cell else None
     if content is None:
         return {}
     if len(content) > _MAX_SETTINGS:
@@ -332,7 +352,7 @@ class _Command:
     task_files: tuple[Path, ...] = ()
 
 
-def _parse_command(commands: str, directory: Path, disk: Disk) -> _Command | None:
+def _parse_command(commands: str, directory: Path, experiment: Path, disk: Disk) -> _Command | None:
     """None where the script has no ``inspect eval`` that can be seen, or several."""
     variables = {"SLURM_SUBMIT_DIR": str(directory), "PWD": str(directory)}
     found: list[_Command] = []
@@ -342,9 +362,10 @@ def _parse_command(commands: str, directory: Path, disk: Disk) -> _Command | Non
         if all(_ASSIGNMENT.match(word) for word in assignments):
             if len(variables) < _MOST_VARIABLES:
                 variables |= {name: value for name, _, value in (word.partition("=") for word in assignments)}
-        elif words[0] == "cd" and len(words) == 2 and _is_literal(words[1]) and _is_directory(directory / words[1], disk):
-            directory = directory / words[1]  # a cd that fails leaves a batch script where it was
-            variables["PWD"] = str(directory)
+        elif words[0] == "cd" and len(words) == 2 and _is_literal(words[1]):
+            if _is_entered(directory / words[1], experiment, disk):
+                directory = directory / words[1]
+                variables["PWD"] = str(directory)
         else:
             at = next((i for i, word in enumerate(words[:-1]) if _INSPECT.search(word) and words[i + 1] == "eval"), None)
             if at is not None:
@@ -406,8 +427,12 @@ def _simple_commands(commands: str) -> Iterator[list[str]]:
                 yield list(part)
 
 
-def _is_directory(path: Path, disk: Disk) -> bool:
-    found = disk.stat(path)
+def _is_entered(directory: Path, experiment: Path, disk: Disk) -> bool:
+    """A ``cd`` that fails leaves a batch script where it was. What is not there inside the experiment surely is not; what is
+    elsewhere may be on a filesystem that is not mounted now, and is taken at its word."""
+    if not Path(_real(directory)).is_relative_to(_real(experiment)):
+        return True
+    found = disk.stat(directory)
     return found is not None and found.is_dir
 
 

@@ -323,6 +323,7 @@ def _bare_step(run: RunInput) -> Step:
         stage=Torchtune.stage,
         tool=Torchtune.name,
         script=run.directory / _SCRIPT,
+        files=(run.directory / _CONFIG,),
         output_dir=expected,
         root=expected.parent,
         definition="",
