@@ -264,6 +264,10 @@ _SIGNS = (
     _Sign("batch script", SubmissionRefused, "This does not look like a batch script."),
     _Sign("Unable to open file", SubmissionRefused, "Unable to open file ./finetune.slurm"),
     _Sign("unrecognized option", SubmissionRefused, "sbatch: unrecognized option '--nonsense'"),
+    _Sign("is ambiguous", SubmissionRefused, "sbatch: option '--gre=gpu:4' is ambiguous; possibilities: '--gres' '--gres-flags'"),
+    _Sign("requires an argument", SubmissionRefused, "sbatch: option '--time' requires an argument"),
+    _Sign("doesn't allow an argument", SubmissionRefused, "sbatch: option '--hold=x' doesn't allow an argument"),
+    _Sign("Unmatched", SubmissionRefused, "sbatch: fatal: ./finetune.slurm: line 2: Unmatched `'` in [ ']"),
     _Sign("nvalid", SubmissionRefused, "Invalid --time specification"),
 )
 
