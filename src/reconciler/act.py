@@ -168,10 +168,11 @@ class _Pass:
         why = self.obstacle()
         if why is not None:
             return self._stop(action, why)
+        is_ours_to_begin = not action.held and script.find("begin") is None  # sbatch takes its option instead of the script's
         job = Submission(
             step.script,
             token.job_name(script.job_name),
-            begin_in=0 if action.held else max(0, round(self._eligible_at - self._world.clock())),
+            begin_in=max(0, round(self._eligible_at - self._world.clock())) if is_ours_to_begin else 0,
             held=action.held,
             requeue=step.requeue or self._world.policy.requeue,
             options=action.options,

@@ -67,7 +67,8 @@ class Tool(Protocol):
 
 @dataclass(frozen=True)
 class Submission:
-    """One job to submit. ``begin_in`` seconds from now is when it becomes eligible (0: at once).
+    """One job to submit. ``begin_in`` seconds from now is when it becomes eligible (0: at once, or when its
+    script says).
 
     ``options`` are further options of sbatch by their long names, which outrank the script's. ``keep_open`` are file descriptors
     that the submitting process must inherit (the pass's lock).
