@@ -101,6 +101,12 @@ class BatchScript:
         chosen = self.value("chdir") or ""
         return os.path.realpath(self.path.parent / chosen if can_be_path(chosen) else self.path.parent)
 
+    @property
+    def written_workdir(self) -> str:
+        """The same as the script spells it: sbatch does not look through the symlinks of a ``--chdir`` (seen on 22.05)."""
+        chosen = self.value("chdir") or ""
+        return os.path.join(os.path.realpath(self.path.parent), chosen) if chosen and can_be_path(chosen) else self.workdir  # noqa: PTH118
+
     def directory_of(self, option: str) -> Path | None:
         """The directory of the file that ``output`` or ``error`` names, from where the job starts; None where the script does not
         say, or only the job will know."""
