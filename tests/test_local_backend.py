@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from reconciler.backends.local import LocalBackend, default_state_dir, parse_begin
+from reconciler.backends.local_supervisor import JobDirectory, find_processes
 from reconciler.batch_script import parse_time_limit
 from reconciler.errors import ClusterUnreachable, SubmissionRefused
 from reconciler.model import Job, Phase
@@ -288,6 +290,24 @@ def test_a_job_starts_at_its_begin_time_and_not_before(bench: Bench) -> None:
     job = bench.ended(job_id)
     assert job.started
     assert job.started >= waiting.begins
+
+
+def test_the_processes_of_other_users_may_be_hidden(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidepid=1 the directory of a foreign process is there, and nothing in it can be read."""
+    job_id = bench.submit("sleep 60")
+    bench.running(job_id)
+    start = JobDirectory(bench.state / "jobs" / job_id).start()
+    assert start is not None
+    ours = find_processes(start)
+    read = Path.read_text
+
+    def shown(path: Path, *options: str) -> str:
+        if str(path).startswith("/proc/") and path.name == "stat" and int(path.parent.name) not in ours:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path, *options)
+
+    monkeypatch.setattr(Path, "read_text", shown)
+    assert find_processes(start) == ours != ()
 
 
 def test_the_begin_time_of_the_submission_outranks_the_scripts(bench: Bench) -> None:
