@@ -20,7 +20,7 @@ import pytest
 from reconciler.backends.local import LocalBackend, default_state_dir, parse_begin
 from reconciler.backends.local_supervisor import JobDirectory, find_processes
 from reconciler.batch_script import parse_time_limit
-from reconciler.errors import ClusterUnreachable, SubmissionRefused
+from reconciler.errors import ClusterUnreachable, NotSubmitted, SubmissionRefused
 from reconciler.model import Job, Phase
 from reconciler.ports import Doubt, Submission
 
@@ -536,6 +536,20 @@ def test_a_script_that_cannot_be_honoured_is_refused_and_leaves_no_job(bench: Be
     with pytest.raises(SubmissionRefused, match=message):
         bench.backend.submit(Submission(path, "named"))
     assert bench.backend.queue() == ()
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NotSubmitted), (errno.EROFS, SubmissionRefused)])
+def test_a_disk_that_is_full_for_now_is_no_refusal_and_leaves_no_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    def write(path: Path, content: bytes) -> int:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(kind, match="could not be written down"):
+        bench.submit("true")
+    assert bench.backend.queue() == ()
+    assert not list((bench.state / "jobs").iterdir())
 
 
 def test_a_script_that_is_not_there_is_refused(bench: Bench) -> None:

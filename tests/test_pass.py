@@ -20,6 +20,7 @@ from reconciler.errors import (
     ClusterUnreachable,
     LedgerDamaged,
     LimitReached,
+    NotSubmitted,
     SubmissionRefused,
     SubmissionUncertain,
     UsageError,
@@ -239,6 +240,18 @@ def test_a_limit_of_the_site_is_waited_out(lab):
     lab.cluster.fails_with = [LimitReached("QOSMaxSubmitJobPerUserLimit")]
     lab.run()
     assert not lab.cluster.submissions
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+
+
+def test_a_shortage_of_this_machine_is_waited_out_and_uses_nothing_up(lab):
+    lab.cluster.fails_with = [NotSubmitted("sbatch could not be started: Resource temporarily unavailable")] * 5
+    for _ in range(5):
+        seen = lab.run()
+        assert {o.action.reason.code for o in seen.outcomes if o.result == "failed"} == {"MachineShort"}
+    assert not lab.cluster.fails_with
+    assert not lab.cluster.submissions
+    assert set(lab.conditions().values()) == {Condition.WAITING}
     lab.run()
     assert len(lab.cluster.submissions) == 3
 

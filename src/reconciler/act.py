@@ -21,6 +21,7 @@ from reconciler.errors import (
     ControllerFull,
     DiskUnreadable,
     LimitReached,
+    NotSubmitted,
     PermanentError,
     SubmissionRefused,
     SubmissionUncertain,
@@ -217,6 +218,10 @@ class _Pass:
             self._limited[limits] = reason
             self._stopped = reason if isinstance(error, ControllerFull) else None
             return _waiting(action, reason.code, reason.message, "failed")
+        except NotSubmitted as error:
+            ledger.append("withdrawn", step=step.key, attempt=attempt)
+            self._stopped = Reason("MachineShort", f"nothing can be submitted from here for now: {error}")
+            return _waiting(action, self._stopped.code, self._stopped.message, "failed")
         except SubmissionRefused as error:
             ledger.append("refused", step=step.key, attempt=attempt, message=str(error))
             return _waiting(action, "SubmissionRefused", f"refused: {error}", "failed")

@@ -120,7 +120,8 @@ class Backend(Protocol):
     def submit(self, job: Submission) -> str:
         """The id of the accepted job.
 
-        Raises SubmissionRefused (surely not accepted), LimitReached (not now), SubmissionUncertain (nobody knows yet).
+        Raises SubmissionRefused (surely not accepted), LimitReached (not now), NotSubmitted (not now, and not for the cluster's
+        sake), SubmissionUncertain (nobody knows yet).
         """
 
     def cancel(self, job_id: str) -> None:

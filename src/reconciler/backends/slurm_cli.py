@@ -23,6 +23,7 @@ from reconciler.errors import (
     LimitReached,
     SubmissionRefused,
     SubmissionUncertain,
+    could_not_submit,
 )
 from reconciler.model import Job
 from reconciler.ports import Doubt, Environment, Submission
@@ -98,7 +99,7 @@ class SlurmCli:
                 start_new_session=True,
             )
         except OSError as error:
-            raise SubmissionRefused(f"sbatch could not be started: {error}") from error
+            raise could_not_submit("sbatch could not be started", error) from error
         try:
             answer = whole_answer(sbatch, since, _SUBMIT_SECONDS + 10)
         except subprocess.TimeoutExpired as error:
