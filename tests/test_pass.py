@@ -412,6 +412,21 @@ def test_a_site_that_rewrites_names_gets_one_job_and_no_more(lab):
     assert len(lab.cluster.submissions) == 1
 
 
+def test_a_queue_that_shows_a_job_only_to_the_next_pass_holds_one_pass_back_and_no_more(lab):
+    class Lagging(MemoryCluster):
+        def queue(self):
+            return self.seen
+
+        seen: tuple = ()
+
+    lab.cluster = Lagging()
+    lab.run()
+    assert len(lab.cluster.submissions) == 1
+    lab.cluster.seen = tuple(lab.cluster.jobs.values())
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+
+
 @pytest.mark.parametrize("edit", ["ask Ana", "CANCELLED"])
 def test_a_persons_edit_of_a_cell_is_kept_and_reported(lab, edit):
     lab.run()

@@ -65,6 +65,7 @@ def act(plan: Plan, desired: Desired, observed: Observed, memory: Memory, world:
     for event in plan.learned if pass_.obstacle() is None else ():
         facts = {key: value for key, value in event.items() if key != "event"}
         world.ledger.append(event["event"], **facts)
+    pass_.see_names()
     submissions = sorted((a for a in plan.actions if a.verb is Verb.SUBMIT), key=lambda a: plan.order.index(a.step))
     others = [a for a in plan.actions if a.verb is not Verb.SUBMIT]
     done = {action.step: pass_.do(action) for action in [*others, *submissions]}
@@ -86,6 +87,15 @@ class _Pass:
         # Never later than so many submissions can have made it: a clock may have been days ahead for a while.
         latest = world.clock() + world.policy.stagger * len(begins)
         self._eligible_at = min(max(begins, default=0.0) + world.policy.stagger, latest)
+
+    def see_names(self) -> None:
+        """An earlier submission that is shown under its name settles what could not be read back at once: squeue may lag."""
+        if self._names_kept is None and self.obstacle() is None:
+            shown = {(job.id, job.name) for job in all_jobs(self._observed)}
+            ours = (a for of_step in self._memory.steps.values() for a in of_step.attempts if not a.by_hand)
+            if any((attempt.job, attempt.name) in shown for attempt in ours):
+                self._names_kept = True
+                self._world.ledger.append("names", kept=True)
 
     def step(self, action: Action) -> Step:
         found = self._desired.step(action.step)
