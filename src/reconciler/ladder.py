@@ -487,9 +487,9 @@ _RULES: tuple[tuple[str, Rule], ...] = (
 
 
 def backoff(policy: Policy, key: str, tries: int) -> float:
-    """Seconds before try ``tries`` + 1: doubled each time, at most an hour, plus up to a tenth by the step's own jitter."""
-    delay = min(policy.backoff * 2.0 ** (max(tries, 1) - 1), _MAX_BACKOFF)
-    return delay * (1 + int(digest(key, str(tries))[:4], 16) / 0xFFFF / 10)
+    """Seconds before try ``tries`` + 1: doubled each time, plus up to a tenth by the step's own jitter; an hour at most."""
+    jitter = 1 + int(digest(key, str(tries))[:4], 16) / 0xFFFF / 10
+    return min(policy.backoff * 2.0 ** (max(tries, 1) - 1), _MAX_BACKOFF / 1.1) * jitter
 
 
 def need_blocked(need: Action) -> Reason:
