@@ -64,6 +64,16 @@ def test_apply_wait_brings_the_example_to_its_end(example):
     assert "evidence" in explained.stdout
 
 
+@pytest.mark.parametrize("words", [["diff"], ["status"], ["validate", "-v"]], ids=" ".join)
+def test_a_reader_that_is_gone_is_no_pending_step(example, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "reconciler", *words, str(example)]
+    said = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, timeout=120, check=False)
+    os.close(writer)
+    assert (said.returncode, said.stderr) == (0, b"")
+
+
 def test_an_invalid_document_is_exit_2_with_its_line_and_no_traceback(example):
     document = example / "experiment_summary.md"
     document.write_text(document.read_text().replace("| Fine-tuned |", "| Finetuned-ish |", 1))
