@@ -12,6 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from reconciler.cli import run
 from reconciler.schemas import schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -72,6 +73,16 @@ def test_a_reader_that_is_gone_is_no_pending_step(example, words):
     said = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, timeout=120, check=False)
     os.close(writer)
     assert (said.returncode, said.stderr) == (0, b"")
+
+
+def test_a_home_directory_that_nothing_tells_is_one_clear_error(example, monkeypatch, capsys):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert run(["diff", str(example)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "set HOME" in said
 
 
 def test_an_invalid_document_is_exit_2_with_its_line_and_no_traceback(example):

@@ -24,7 +24,7 @@ from reconciler.backends import local_supervisor
 from reconciler.backends.local_supervisor import MARK, End, JobDirectory, Record, Start, locked, write_atomically
 from reconciler.batch_script import BatchScript, parse_batch_script, parse_time_limit
 from reconciler.errors import ClusterUnreachable, SubmissionRefused, could_not_submit
-from reconciler.files import read_file
+from reconciler.files import home, read_file
 from reconciler.model import Job, Phase
 from reconciler.ports import Doubt, Environment, Submission
 
@@ -40,7 +40,7 @@ def default_state_dir() -> Path:
     if chosen:
         return Path(chosen)
     state_home = os.environ.get("XDG_STATE_HOME")
-    return (Path(state_home) if state_home else Path.home() / ".local" / "state") / "reconcile" / "local"
+    return (Path(state_home) if state_home else home() / ".local" / "state") / "reconcile" / "local"
 
 
 class LocalBackend:
