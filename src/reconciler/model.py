@@ -41,6 +41,15 @@ class Reason:
     message: str
 
 
+# Codes that decide something, and are not only told.
+NEED_UNMET = "NeedUnmet"
+NEED_BLOCKED = "NeedBlocked"
+OUTPUTS_MISSING = "OutputsMissing"
+DISK_QUOTA = "DiskQuota"
+CANARY_FAILED = "CanaryFailed"
+NOT_SELECTED = "NotSelected"
+
+
 @dataclass(frozen=True)
 class Sign:
     """A line of a job's log that tells why the job failed: the class of failure that it stands for, a regular expression (one
@@ -523,7 +532,7 @@ class Action:
         return is_waiting and self.reason.code not in _ENDED_BY_OTHERS
 
 
-_ENDED_BY_OTHERS = frozenset({"NeedBlocked", "DiskQuota"})
+_ENDED_BY_OTHERS = frozenset({NEED_BLOCKED, DISK_QUOTA})
 """Reasons for a wait that ends once another step goes on: where none will, a person has to."""
 
 
