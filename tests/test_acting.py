@@ -135,6 +135,15 @@ def test_jobs_become_eligible_a_stagger_apart_and_after_those_of_earlier_passes(
     assert [e["begins"] for e in here.written("intent")[1:]] == [NOW + 20, NOW + 50]
 
 
+@pytest.mark.parametrize("line", ["--begin=20:00", "-b 20:00", "--beg 20:00"])
+def test_a_job_whose_script_says_when_it_begins_begins_then(bench, line):
+    here = bench(finetune("a"), finetune("b"), finetune("c"))
+    here.policy = Policy(stagger=30)
+    here.steps[1].script.write_text(f"#!/bin/bash\n#SBATCH {line}\ntrain\n")
+    here.act()
+    assert [s.begin_in for s in here.cluster.submissions] == [0, 0, 60]
+
+
 def test_a_clock_that_was_ahead_for_a_while_delays_nothing_for_long(bench):
     here = bench(finetune("a"), finetune("b"))
     here.policy = Policy(stagger=30)

@@ -5,6 +5,7 @@ The real cluster's faces are held to the same stories in tests/slurm/test_agreem
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ FACES = ("cli", "pyslurm")  # held to what is seen in process
 ON_PATH = ("a_job_completes", "bad_submissions_are_refused", "a_job_that_waits_for_its_time_is_cancelled")
 ALL = (*SCENARIOS, *OF_22_05, *ALONE, *WITHOUT_ACCOUNTING)
 _results: dict[str, dict[str, str]] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def the_table() -> Iterator[None]:
+    """Printed at the end, for ``make agreement``."""
+    yield
+    print(table(_results) if _results else "no scenario has run")
 
 
 @pytest.fixture
@@ -77,7 +85,3 @@ def test_faces_agree_on_what_went_wrong(kind, tmp_path, commands_here):
         row = {face: "differs" if found[f"{call}, {face}"] else "agrees" for face in FACES}
         _results[f"{call}: {kind.value}"] = {"in process": "told", **row}
     assert not any(found.values()), {name: each for name, each in found.items() if each}
-
-
-def test_the_table():
-    print(table(_results) if _results else "no scenario has run")

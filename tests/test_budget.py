@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fake_slurm.options import all_options
 from reconciler.batch_script import parse_batch_script
 from reconciler.budget import at_most, told
 from reconciler.fold import fold
@@ -61,11 +62,38 @@ def script(*options: str) -> str:
         (["--gpus=9999999999"], None, None),
         (["--gres=gpu:1", "--nodelist=n[1-4]"], None, None),
         (["--gres=gpu:1", "--nodes=1k"], None, None),
+        (["--gpus-per-n=2", "--nodes=2", "--gres-=enforce-binding"], 4, None),
+        (["--gpus-per-task=1", "--nodes=2", "--tasks-per-node=4"], 8, None),
+        (["--gpus=2", "--ntasks-per-tres=1"], None, None),
+        (["--gres gpu:1", "--time", "60"], 1, HOUR),
+        (["--comment --gpus=9", "--gpus=1"], 1, None),
+        (["--plugins-switch --gpus=2"], 2, None),
+        (["--plugins-option word --gpus=2"], 2, None),
+        (["-p gpu -G2 -t60"], 2, HOUR),
     ],
 )
 def test_what_a_script_asks_for_is_read_as_slurm_would_or_is_unknown(options, gpus, seconds):
     found = ask_of(parse_batch_script(Path("s"), script(*options)))
     assert (found.gpus, found.seconds) == (gpus, seconds)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *["-H", "-k", "-O", "-Q", "-s", "-v", "-W", "-sO", "-koff", "-sJ name", "--contiguous", "--hold", "--ignore-pbs"],
+        *["--no-requeue", "--overcommit", "--oversubscribe", "--parsable", "--quiet", "--reboot", "--requeue", "--spread-job"],
+        *["--test-only", "--use-min-nodes", "--verbose", "--wait", "--exclusive=user", "--get-user-env", "--nice", "--no-kill"],
+        *["--propagate", "--nice=5", "--get-user-env=5L", "--overs", "--get-user", "--ni"],
+    ],
+)
+def test_what_stands_behind_an_option_without_a_value_is_an_option_of_its_own(option):
+    """As sbatch -vv of 22.05 shows for each of them."""
+    text = script(f"{option} --gres=gpu:4 --time=100:00:00")
+    simulated = all_options((), text, {})
+    assert (simulated["gres"], simulated["time"]) == ("gpu:4", "100:00:00")
+    found = ask_of(parse_batch_script(Path("s"), text))
+    assert (found.gpus, found.seconds) == (4, 100 * HOUR)
+    assert codes(finetune(ask=found), budget=40.0) == ["BudgetReached"]
 
 
 def test_the_partition_qos_and_constraint_tell_which_steps_are_alike():

@@ -12,6 +12,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from reconciler.cli import run
 from reconciler.schemas import schema
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -62,6 +63,26 @@ def test_apply_wait_brings_the_example_to_its_end(example):
     assert (example / "experiment_summary.md").read_text().count("COMPLETED") == 9
     explained = reconcile("explain", example, "r8_lr1e-5/finetune")
     assert "evidence" in explained.stdout
+
+
+@pytest.mark.parametrize("words", [["diff"], ["status"], ["validate", "-v"]], ids=" ".join)
+def test_a_reader_that_is_gone_is_no_pending_step(example, words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "reconciler", *words, str(example)]
+    said = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, timeout=120, check=False)
+    os.close(writer)
+    assert (said.returncode, said.stderr) == (0, b"")
+
+
+def test_a_home_directory_that_nothing_tells_is_one_clear_error(example, monkeypatch, capsys):
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", home)
+    assert run(["diff", str(example)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert "set HOME" in said
 
 
 def test_an_invalid_document_is_exit_2_with_its_line_and_no_traceback(example):

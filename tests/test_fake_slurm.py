@@ -152,6 +152,8 @@ def test_wrong_options_are_told_in_getopts_words(shell):
     (shell.directory / "bad.sh").write_text("#!/bin/sh\n#SBATCH --bogus\n")
     for words in (["sbatch", "--bogus", "j.sh"], ["sbatch", "bad.sh"]):
         assert shell(*words) == (255, "", "sbatch: unrecognized option '--bogus'\nTry \"sbatch --help\" for more information\n")
+    possible = "'--gres' '--gres-flags'\nTry \"sbatch --help\" for more information\n"
+    assert shell("sbatch", "--gre=gpu:4", "j.sh")[2] == f"sbatch: option '--gre=gpu:4' is ambiguous; possibilities: {possible}"
     assert shell("squeue", "--bogus")[2].startswith("squeue: unrecognized option '--bogus'\n")
     assert shell("squeue", "-t", "XX")[2].startswith("squeue: error: Invalid job state specified: XX\n")
     assert shell("sacct", "--format=bogus") == (1, "", 'sacct: error: Invalid field requested: "bogus"\n')

@@ -1,6 +1,6 @@
 """Whatever happens, in whatever order: thousands of histories of one experiment, each step of them checked (see histories.py).
 
-Five hundred run with the other tests, always the same ones; ``make fuzz`` runs ten thousand new ones.
+Two hundred run with the other tests, always the same ones; ``make fuzz`` runs ten thousand new ones.
 """
 
 from __future__ import annotations

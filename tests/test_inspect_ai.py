@@ -851,6 +851,13 @@ def test_a_script_may_ask_to_be_requeued(world: World) -> None:
     assert not world.step().requeue
 
 
+def test_a_working_directory_behind_a_symlink_has_two_spellings(world: World) -> None:
+    (world.directory / "link").symlink_to("eval")
+    (world.directory / "eval" / "tiny_epoch0.slurm").write_text("#!/bin/bash\n#SBATCH --chdir=../link\ntrue\n")
+    step = world.step()
+    assert (step.workdir, step.written_workdir) == (f"{world.directory}/eval", f"{world.directory}/eval/../link")
+
+
 def test_a_submission_is_labelled_as_existing_tools_know_it(world: World) -> None:
     assert TOOL.log_label(world.step("tiny", 1)) == ("SUBMIT_EVAL", "r8/tiny/epoch1")
     assert TOOL.log_label(world.step("tiny", None)) == ("SUBMIT_EVAL", "r8/tiny/base")

@@ -299,7 +299,7 @@ def test_what_a_step_is_made_of_is_told_item_by_item(world: World) -> None:
     assert step.meaning["task"] == "tiny"
     assert step.job_name == "eval"
     assert step.asks["time"] == "10:00"
-    assert step.workdir == str(world.directory / "eval")
+    assert step.workdir == step.written_workdir == str(world.directory / "eval")
     base = world.step("tiny", None, kind=RunKind.CONTROL)
     assert set(base.meaning) == {"task", "script"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -17,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from reconciler.backends.local import LocalBackend, default_state_dir, parse_begin
+from reconciler.backends.local_supervisor import JobDirectory, find_processes
 from reconciler.batch_script import parse_time_limit
-from reconciler.errors import ClusterUnreachable, SubmissionRefused
+from reconciler.errors import ClusterUnreachable, NotSubmitted, SubmissionRefused
 from reconciler.model import Job, Phase
 from reconciler.ports import Doubt, Submission
 
@@ -290,6 +292,24 @@ def test_a_job_starts_at_its_begin_time_and_not_before(bench: Bench) -> None:
     assert job.started >= waiting.begins
 
 
+def test_the_processes_of_other_users_may_be_hidden(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With hidepid=1 the directory of a foreign process is there, and nothing in it can be read."""
+    job_id = bench.submit("sleep 60")
+    bench.running(job_id)
+    start = JobDirectory(bench.state / "jobs" / job_id).start()
+    assert start is not None
+    ours = find_processes(start)
+    read = Path.read_text
+
+    def shown(path: Path, *options: str) -> str:
+        if str(path).startswith("/proc/") and path.name == "stat" and int(path.parent.name) not in ours:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path, *options)
+
+    monkeypatch.setattr(Path, "read_text", shown)
+    assert find_processes(start) == ours != ()
+
+
 def test_the_begin_time_of_the_submission_outranks_the_scripts(bench: Bench) -> None:
     asked = bench.job(bench.submit("#SBATCH --begin=now+1hour\ntrue"))
     told = bench.job(bench.submit("#SBATCH --begin=now+1hour\ntrue", begin_in=60))
@@ -516,6 +536,20 @@ def test_a_script_that_cannot_be_honoured_is_refused_and_leaves_no_job(bench: Be
     with pytest.raises(SubmissionRefused, match=message):
         bench.backend.submit(Submission(path, "named"))
     assert bench.backend.queue() == ()
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, NotSubmitted), (errno.EROFS, SubmissionRefused)])
+def test_a_disk_that_is_full_for_now_is_no_refusal_and_leaves_no_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    def write(path: Path, content: bytes) -> int:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(kind, match="could not be written down"):
+        bench.submit("true")
+    assert bench.backend.queue() == ()
+    assert not list((bench.state / "jobs").iterdir())
 
 
 def test_a_script_that_is_not_there_is_refused(bench: Bench) -> None:

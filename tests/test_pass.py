@@ -21,6 +21,7 @@ from reconciler.errors import (
     ClusterUnreachable,
     LedgerDamaged,
     LimitReached,
+    NotSubmitted,
     Problem,
     SubmissionRefused,
     SubmissionUncertain,
@@ -349,6 +350,18 @@ def test_a_limit_of_the_site_is_waited_out(lab):
     assert len(lab.cluster.submissions) == 3
 
 
+def test_a_shortage_of_this_machine_is_waited_out_and_uses_nothing_up(lab):
+    lab.cluster.fails_with = [NotSubmitted("sbatch could not be started: Resource temporarily unavailable")] * 5
+    for _ in range(5):
+        seen = lab.run()
+        assert {o.action.reason.code for o in seen.outcomes if o.result == "failed"} == {"MachineShort"}
+    assert not lab.cluster.fails_with
+    assert not lab.cluster.submissions
+    assert set(lab.conditions().values()) == {Condition.WAITING}
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
+
+
 def test_a_failed_run_stays_failed_and_the_others_go_on(lab):
     lab.run()
     lab.finish("a/finetune", None, "FAILED")
@@ -523,6 +536,21 @@ def test_a_site_that_rewrites_names_gets_one_job_and_no_more(lab):
     lab.run()
     lab.run()
     assert len(lab.cluster.submissions) == 1
+
+
+def test_a_queue_that_shows_a_job_only_to_the_next_pass_holds_one_pass_back_and_no_more(lab):
+    class Lagging(MemoryCluster):
+        def queue(self):
+            return self.seen
+
+        seen: tuple = ()
+
+    lab.cluster = Lagging()
+    lab.run()
+    assert len(lab.cluster.submissions) == 1
+    lab.cluster.seen = tuple(lab.cluster.jobs.values())
+    lab.run()
+    assert len(lab.cluster.submissions) == 3
 
 
 @pytest.mark.parametrize("edit", ["ask Ana", "CANCELLED"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -21,7 +22,14 @@ from reconciler.backends.slurm_cli import (
     submission_environment,
 )
 from reconciler.backends.slurm_states import base_state, phase_of
-from reconciler.errors import AccountingDisabled, ClusterUnreachable, LimitReached, SubmissionRefused, SubmissionUncertain
+from reconciler.errors import (
+    AccountingDisabled,
+    ClusterUnreachable,
+    LimitReached,
+    NotSubmitted,
+    SubmissionRefused,
+    SubmissionUncertain,
+)
 from reconciler.model import Phase
 from reconciler.ports import Doubt, Submission
 
@@ -236,6 +244,22 @@ def test_a_pass_that_is_interrupted_leaves_sbatch_under_its_time_limit(tmp_path)
     above = int((tmp_path / "above").read_text())
     assert Path(f"/proc/{above}/comm").read_text() == "timeout\n"
     wait_until((tmp_path / "finished").exists)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        *[(each, NotSubmitted) for each in (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)],
+        *[(each, SubmissionRefused) for each in (errno.ENOENT, errno.ENOTDIR, errno.E2BIG)],
+    ],
+)
+def test_an_sbatch_that_cannot_be_started_for_now_is_no_refusal(monkeypatch, number, kind):
+    def popen(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    with pytest.raises(kind, match="sbatch could not be started"):
+        SlurmCli({}).submit(Submission(Path("/exp/a/finetune.slurm"), "n"))
 
 
 def wait_until(what, seconds=20):

@@ -614,6 +614,14 @@ def test_a_changed_resource_is_placement_alone(complete: Sample) -> None:
     assert (before.requeue, after.requeue) == (False, True)
 
 
+def test_a_working_directory_behind_a_symlink_has_two_spellings(complete: Sample) -> None:
+    script = complete.read()[0].script
+    (script.parent / "link").symlink_to("..")
+    rewrite(script, lambda text: text.replace("#SBATCH --time", "#SBATCH --chdir=link --time"))
+    after = complete.read()[0]
+    assert (after.workdir, after.written_workdir) == (str(script.parent.parent), str(script.parent / "link"))
+
+
 def test_a_run_without_a_directory_is_not_scaffolded(complete: Sample) -> None:
     shutil.rmtree(complete.run.directory)
     step, (problem,) = complete.read()

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from reconciler.batch_script import parse_batch_script
 from reconciler.fold import fold
 from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Token, Unknown, Verb
 from reconciler.situation import CLOCK_SKEW, Situation, all_jobs, remember_ends, whose_jobs
@@ -109,6 +110,20 @@ def test_a_job_submitted_by_hand_is_the_steps_by_directory_and_name_as_long_as_i
     assert owners(over, steps=(step, OTHER))[0] == {}
     assert owners(over, events=[taken], steps=(step, OTHER))[0] == {step.key: ["7"]}
     assert owners(replace(over, id="8"), events=[taken], steps=(step, OTHER))[0] == {}
+
+
+def test_a_job_submitted_by_hand_is_the_steps_by_either_spelling_of_its_directory(tmp_path):
+    """Real sbatch shows a --chdir as it was written, made absolute and not looked through."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for chosen in ("link", f"{tmp_path}/link", f"{tmp_path}/real/"):
+        text = f"#!/bin/bash\n#SBATCH --chdir={chosen}\n"
+        found = parse_batch_script(tmp_path / "finetune.slurm", text)
+        step = replace(STEP, job_name="train-a", workdir=found.workdir, written_workdir=found.written_workdir)
+        for shown in {f"{tmp_path}/real", str(tmp_path) + "/" + chosen.removeprefix(f"{tmp_path}/")}:
+            by_hand = Job("7", "train-a", "RUNNING", Phase.RUNNING, shown)
+            assert owners(by_hand, steps=(step, OTHER))[0] == {step.key: ["7"]}, (chosen, shown)
+        assert owners(replace(by_hand, workdir=str(tmp_path)), steps=(step, OTHER))[0] == {}
 
 
 def test_a_job_submitted_by_hand_that_fits_two_steps_is_shared_and_a_job_of_ours_never_is():

@@ -21,6 +21,7 @@ from reconciler.errors import (
     ControllerFull,
     DiskUnreadable,
     LimitReached,
+    NotSubmitted,
     PermanentError,
     SubmissionRefused,
     SubmissionUncertain,
@@ -64,6 +65,7 @@ def act(plan: Plan, desired: Desired, observed: Observed, memory: Memory, world:
     for event in plan.learned if pass_.intrusion() is None else ():
         facts = {key: value for key, value in event.items() if key != "event"}
         world.ledger.append(event["event"], **facts)
+    pass_.see_names()
     submissions = sorted((a for a in plan.actions if a.verb is Verb.SUBMIT), key=lambda a: plan.order.index(a.step))
     others = [a for a in plan.actions if a.verb is not Verb.SUBMIT]
     done = {action.step: pass_.do(action) for action in [*others, *submissions]}
@@ -85,6 +87,15 @@ class _Pass:
         # Never later than so many submissions can have made it: a clock may have been days ahead for a while.
         latest = world.clock() + world.policy.stagger * len(begins)
         self._eligible_at = min(max(begins, default=0.0) + world.policy.stagger, latest)
+
+    def see_names(self) -> None:
+        """An earlier submission that is shown under its name settles what could not be read back at once: squeue may lag."""
+        if self._names_kept is None and self.obstacle() is None:
+            shown = {(job.id, job.name) for job in all_jobs(self._observed)}
+            ours = (a for of_step in self._memory.steps.values() for a in of_step.attempts if not a.by_hand)
+            if any((attempt.job, attempt.name) in shown for attempt in ours):
+                self._names_kept = True
+                self._world.ledger.append("names", kept=True)
 
     def step(self, action: Action) -> Step:
         found = self._desired.step(action.step)
@@ -172,10 +183,11 @@ class _Pass:
         why = self.obstacle()
         if why is not None:
             return self._stop(action, why)
+        is_ours_to_begin = not action.held and script.find("begin") is None  # sbatch takes its option instead of the script's
         job = Submission(
             step.script,
             token.job_name(script.job_name),
-            begin_in=0 if action.held else max(0, round(self._eligible_at - self._world.clock())),
+            begin_in=max(0, round(self._eligible_at - self._world.clock())) if is_ours_to_begin else 0,
             held=action.held,
             requeue=step.requeue or self._world.policy.requeue,
             options=action.options,
@@ -220,6 +232,10 @@ class _Pass:
             self._limited[limits] = reason
             self._stopped = reason if isinstance(error, ControllerFull) else None
             return _waiting(action, reason.code, reason.message, "failed")
+        except NotSubmitted as error:
+            ledger.append("withdrawn", step=step.key, attempt=attempt)
+            self._stopped = Reason("MachineShort", f"nothing can be submitted from here for now: {error}")
+            return _waiting(action, self._stopped.code, self._stopped.message, "failed")
         except SubmissionRefused as error:
             ledger.append("refused", step=step.key, attempt=attempt, message=str(error))
             return _waiting(action, "SubmissionRefused", f"refused: {error}", "failed")

@@ -1,7 +1,7 @@
 """A batch script as Slurm reads it: ``#SBATCH`` lines up to the first command, then the commands.
 
 Source of the rules: man sbatch ("before any executable commands in the script"; comments and blank lines do not end
-the block), options abbreviated as GNU getopt does only in their short forms here.
+the block), and getopt_long(3), by which sbatch reads the words of all those lines together.
 """
 
 from __future__ import annotations
@@ -9,19 +9,49 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from reconciler.text_limits import can_be_path
 
+# Every option of sbatch and what it does with the next word, as sbatch -vv of 22.05 told of each; those that came
+# later are from man sbatch, 23.02 to 26.05.
 _SHORT = {
-    "a": "array", "A": "account", "b": "begin", "c": "cpus-per-task", "C": "constraint", "d": "dependency",
-    "D": "chdir", "e": "error", "G": "gpus", "H": "hold", "i": "input", "J": "job-name", "L": "licenses",
-    "M": "clusters", "m": "distribution", "N": "nodes", "n": "ntasks", "o": "output", "p": "partition", "q": "qos",
-    "t": "time", "W": "wait", "w": "nodelist", "x": "exclude",
+    "A": "account", "a": "array", "B": "extra-node-info", "b": "begin", "C": "constraint", "c": "cpus-per-task", "D": "chdir",
+    "d": "dependency", "e": "error", "F": "nodefile", "G": "gpus", "H": "hold", "h": "help", "i": "input", "J": "job-name",
+    "k": "no-kill", "L": "licenses", "M": "clusters", "m": "distribution", "N": "nodes", "n": "ntasks", "O": "overcommit",
+    "o": "output", "p": "partition", "Q": "quiet", "q": "qos", "S": "core-spec", "s": "oversubscribe", "t": "time",
+    "V": "version", "v": "verbose", "W": "wait", "w": "nodelist", "x": "exclude",
 }  # fmt: skip
-_SWITCHES = {"hold", "wait", "test-only", "requeue", "no-requeue", "parsable", "exclusive", "overcommit", "contiguous"}
+_SWITCHES = {
+    "consolidate-segments", "contiguous", "external", "help", "hold", "ignore-pbs", "no-requeue", "overcommit", "oversubscribe",
+    "parsable", "quiet", "reboot", "requeue", "spread-job", "spread-segments", "stepmgr", "test-only", "usage", "use-min-nodes",
+    "verbose", "version", "wait",
+}  # fmt: skip
+_OPTIONAL = {
+    "exclusive",
+    "get-user-env",
+    "nice",
+    "no-kill",
+    "oom-kill-step",
+    "propagate",
+    "resv-ports",
+}  # a value behind "=" alone
+_VALUES = {
+    "account", "acctg-freq", "array", "batch", "bb", "bbf", "begin", "chdir", "cluster-constraint", "clusters", "comment",
+    "constraint", "container", "container-id", "core-spec", "cores-per-socket", "cpu-freq", "cpus-per-gpu", "cpus-per-task",
+    "deadline", "delay-boot", "dependency", "distribution", "error", "exclude", "export", "export-file", "extra-node-info", "gid",
+    "gpu-bind", "gpu-freq", "gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task", "gres", "gres-flags", "hint", "input",
+    "job-name", "kill-on-invalid-dep", "licenses", "mail-type", "mail-user", "mcs-label", "mem", "mem-bind", "mem-per-cpu",
+    "mem-per-gpu", "mincpus", "network", "nodefile", "nodelist", "nodes", "ntasks", "ntasks-per-core", "ntasks-per-gpu",
+    "ntasks-per-node", "ntasks-per-socket", "ntasks-per-tres", "open-mode", "output", "partition", "power", "prefer", "priority",
+    "profile", "qos", "reservation", "segment", "signal", "sockets-per-node", "switches", "tasks-per-node", "thread-spec",
+    "threads-per-core", "time", "time-min", "tmp", "tres-bind", "tres-per-task", "uid", "wait-all-nodes", "wckey", "wrap",
+}  # fmt: skip
+_KNOWN = _SWITCHES | _OPTIONAL | _VALUES
+_ALSO_CALLED = {"tasks-per-node": "ntasks-per-node", "ntasks-per-tres": "ntasks-per-gpu"}
 _PREFIX = "#SBATCH"
 _MEGABYTES = {"K": 1 / 1024, "": 1.0, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 _DAYS_FIRST = re.compile(r"([0-9]+)-([0-9]+)(?::([0-9]+))?(?::([0-9]+))?")
@@ -71,6 +101,12 @@ class BatchScript:
         chosen = self.value("chdir") or ""
         return os.path.realpath(self.path.parent / chosen if can_be_path(chosen) else self.path.parent)
 
+    @property
+    def written_workdir(self) -> str:
+        """The same as the script spells it: sbatch does not look through the symlinks of a ``--chdir`` (seen on 22.05)."""
+        chosen = self.value("chdir") or ""
+        return os.path.join(os.path.realpath(self.path.parent), chosen) if chosen and can_be_path(chosen) else self.workdir  # noqa: PTH118
+
     def directory_of(self, option: str) -> Path | None:
         """The directory of the file that ``output`` or ``error`` names, from where the job starts; None where the script does not
         say, or only the job will know."""
@@ -88,41 +124,65 @@ class BatchScript:
     @property
     def placement(self) -> str:
         """The directives in one canonical text: where and how large the job runs, never what it computes."""
-        return "\n".join(sorted(f"{d.option}={d.value or ''}" for d in self.directives))
+        return "\n".join(sorted({f"{d.option}={d.value or ''}" for d in self.directives}))
 
 
 def parse_batch_script(path: Path, text: str) -> BatchScript:
     """Take a script's text apart. Never fails: a line that cannot be split into words is no directive."""
-    directives: list[Directive] = []
+    words: deque[tuple[str, int]] = deque()
     commands: list[str] = []
     for number, line in enumerate(text.split("\n"), start=1):  # splitlines() ends a line where neither bash nor sbatch does
         stripped = line.strip()
         if line.startswith(_PREFIX) and not commands:
-            directives += _directives(line[len(_PREFIX) :], number)
+            words += ((word, number) for word in _split(line[len(_PREFIX) :]))
         elif stripped and not stripped.startswith("#"):
             commands.append(stripped)
-    return BatchScript(path, tuple(directives), "\n".join(commands))
+    return BatchScript(path, tuple(_directives(words)), "\n".join(commands))
 
 
-def _directives(text: str, line: int) -> list[Directive]:
+def _split(text: str) -> list[str]:
     try:
-        words = shlex.split(text, comments=True)
+        return shlex.split(text, comments=True)
     except ValueError:
         return []
-    found: list[Directive] = []
-    rest = iter(words)
-    for word in rest:
+
+
+def _directives(words: deque[tuple[str, int]]) -> Iterator[Directive]:
+    """The options that getopt_long sees. Words that belong to none are passed over: sbatch refuses such a script."""
+    while words:
+        word, line = words.popleft()
         if word.startswith("--"):
-            option, equals, value = word[2:].partition("=")
-            if equals:
-                found.append(Directive(option, value, line))
-            else:
-                found.append(Directive(option, None if option in _SWITCHES else next(rest, None), line))
-        elif word.startswith("-") and len(word) > 1:
-            option = _SHORT.get(word[1], word[1])
-            attached = word[2:].removeprefix("=") or None
-            found.append(Directive(option, attached if attached or option in _SWITCHES else next(rest, None), line))
-    return found
+            name, equals, value = word[2:].partition("=")
+            option = _long_name(name)
+            yield Directive(option, value if equals else _next_value(option, words), line)
+        elif word.startswith("-"):
+            yield from _short_options(word[1:], words, line)
+
+
+def _short_options(letters: str, words: deque[tuple[str, int]], line: int) -> Iterator[Directive]:
+    """``-sO`` is two switches, ``-p gpu`` and ``-pgpu`` are one option."""
+    for place, letter in enumerate(letters, start=1):
+        option = _SHORT.get(letter, letter)
+        if option not in _SWITCHES:
+            yield Directive(option, letters[place:] or _next_value(option, words), line)
+            return
+        yield Directive(option, None, line)
+
+
+def _long_name(given: str) -> str:
+    """The option that is meant, maybe by the beginning of its name. What is unknown or ambiguous (``--gre``) stays as it is:
+    sbatch refuses it, or it is a plugin's."""
+    found = [given] if given in _KNOWN else [name for name in _KNOWN if name.startswith(given)]
+    return _ALSO_CALLED.get(found[0], found[0]) if len(found) == 1 else given
+
+
+def _next_value(option: str, words: deque[tuple[str, int]]) -> str | None:
+    """The word after an option where that is its value, also from the next line. Whether a plugin's option (SPANK) takes one
+    nobody can tell; an option after it is none."""
+    is_alone = option in _SWITCHES or option in _OPTIONAL
+    if is_alone or not words or (option not in _KNOWN and words[0][0].startswith("-")):
+        return None
+    return words.popleft()[0]
 
 
 def log_paths(patterns: Sequence[str], job: str, name: str, user: str) -> tuple[Path, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from reconciler.failures import CANCELLED
 from reconciler.limits import Gate
 from reconciler.memory import Attempt, StepMemory
-from reconciler.model import Action, Condition, Desired, Job, Phase, Reason, Stage, Step
+from reconciler.model import CANARY_FAILED, Action, Condition, Desired, Job, Phase, Reason, Stage, Step
 from reconciler.situation import Ownership
 
 
@@ -50,7 +50,7 @@ class Canary:
                 f"{first} went first, alone, and needs you ({action.reason.code}); release it, or this step to go on without it, "
                 "or all by releasing the experiment, naming no step"
             )
-            return Gate(Reason("CanaryFailed", message))
+            return Gate(Reason(CANARY_FAILED, message))
         message = f"{first} goes first, alone; the others follow when it has run for {_minutes(self._seconds)} or is done"
         return Gate(Reason("Canary", message), needs_person=False)
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +72,20 @@ class LimitReached(TemporaryError):
 
 class ControllerFull(LimitReached):
     """The controller accepts no job of anybody for now (MaxJobCount)."""
+
+
+class NotSubmitted(TemporaryError):
+    """The job was surely not submitted, because this machine is short of something for now (processes, memory, disk)."""
+
+
+_SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
+
+
+def could_not_submit(what: str, error: OSError) -> NotSubmitted | SubmissionRefused:
+    """What it means that the system refused something before the cluster was asked: a shortage passes, anything else is a
+    person's to mend."""
+    kind = NotSubmitted if error.errno in _SHORTAGES else SubmissionRefused
+    return kind(f"{what}: {error}")
 
 
 class PermanentError(ReconcileError):

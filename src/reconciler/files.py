@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from reconciler.errors import TemporaryError
+from reconciler.errors import TemporaryError, UsageError
 
 _CHUNK = 1 << 20
 _PROTECTED = "it is write-protected"
@@ -23,6 +23,16 @@ _PROTECTED = "it is write-protected"
 
 class StaleRead(TemporaryError):
     """The file is no longer what was read; nothing was written, and a fresh look will do."""
+
+
+def home() -> Path:
+    """The user's home directory. Raises UsageError where nothing tells which it is: to go on without a person's settings could
+    pass their budget."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        message = "neither HOME nor the password database tells your home directory, where your settings are; set HOME"
+        raise UsageError(message) from error
 
 
 class NotRegular(OSError):

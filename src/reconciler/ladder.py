@@ -14,6 +14,9 @@ from reconciler.batch_script import log_paths
 from reconciler.failures import CANCELLED, class_of_refusal, sentence
 from reconciler.memory import LATEST, Attempt, Done, Rerun, StepMemory, Word
 from reconciler.model import (
+    NEED_BLOCKED,
+    NEED_UNMET,
+    OUTPUTS_MISSING,
     Action,
     Condition,
     Job,
@@ -312,7 +315,7 @@ def _is_settling(s: Situation) -> Action | None:
     message = (
         f"job {last.job} ended ({last.end.state}); its outputs do not verify yet, looking again after {s.policy.settle:.0f} s"
     )
-    return s.decide(Verb.WAIT, Condition.VERIFYING, "OutputsMissing", message)
+    return s.decide(Verb.WAIT, Condition.VERIFYING, OUTPUTS_MISSING, message)
 
 
 def _is_held(s: Situation) -> Action | None:
@@ -373,7 +376,7 @@ def _are_needs_unmet(s: Situation) -> Action | None:
     if s.need is not None and s.need.condition.needs_person:
         reason = need_blocked(s.need)
         return s.decide(Verb.WAIT, Condition.WAITING, reason.code, reason.message)
-    return s.decide(Verb.WAIT, Condition.WAITING, "NeedUnmet", f"waits for {s.step.need}")
+    return s.decide(Verb.WAIT, Condition.WAITING, NEED_UNMET, f"waits for {s.step.need}")
 
 
 def _what_follows_a_hold(s: Situation) -> Action | None:
@@ -496,14 +499,14 @@ _RULES: tuple[tuple[str, Rule], ...] = (
 
 
 def backoff(policy: Policy, key: str, tries: int) -> float:
-    """Seconds before try ``tries`` + 1: doubled each time, at most an hour, plus up to a tenth by the step's own jitter."""
-    delay = min(policy.backoff * 2.0 ** (max(tries, 1) - 1), _MAX_BACKOFF)
-    return delay * (1 + int(digest(key, str(tries))[:4], 16) / 0xFFFF / 10)
+    """Seconds before try ``tries`` + 1: doubled each time, plus up to a tenth by the step's own jitter; an hour at most."""
+    jitter = 1 + int(digest(key, str(tries))[:4], 16) / 0xFFFF / 10
+    return min(policy.backoff * 2.0 ** (max(tries, 1) - 1), _MAX_BACKOFF / 1.1) * jitter
 
 
 def need_blocked(need: Action) -> Reason:
     """Why a step waits whose need only a person can move on."""
-    return Reason("NeedBlocked", f"{need.step} needs a person first ({need.reason.code})")
+    return Reason(NEED_BLOCKED, f"{need.step} needs a person first ({need.reason.code})")
 
 
 def _last_written(s: Situation) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from reconciler.memory import Attempt, End, StepMemory
-from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Reason, Stage, Step, Verb
+from reconciler.model import DISK_QUOTA, Action, Condition, Desired, Job, Observed, Policy, Reason, Stage, Step, Verb
 from reconciler.moments import shown
 
 _LONGEST_ASIDE = 600.0  # s; cron's passes are five minutes apart, and a place that is free is not to stay so for long
@@ -104,7 +104,7 @@ class FullDisk:
             step.key: step
             for step, end in ends
             if end is not None
-            and end.failure == "DiskQuota"
+            and end.failure == DISK_QUOTA
             and end.order > max(released, known[step.key].released, self._written_beside(step))
         }
 
@@ -117,7 +117,7 @@ class FullDisk:
             return None
         where = f"the disk of {self._failed[key].output_dir} was full, or a quota there used up"
         message = f"{key} failed because {where}; make room, then release {key}"
-        return Gate(Reason("DiskQuota", message), needs_person=False)
+        return Gate(Reason(DISK_QUOTA, message), needs_person=False)
 
     def takes(self, step: Step) -> None:
         """Takes no room that could be known."""

@@ -281,7 +281,7 @@ class Renaming:
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose experiment this is: another one of these four asks for a person's word."""
+    """Whose experiment this is: another one of these three asks for a person's word."""
 
     cluster: str
     path: str

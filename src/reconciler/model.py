@@ -41,6 +41,15 @@ class Reason:
     message: str
 
 
+# Codes that decide something, and are not only told.
+NEED_UNMET = "NeedUnmet"
+NEED_BLOCKED = "NeedBlocked"
+OUTPUTS_MISSING = "OutputsMissing"
+DISK_QUOTA = "DiskQuota"
+CANARY_FAILED = "CanaryFailed"
+NOT_SELECTED = "NotSelected"
+
+
 @dataclass(frozen=True)
 class Sign:
     """A line of a job's log that tells why the job failed: the class of failure that it stands for, a regular expression (one
@@ -151,16 +160,17 @@ class Step:
     the directory that must be there before their absence means anything. ``checkpoints`` maps each epoch that a
     preparation step will save to its directory. ``need`` is the key of the step that must be done before.
     ``definition`` hashes what defines the result (``commands`` its script's part), ``placement`` what only defines where it runs.
-    ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path)
-    are how a person's own submission of the script would show in the queue. ``logs`` are the files that its job's output goes to,
-    as Slurm's patterns (``slurm-%j.out``). ``ask`` is what its job asks for, ``asks`` are the script's ``#SBATCH`` options by
-    their long names. ``resume`` is the edit by which an attempt goes on from earlier epochs, ``smaller_batch`` those by which it
-    needs less of a GPU's memory (or none, and why), ``written`` how the settings that those edits concern stand in the file now,
-    whose ``text`` is all of it (None: not known); ``batch`` is what those of ``smaller_batch`` come to, references resolved;
-    ``resume`` is one that is made already where the configuration itself asks for going on. ``reads`` are models that it begins
-    from or evaluates; ``inputs`` names what else its result is made from, each with its version, as far as that can be read (it
-    is no part of ``definition``). ``config`` is the file that the items of ``meaning`` stand in where they do not say, ``files``
-    are what it was scaffolded with beside its script, there or not. ``spec`` is the tool's own.
+    ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path;
+    ``written_workdir``: as the script spells it) are how a person's own submission would show in the queue. ``logs`` are the
+    files that its job's output goes to, as Slurm's patterns (``slurm-%j.out``). ``ask`` is what its job asks for, ``asks`` are
+    the script's ``#SBATCH`` options by their long names. ``resume`` is the edit by which an attempt goes on from earlier epochs,
+    ``smaller_batch`` those by which it needs less of a GPU's memory (or none, and why), ``written`` how the settings that those
+    edits concern stand in the file now, whose ``text`` is all of it (None: not known); ``batch`` is what those of
+    ``smaller_batch`` come to, references resolved; ``resume`` is one that is made already where the configuration itself asks for
+    going on. ``reads`` are models that it begins from or evaluates; ``inputs`` names what else its result is made from, each with
+    its version, as far as that can be read (it is no part of ``definition``). ``config`` is the file that the items of
+    ``meaning`` stand in where they do not say, ``files`` are what it was scaffolded with beside its script, there or not.
+    ``spec`` is the tool's own.
     """
 
     key: str
@@ -181,6 +191,7 @@ class Step:
     requeue: bool = False
     job_name: str = ""
     workdir: str = ""
+    written_workdir: str = ""
     logs: tuple[str, ...] = ()
     asks: Mapping[str, str] = field(default_factory=dict)
     resume: Edit | None = None
@@ -539,7 +550,7 @@ class Action:
         return is_waiting and self.reason.code not in _ENDED_BY_OTHERS
 
 
-_ENDED_BY_OTHERS = frozenset({"NeedBlocked", "DiskQuota"})
+_ENDED_BY_OTHERS = frozenset({NEED_BLOCKED, DISK_QUOTA})
 """Reasons for a wait that ends once another step goes on: where none will, a person has to."""
 
 

@@ -14,7 +14,7 @@ from reconciler.config_edit import original_of
 from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnreadable
 from reconciler.failures import LOG_TAIL, needs_log
 from reconciler.memory import Memory, StepMemory
-from reconciler.model import Desired, Job, Observed, Outputs, OutputState, Phase, Reason, Step, Unknown
+from reconciler.model import DISK_QUOTA, Desired, Job, Observed, Outputs, OutputState, Phase, Reason, Step, Unknown
 from reconciler.ports import Backend, Disk, Doubt, Tools
 from reconciler.situation import CLOCK_SKEW, whose_jobs
 
@@ -70,7 +70,7 @@ def _why_sealed(step: Step, desired: Desired, disk: Disk) -> str:
 def _may_be_full(memory: Memory, logs: Mapping[tuple[str, str], str | Unknown | None]) -> bool:
     """True where a job met a full disk, or has a log that may tell so: only then it matters who writes where."""
     ends = (attempt.end for of_step in memory.steps.values() for attempt in of_step.attempts)
-    return any(end is not None and end.failure == "DiskQuota" for end in ends) or any(
+    return any(end is not None and end.failure == DISK_QUOTA for end in ends) or any(
         isinstance(log, str) for log in logs.values()
     )
 

@@ -19,7 +19,22 @@ from reconciler.failures import CANCELLED, INFRASTRUCTURE, NODE, is_slurms_word
 from reconciler.ladder import climb, is_given_up, need_blocked
 from reconciler.limits import Closed, FullDisk, Gate, InFlight, Limit, SiteLimits, in_turn, stopped
 from reconciler.memory import End, Memory, StepMemory
-from reconciler.model import Action, Condition, Desired, Observed, Orphan, Policy, Reason, Stage, Step, Verb, names_step
+from reconciler.model import (
+    NEED_UNMET,
+    NOT_SELECTED,
+    OUTPUTS_MISSING,
+    Action,
+    Condition,
+    Desired,
+    Observed,
+    Orphan,
+    Policy,
+    Reason,
+    Stage,
+    Step,
+    Verb,
+    names_step,
+)
 from reconciler.remedies import withhold_varied
 from reconciler.situation import Ownership, Situation, outgrow_batch, remember_edits, remember_ends, supersede, whose_jobs
 
@@ -73,7 +88,7 @@ def make_plan(
     situations = [_situation(step, observed, memory, ours, policy, now) for step in _needs_first(desired.steps)]
     known = {situation.step.key: situation.memory for situation in situations}
     decided = _decide(situations, known, _readers(desired, known, ours))
-    suspects = {s.step.key for s in situations if decided[s.step.key].reason.code == "OutputsMissing" and is_given_up(s)}
+    suspects = {s.step.key for s in situations if decided[s.step.key].reason.code == OUTPUTS_MISSING and is_given_up(s)}
     learned = [event for situation in situations for event in situation.learned]
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
     decided = {key: _leave_alone(action, select) for key, action in decided.items()}
@@ -224,7 +239,7 @@ def _leave_alone(action: Action, select: str) -> Action:
     """An act on a step that was not selected turns into a wait."""
     if not action.changes_something or names_step(select, action.step):
         return action
-    reason = Reason("NotSelected", f"--select {select} leaves this step alone")
+    reason = Reason(NOT_SELECTED, f"--select {select} leaves this step alone")
     idle = replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, move_aside=(), changes=())
     return replace(idle, release=False, hold_job=False, options={}, edits=(), reverts=())
 
@@ -255,7 +270,7 @@ def _hold_back(
 
 def _behind(action: Action, need: Action | None) -> Action:
     """A step whose need does not go on by itself waits for the same person."""
-    if action.reason.code != "NeedUnmet" or need is None or need.is_pending:
+    if action.reason.code != NEED_UNMET or need is None or need.is_pending:
         return action
     return replace(action, reason=need_blocked(need))
 

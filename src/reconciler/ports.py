@@ -68,7 +68,8 @@ class Tool(Protocol):
 
 @dataclass(frozen=True)
 class Submission:
-    """One job to submit. ``begin_in`` seconds from now is when it becomes eligible (0: at once).
+    """One job to submit. ``begin_in`` seconds from now is when it becomes eligible (0: at once, or when its
+    script says).
 
     ``options`` are further options of sbatch by their long names, which outrank the script's. ``keep_open`` are file descriptors
     that the submitting process must inherit (the pass's lock).
@@ -120,7 +121,8 @@ class Backend(Protocol):
     def submit(self, job: Submission) -> str:
         """The id of the accepted job.
 
-        Raises SubmissionRefused (surely not accepted), LimitReached (not now), SubmissionUncertain (nobody knows yet).
+        Raises SubmissionRefused (surely not accepted), LimitReached (not now), NotSubmitted (not now, and not for the cluster's
+        sake), SubmissionUncertain (nobody knows yet).
         """
 
     def cancel(self, job_id: str) -> None:

@@ -18,7 +18,21 @@ from reconciler.failures import CANCELLED
 from reconciler.files import read_file, replace_file
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory, StepMemory
-from reconciler.model import Action, Condition, Desired, Job, Observed, Policy, Stage, Step, Unknown, Verb, digest
+from reconciler.model import (
+    NEED_UNMET,
+    NOT_SELECTED,
+    Action,
+    Condition,
+    Desired,
+    Job,
+    Observed,
+    Policy,
+    Stage,
+    Step,
+    Unknown,
+    Verb,
+    digest,
+)
 from reconciler.ports import Tools
 from reconciler.situation import all_jobs
 from reconciler.status_tables import StatusRow, title, update_document
@@ -34,7 +48,7 @@ _WORDS = {
     Condition.DRIFTED: "DRIFTED",
     Condition.BLOCKED: "WAITING",
 }
-_ORDINARY_WAITS = ("NotStarted", "NeedUnmet", "MaxInFlight", "Canary")  # a step whose turn has not come: PENDING, without a note
+_ORDINARY_WAITS = ("NotStarted", NEED_UNMET, "MaxInFlight", "Canary")  # a step whose turn has not come: PENDING, without a note
 _FAILURES = {"TimeLimit": "TIMEOUT", "OutOfMemoryHost": "OUT_OF_MEMORY", **dict.fromkeys(CANCELLED, "CANCELLED")}
 
 
@@ -106,7 +120,7 @@ def _row(step: Step, action: Action, memory: StepMemory, jobs: Mapping[tuple[str
 
 def status_word(action: Action) -> str | None:
     """The word for the Status column; None while unknown, and for a step that this pass was told to leave alone."""
-    if action.reason.code == "NotSelected":
+    if action.reason.code == NOT_SELECTED:
         return None
     if action.condition is Condition.FAILED:
         return _FAILURES.get(action.reason.code, "FAILED")

@@ -125,7 +125,8 @@ def whose_jobs(desired: Desired, observed: Observed, memory: Memory) -> Ownershi
     keys = {digest(step.key)[:10]: step.key for step in desired.steps}
     by_hand: dict[tuple[str, str], list[str]] = {}
     for step in desired.steps:
-        by_hand.setdefault((step.workdir, step.job_name), []).append(step.key)
+        for workdir in {step.workdir, step.written_workdir or step.workdir}:
+            by_hand.setdefault((workdir, step.job_name), []).append(step.key)
 
     def owners(job: Job) -> list[str]:
         token = Token.parse(job.name)

@@ -16,7 +16,7 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
-from reconciler.model import Desired, Job, Stage, Step, Unknown
+from reconciler.model import CANARY_FAILED, DISK_QUOTA, Desired, Job, Stage, Step, Unknown
 from reconciler.plan import Plan
 from reconciler.situation import Ownership, whose_jobs
 from reconciler.staleness import staleness
@@ -219,9 +219,9 @@ def _what_it_lifts(plan: Plan) -> Iterator[str]:
     """What failed and stops the submissions of others, or sends them elsewhere."""
     if plan.wave:
         yield f"{', '.join(plan.wave)} failed"
-    elif "CanaryFailed" in plan.stopped_by:
+    elif CANARY_FAILED in plan.stopped_by:
         yield "the first step failed"
-    if "DiskQuota" in plan.stopped_by:
+    if DISK_QUOTA in plan.stopped_by:
         yield "a disk was full"
     if plan.avoided:
         yield f"jobs failed with {', '.join(plan.avoided)}"

@@ -23,8 +23,8 @@ from pathlib import Path
 from reconciler.backends import local_supervisor
 from reconciler.backends.local_supervisor import MARK, End, JobDirectory, Record, Start, locked, write_atomically
 from reconciler.batch_script import BatchScript, parse_batch_script, parse_time_limit
-from reconciler.errors import ClusterUnreachable, SubmissionRefused
-from reconciler.files import read_file
+from reconciler.errors import ClusterUnreachable, SubmissionRefused, could_not_submit
+from reconciler.files import home, read_file
 from reconciler.model import Job, Phase
 from reconciler.ports import Doubt, Environment, Submission
 
@@ -40,7 +40,7 @@ def default_state_dir() -> Path:
     if chosen:
         return Path(chosen)
     state_home = os.environ.get("XDG_STATE_HOME")
-    return (Path(state_home) if state_home else Path.home() / ".local" / "state") / "reconcile" / "local"
+    return (Path(state_home) if state_home else home() / ".local" / "state") / "reconcile" / "local"
 
 
 class LocalBackend:
@@ -85,7 +85,7 @@ class LocalBackend:
                     shutil.rmtree(directory.path, ignore_errors=True)
                     raise
         except OSError as error:
-            raise SubmissionRefused(f"{self._state}: the job could not be written down: {error}") from error
+            raise could_not_submit(f"{self._state}: the job could not be written down", error) from error
         return directory.id
 
     def cancel(self, job_id: str) -> None:
@@ -324,7 +324,7 @@ def _read_script(path: Path) -> tuple[bytes, BatchScript]:
     try:
         content = read_file(path)
     except OSError as error:
-        raise SubmissionRefused(f"Unable to open file {path}: {error.strerror}") from error
+        raise could_not_submit("Unable to open file", error) from error
     if not content.strip():
         raise SubmissionRefused(f"{path}: Batch script is empty!")
     if not content.startswith(b"#!"):

@@ -246,10 +246,11 @@ def _live_pids() -> list[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on (proc(5)); none for a process that is gone or a zombie."""
+    """The fields of /proc/PID/stat from the third on (proc(5)); none for a process that is gone or a zombie, or another user's
+    where /proc hides those (``hidepid``)."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []
     fields = text.rpartition(")")[2].split()  # the command's name before it may hold anything
     return [] if fields[0] in ("Z", "X") else fields

@@ -23,6 +23,7 @@ from reconciler.errors import (
     LimitReached,
     SubmissionRefused,
     SubmissionUncertain,
+    could_not_submit,
 )
 from reconciler.model import Job
 from reconciler.ports import Doubt, Environment, Submission
@@ -98,7 +99,7 @@ class SlurmCli:
                 start_new_session=True,
             )
         except OSError as error:
-            raise SubmissionRefused(f"sbatch could not be started: {error}") from error
+            raise could_not_submit("sbatch could not be started", error) from error
         try:
             answer = whole_answer(sbatch, since, _SUBMIT_SECONDS + 10)
         except subprocess.TimeoutExpired as error:
@@ -264,6 +265,10 @@ _SIGNS = (
     _Sign("batch script", SubmissionRefused, "This does not look like a batch script."),
     _Sign("Unable to open file", SubmissionRefused, "Unable to open file ./finetune.slurm"),
     _Sign("unrecognized option", SubmissionRefused, "sbatch: unrecognized option '--nonsense'"),
+    _Sign("is ambiguous", SubmissionRefused, "sbatch: option '--gre=gpu:4' is ambiguous; possibilities: '--gres' '--gres-flags'"),
+    _Sign("requires an argument", SubmissionRefused, "sbatch: option '--time' requires an argument"),
+    _Sign("doesn't allow an argument", SubmissionRefused, "sbatch: option '--hold=x' doesn't allow an argument"),
+    _Sign("Unmatched", SubmissionRefused, "sbatch: fatal: ./finetune.slurm: line 2: Unmatched `'` in [ ']"),
     _Sign("nvalid", SubmissionRefused, "Invalid --time specification"),
 )
 

@@ -56,7 +56,7 @@ def run(arguments: list[str]) -> int:
     except ReconcileError as error:
         _complain(error, quiet="--quiet" in arguments)
         return next((code for kind, code in _EXIT_CODES if isinstance(error, kind)), 70)
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click answers a reader that is gone with sys.exit(1), which here means "pending"
         sys.stderr.close()
         return 0
     except OSError as error:

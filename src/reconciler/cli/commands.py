@@ -20,6 +20,7 @@ from reconciler.disk import RealDisk
 from reconciler.errors import InvalidExperiment, UsageError
 from reconciler.experiment.load import DOCUMENTS, find_document, load
 from reconciler.experiment.settings import read_settings
+from reconciler.files import home
 from reconciler.loop import Pass, Scene, go_on, preview, run_pass
 from reconciler.model import Policy, Unknown
 from reconciler.tools import all_tools
@@ -103,7 +104,7 @@ def reconcile() -> None:
 
 def _settings(asked: Asked) -> Policy:
     directory = find_document(asked.experiment).parent.resolve()
-    return read_settings(directory, {"backend": asked.backend} if asked.backend else {}, Path.home(), all_tools())
+    return read_settings(directory, {"backend": asked.backend} if asked.backend else {}, home(), all_tools())
 
 
 def _scene(asked: Asked) -> Scene:

@@ -267,6 +267,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         reads=tuple(path for path in (wanted.model_path, wanted.script_path) if path is not None),
         job_name=script.job_name,
         workdir=script.workdir,
+        written_workdir=script.written_workdir,
         logs=script.log_patterns,
         asks=script.asks,
         ask=ask_of(script),

@@ -342,6 +342,7 @@ def _with_script(step: Step, script: BatchScript) -> Step:
         requeue=requeue[-1:] == ["requeue"],
         job_name=script.job_name,
         workdir=script.workdir,
+        written_workdir=script.written_workdir,
         logs=script.log_patterns,
         asks=script.asks,
         ask=ask_of(script),
