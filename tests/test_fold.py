@@ -143,7 +143,7 @@ def test_a_release_and_a_rerun_take_back_what_was_said_before():
         None,
         Rerun(20.0, 3, 17.0, Word("rerun", 3, at=20.0), replaced=step(*before)),
     )
-    assert step({"event": "rerun"}).rerun == Rerun(20.0, 1, None, Word("rerun", 1, at=20.0))
+    assert step({"event": "rerun"}).rerun == Rerun(20.0, 1, None, Word("rerun", 1, at=20.0), replaced=StepMemory())
 
 
 def test_edits_of_a_configuration_are_remembered_from_their_first_value_to_their_last():

@@ -24,7 +24,7 @@ from reconciler.ledger import Ledger
 from reconciler.loop import Pass, Scene, preview, run_pass
 from reconciler.model import Condition, Verb
 from reconciler.tools import all_tools
-from reconciler.words import Order, carry_out
+from reconciler.words import Order, Prospect, carry_out
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SETTINGS = "stagger: 0s\nsettle: 0s\nbackoff: 0s\n"
@@ -282,6 +282,35 @@ def test_resuming_switched_off_while_our_edit_stands_trains_over_nothing(lab: Ca
     assert (epochs(world), (world.output / "recipe_state").exists()) == ([], False)
     (kept,) = world.output.glob("moved-aside-*/epoch_0/adapter_model.pt")
     assert kept.stat().st_ino == whole
+
+
+def test_a_rerun_that_would_move_whole_epochs_aside_asks_and_once_it_is_taken_back_the_training_goes_on(
+    lab: Callable[[str], Lab],
+):
+    world = lab("resume: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    until(world, Condition.VERIFYING)
+    world.cluster.advance(5)
+    before = preview(world.scene()).actions
+    asked: list[Prospect] = []
+    answer = carry_out(world.scene(), Order("rerun", ("r/finetune",)), lambda prospect: asked.append(prospect) or True)
+    assert (asked[0].asks, "1 whole epoch with it" in asked[0].sentences[0], "1 whole epoch with it" in answer[0].message) == (
+        True,
+        True,
+        True,
+    )
+    (anew,) = preview(world.scene()).actions
+    assert (anew.from_epoch, [path.name for path in anew.move_aside]) == (0, ["ck-out-r"])
+    carry_out(world.scene(), Order("hold", ("r/finetune",)), lambda prospect: True)
+    carry_out(world.scene(), Order("accept", ("r/finetune",)), lambda prospect: True)
+    until(world, Condition.HELD)
+    carry_out(world.scene(), Order("release", ("r/finetune",)), lambda prospect: True)
+    (goes_on,) = preview(world.scene()).actions
+    assert (goes_on.from_epoch, goes_on.move_aside) == (before[0].from_epoch, before[0].move_aside)
+    assert goes_on.from_epoch == 1
+    until(world, Condition.QUEUED)
+    assert epochs(world) == ["epoch_0"]
 
 
 def test_a_smaller_batch_begins_anew_where_the_run_had_gone_on(lab: Callable[[str], Lab]):

@@ -334,7 +334,7 @@ def test_rerun_remembers_when_what_it_replaces_was_written(queued):
     finished(queued)
     written_at = (queued.directory / "a" / "out" / "finetune" / "result").stat().st_mtime
     (answer,) = order(queued, "rerun", A)
-    assert answer == Done(A, "the next pass submits it again")
+    assert answer == Done(A, "the next pass submits it again; until then `accept` takes that back")
     order(queued, "release", EVAL)
     order(queued, "rerun", B, now=True)
     assert [e["newest"] for e in written(queued, "rerun")] == [written_at, None]

@@ -217,13 +217,28 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
     if kind == "freed" and step.freed is not None:
         return replace(step, freed=replace(step.freed, is_over=True))
     if kind == "rerun":
-        replaced = step if step.done is not None else step.given_up
-        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event), replaced)
+        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event), step.given_up or step)
         return replace(step, word=None, released=order, done=None, rerun=rerun, freed=None)
     if kind == "restored" and step.given_up is not None:
-        then = step.given_up
-        return replace(step, done=then.done, word=then.word, rerun=then.rerun, freed=then.freed)
+        return _restored(step, step.given_up)
     return step
+
+
+def _restored(step: StepMemory, then: StepMemory) -> StepMemory:
+    """A rerun taken back: as ``then``. Of a step without a result, what a person said of it since stands. A job that the rerun
+    had us cancel was cancelled by us all the same."""
+    assert step.rerun is not None
+    is_released = step.released > step.rerun.order
+    is_newer = then.done is None and (is_released or step.word is not None)
+    return replace(
+        step,
+        done=then.done,
+        word=step.word if is_newer else then.word,
+        released=step.released if is_released else then.released,
+        rerun=then.rerun,
+        freed=then.freed,
+        cancelled=max(step.cancelled, step.rerun.order),
+    )
 
 
 def _with_result(step: StepMemory) -> tuple[Attempt, ...]:

@@ -188,7 +188,7 @@ class Pause:
 @dataclass(frozen=True)
 class Rerun:
     """A person's wish for a new result. ``newest`` (epoch s) is when what was there was last written, by the file server's own
-    clock; None where that was not known. ``replaced`` is what was in writing of the step, where it had a result."""
+    clock; None where that was not known. ``replaced`` is what was in writing of the step before."""
 
     at: float
     order: int
@@ -246,7 +246,7 @@ class StepMemory:
 
     @property
     def given_up(self) -> StepMemory | None:
-        """What was in writing before a rerun gave up the result; None once something was submitted since, or it is done again."""
+        """What was in writing before a rerun; None once something was submitted since, or it is done again."""
         if self.rerun is None or self.done is not None or any(a.order > self.rerun.order for a in self.attempts):
             return None
         return self.rerun.replaced

@@ -207,6 +207,11 @@ def _no_outputs_to_accept(case: Case) -> str | None:
     return None
 
 
+def moved_aside(case: Case) -> int:
+    """How many whole epochs a rerun moves aside."""
+    return case.outputs.whole if case.outputs is not None else 0
+
+
 # --- what is told before ------------------------------------------------------------------------------
 
 
@@ -249,9 +254,13 @@ def _accept_told(case: Case) -> str:
     if case.queued:
         return f"{named(case.queued)} stands as it is"
     if case.memory.given_up is not None:
-        return "it is not done again, and its result stands as before"
+        return f"it is not done again, and {_as_before(case.memory.given_up)}"
     is_drifted = case.action.condition is Condition.DRIFTED
     return "its result stands under the new definition" if is_drifted else "its outputs count as done by your word"
+
+
+def _as_before(then: StepMemory) -> str:
+    return "its result stands as before" if then.done is not None else "it stands as before the rerun"
 
 
 _TOLD: dict[str, Callable[[Case], str]] = {
@@ -266,11 +275,15 @@ def _rerun_told(case: Case, others: Sequence[str]) -> str:
     step = case.step
     told = [f"{named(case.live)} is cancelled"] if case.live else []
     if step.stage is Stage.FINETUNE:
-        told.append(f"what is in {step.output_dir} is moved aside")
+        told.append(f"what is in {step.output_dir} is moved aside{_of_which(moved_aside(case))}")
     told.append("the next pass submits it again")
     if others:
         told.append(f"{', '.join(others)} depend on it and stay as they are without --with-dependents")
     return "; ".join(told)
+
+
+def _of_which(whole: int) -> str:
+    return f", {whole} whole epoch{'s' if whole > 1 else ''} with it" if whole else ""
 
 
 # --- what is written and done -------------------------------------------------------------------------
@@ -368,14 +381,14 @@ def _cancel(court: Court, case: Case) -> None:
 
 def _accept(court: Court, case: Case) -> None:
     """A queued job stands as it is, also where its script asks for other resources by now; a rerun that nothing followed is taken
-    back; else the outputs count as done."""
+    back, and no more than that; else the outputs count as done."""
     for attempt in filter(None, map(case.attempt_of, case.queued)):
         court.write("placed", case.key, attempt=attempt.number, placement=case.step.placement)
         court.tell(case, f"{named(case.queued)} stands as it is")
         return
     if case.memory.given_up is not None:
         court.write("restored", case.key)
-        court.tell(case, "its result stands as before")
+        court.tell(case, _as_before(case.memory.given_up))
         return
     _accept_outputs(court, case)
 
@@ -401,7 +414,10 @@ def _rerun(court: Court, case: Case) -> None:
     """The word first; what it replaces is cancelled now, and outputs are moved aside by the submission that follows."""
     court.write("rerun", case.key, newest=case.outputs.newest if case.outputs else None)
     cancelled = court.cancel(case)
-    court.tell(case, f"{f'{cancelled}; ' if cancelled else ''}the next pass submits it again")
+    whole = moved_aside(case)
+    aside = f"moves {case.step.output_dir} aside{_of_which(whole)}, and " if whole else ""
+    what = f"the next pass {aside}submits it again; until then `accept` takes that back"
+    court.tell(case, f"{cancelled}; {what}" if cancelled else what)
 
 
 _VERBS: dict[str, Callable[[Court, Case], None]] = {

@@ -20,7 +20,7 @@ from reconciler.model import Desired, Job, Stage, Step, Unknown
 from reconciler.plan import Plan
 from reconciler.situation import Ownership, whose_jobs
 from reconciler.staleness import staleness
-from reconciler.verbs import Case, Court, Done, Order, Skipped, named, nothing_to_do, refusal, told
+from reconciler.verbs import Case, Court, Done, Order, Skipped, moved_aside, named, nothing_to_do, refusal, told
 
 __all__ = [
     "Considered",
@@ -60,7 +60,8 @@ class Considered:
         keys = [case.key for case in self.cases]
         sentences = [told(self.order, case, keys) for case in self.cases]
         sentences += [f"{each.step}: {each.message}" for each in self.skipped]
-        return Prospect(tuple(sentences), asks=self.order.verb == "rerun" and any(case.is_finished for case in self.cases))
+        asks = self.order.verb == "rerun" and any(case.is_finished or moved_aside(case) for case in self.cases)
+        return Prospect(tuple(sentences), asks=asks)
 
 
 def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -> tuple[Done, ...]:
