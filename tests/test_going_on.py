@@ -313,6 +313,21 @@ def test_a_rerun_that_would_move_whole_epochs_aside_asks_and_once_it_is_taken_ba
     assert epochs(world) == ["epoch_0"]
 
 
+def test_a_rerun_of_what_is_told_to_go_on_moves_nothing_aside_before_a_person_wrote_otherwise(lab: Callable[[str], Lab]):
+    world = lab("")
+    until(world, Condition.QUEUED)
+    world.run_job()
+    until(world, Condition.DONE)
+    spell(world, "resume_from_checkpoint: False", "resume_from_checkpoint: True")
+    carry_out(world.scene(), Order("rerun", ("r/finetune",)), lambda prospect: True)
+    held = until(world, Condition.HELD).actions[0]
+    world.apply()
+    assert (held.reason.code, epochs(world), intents(world)) == ("CannotResume", ["epoch_0", "epoch_1", "epoch_2"], 1)
+    spell(world, "resume_from_checkpoint: True", "resume_from_checkpoint: False")
+    until(world, Condition.QUEUED)
+    assert (epochs(world), intents(world)) == ([], 2)
+
+
 def test_a_smaller_batch_begins_anew_where_the_run_had_gone_on(lab: Callable[[str], Lab]):
     world = lab("resume: true\nshrink_batch: true\n")
     until(world, Condition.QUEUED)
