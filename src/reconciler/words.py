@@ -198,7 +198,8 @@ def _write_learned(ledger: Ledger, seen: Pass, keys: Collection[str]) -> None:
 def release_experiment(
     scene: Scene, why: str = "", confirm: Callable[[Prospect], bool] = lambda prospect: True
 ) -> tuple[Done, ...]:
-    """Let submissions go on after a wave of failures or a failed canary, on a disk that was full, to nodes that failed jobs.
+    """Let submissions go on after a wave of failures or a canary that failed or is held, on a disk that was full, to nodes that
+    failed jobs.
 
     Raises ClusterUnreachable as every word.
     """
@@ -213,15 +214,17 @@ def release_experiment(
         ledger = Ledger(directory, scene.clock)
         _write_learned(ledger, seen, [step.key for step in seen.desired.steps])
         ledger.append("release", user=scene.user, why=why)
-    return (Done("", f"submissions go on, although {lifted}; a failed step stays so until it is released itself"),)
+    return (Done("", f"submissions go on, although {lifted}; a failed or held step stays so until it is released itself"),)
 
 
 def _what_it_lifts(plan: Plan) -> Iterator[str]:
-    """What failed and stops the submissions of others, or sends them elsewhere."""
+    """What failed, or is held, and stops the submissions of others, or sends them elsewhere."""
     if plan.wave:
         yield f"{', '.join(plan.wave)} failed"
     elif "CanaryFailed" in plan.stopped_by:
         yield "the first step failed"
+    elif "CanaryHeld" in plan.stopped_by:
+        yield "the first step is held"
     if "DiskQuota" in plan.stopped_by:
         yield "a disk was full"
     if plan.avoided:
