@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from fake_slurm.site import Site
 from fake_slurm.wire import Wire
 from reconciler.disk import RealDisk
 from reconciler.experiment.settings import read_settings
+from reconciler.handover import accept_identity
 from reconciler.ledger import Ledger
 from reconciler.loop import Pass, Scene, preview, run_pass
 from reconciler.model import Condition, Verb
@@ -326,6 +328,54 @@ def test_a_rerun_of_what_is_told_to_go_on_moves_nothing_aside_before_a_person_wr
     spell(world, "resume_from_checkpoint: True", "resume_from_checkpoint: False")
     until(world, Condition.QUEUED)
     assert (epochs(world), intents(world)) == ([], 2)
+
+
+def copied(lab: Lab) -> tuple[Lab, list[str]]:
+    """A copy with an output directory of its own, and what was told of it."""
+    copy = object.__new__(Lab)
+    copy.experiment, copy.cluster, copy.started = lab.experiment.with_name("copy"), Cluster(Site(), lab.cluster.now), []
+    shutil.copytree(lab.experiment, copy.experiment)
+    for path in (copy.config, copy.experiment / "experiment_summary.md", *copy.experiment.glob("r/eval/*.slurm")):
+        path.write_text(path.read_text().replace(f"ck-outputs/{lab.experiment.name}", "ck-outputs/copy"))
+    return copy, [done.message for done in accept_identity(copy.scene(), "copied")]
+
+
+@pytest.mark.parametrize("setting", ["resume", "shrink_batch"])
+def test_a_copy_takes_our_edits_of_the_original_back_and_says_so(lab: Callable[[str], Lab], setting: str):
+    world = lab(f"{setting}: true\n")
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    if setting == "resume":
+        world.run_job(State.TIMEOUT, epochs=1)
+        until(world, Condition.QUEUED)
+    else:
+        for _ in range(2):
+            fails_for_want_of_gpu_memory(world)
+            until(world, Condition.QUEUED)
+    world.cluster.finish(world.job().id, state=State.NODE_FAIL)
+    edited = world.config.read_text()
+    back = {"resume": "resume_from_checkpoint True → False", "shrink_batch": "batch_size 1 → 4"}[setting]
+    copy, told = copied(world)
+    assert any(f"is taken back by the first submission ({back})" in line for line in told)
+    (first,) = preview(copy.scene()).actions
+    assert (first.reason.code, f"finetune.yaml: {back}" in first.changes) == ("NotStarted", True)
+    until(copy, Condition.QUEUED)
+    assert copy.config.read_text() == before.replace(f"ck-outputs/{world.experiment.name}", "ck-outputs/copy")
+    assert Ledger(copy.experiment, time.time).memory().of("r/finetune").edits == ()
+    assert world.config.read_text() == edited
+
+
+def test_what_a_person_wrote_in_a_copy_over_our_edit_stays(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.QUEUED)
+    world.cluster.finish(world.job().id, state=State.NODE_FAIL)
+    copy, _ = copied(world)
+    spell(copy, "batch_size: 2", "batch_size: 8")
+    written = copy.config.read_text()
+    until(copy, Condition.QUEUED)
+    assert copy.config.read_text() == written
 
 
 def test_a_smaller_batch_begins_anew_where_the_run_had_gone_on(lab: Callable[[str], Lab]):

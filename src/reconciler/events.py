@@ -139,7 +139,7 @@ _THINGS: Mapping[Form, str] = {
     _or_none(_is_seconds): "newest",
     _is_count: "attempt from_epoch",
     _is_size: "bytes",
-    _is_flag: "by_hand by_person held kept",
+    _is_flag: "by_hand by_person copied held kept",
     _is_job: "job",
     _is_ask: "ask",
     _list_of(_is_count): "epochs",
@@ -197,7 +197,7 @@ KINDS: Mapping[str, Kind] = {
     "placed": _kind("step attempt placement", "user why"),
     # of a step
     "done": _kind("step definition", "meaning inputs evidence by_person user why"),
-    "edited": _kind("step path key before after"),
+    "edited": _kind("step path key before after", "copied"),
     "unedited": _kind("step key after"),
     "moved": _kind("step path to"),
     "hold": _kind("step", "user why"),

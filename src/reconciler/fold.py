@@ -199,7 +199,8 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
         return replace(step, done=done, word=standing, attempts=step.attempts if by_person else _with_result(step))
     if kind == "edited":
-        edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order, at=float(event["at"]))
+        place = 0 if event.get("copied") else order
+        edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=place, at=float(event["at"]))
         return replace(step, edits=_edited(step.edits, edit))
     if kind == "unedited":
         return replace(step, edits=unedited(step.edits, event["key"], event["after"]))

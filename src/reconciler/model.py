@@ -57,8 +57,8 @@ class Sign:
 class Edit:
     """One top-level value of a run's configuration, as it is and as it shall be, in the file's own spelling (None: no such key).
 
-    ``via`` are values that we gave it in between, ``order`` is its place in the ledger, and ``at`` when (epoch s), once
-    it was made.
+    ``via`` are values that we gave it in between, ``order`` is its place in the ledger (0: it was made in the original of a copy,
+    where it is no word on what the copy trains), and ``at`` when (epoch s), once it was made.
     """
 
     path: Path

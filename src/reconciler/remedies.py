@@ -183,7 +183,7 @@ def _resumes_by_itself(step: Step, memory: StepMemory) -> bool:
 
 
 def _reverts(step: Step, memory: StepMemory, *, resumes: bool) -> tuple[Edit, ...]:
-    """What we edited and a rerun takes back; and resuming, where nothing is resumed."""
+    """What we edited and a rerun, or a copy, takes back; and resuming, where nothing is resumed."""
     key = _key_of(step.resume)
     gone = [edit for edit in memory.edits if edit not in _in_force(memory) or edit.key == key]
     back = tuple(_back(step, edit, edit.before) for edit in gone if not (resumes and edit.key == key))
