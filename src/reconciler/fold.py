@@ -193,8 +193,9 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         word = _word("accept", order, event) if by_person else None
         inputs = dict(event.get("inputs", {}))
         definition = event["definition"]
-        generation = step.done.generation if by_person and step.done is not None else definition
-        done = Done(definition, order, by_person, evidence, event.get("meaning", {}), word, inputs, generation)
+        made = step.done if by_person else None
+        generation, made_from = (made.generation, made.made_from) if made is not None else (definition, inputs)
+        done = Done(definition, order, by_person, evidence, event.get("meaning", {}), word, inputs, generation, made_from)
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
         standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
         return replace(step, done=done, word=standing, attempts=step.attempts if by_person else _with_result(step))

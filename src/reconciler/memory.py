@@ -121,8 +121,8 @@ def unedited(edits: tuple[Edit, ...], key: str, now: str | None) -> tuple[Edit, 
 class Done:
     """A step's result, once verified (or accepted by a person), under which definition and by which files.
 
-    ``generation`` is the definition that it was really made from: a person's word may let it stand under another one, and what
-    was made from it stays so.
+    ``generation`` is the definition that it was really made from, ``made_from`` the inputs: a person's word may let it stand
+    under others, and what was made from it stays so.
     """
 
     definition: str
@@ -133,6 +133,11 @@ class Done:
     word: Word | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     generation: str = ""
+    made_from: Mapping[str, str] = field(default_factory=dict)
+
+    def is_of(self, definition: str) -> bool:
+        """True where it stands under this definition, or was made from it."""
+        return definition in (self.definition, self.generation)
 
 
 @dataclass(frozen=True)
@@ -250,6 +255,12 @@ class StepMemory:
         if self.rerun is None or self.done is not None or any(a.order > self.rerun.order for a in self.attempts):
             return None
         return self.rerun.replaced
+
+    @property
+    def last_result(self) -> Done | None:
+        """Its result, or the last one that a rerun gave up; None where it never had one."""
+        before = self.rerun.replaced if self.rerun is not None else None
+        return self.done or (before.last_result if before is not None else None)
 
     def word_against(self, attempt: Attempt) -> Word | None:
         """The ``cancel`` or ``rerun`` by which a job of this attempt, should it be live, is to be cancelled. One that a person
