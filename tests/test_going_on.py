@@ -182,6 +182,68 @@ def test_more_memory_is_asked_of_slurm_itself(lab: Callable[[str], Lab]):
     assert world.job().request.memory == 2048
 
 
+def out_of_memory(lab: Lab) -> None:
+    """One attempt failed for want of memory, and the next one, which asks for more, is in the queue."""
+    script = lab.config.parent / "finetune.slurm"
+    script.write_text(script.read_text().replace("#SBATCH --ntasks=1", "#SBATCH --ntasks=1\n#SBATCH --mem=1G"))
+    until(lab, Condition.QUEUED)
+    lab.cluster.finish(lab.job().id, state=State.OUT_OF_MEMORY)
+    until(lab, Condition.QUEUED)
+    assert lab.job().request.memory == 2048
+
+
+def say(lab: Lab, verb: str) -> tuple[Prospect, str]:
+    """What a word was about to do, and what it answered."""
+    heard: list[Prospect] = []
+    (done,) = carry_out(lab.scene(), Order(verb, ("r/finetune",)), lambda prospect: heard.append(prospect) or True)
+    return heard[0], done.message
+
+
+@pytest.mark.parametrize("ends", [State.OUT_OF_MEMORY, State.NODE_FAIL])
+def test_a_hold_that_is_released_leaves_what_was_raised_and_counted_as_it_was(lab: Callable[[str], Lab], ends: State):
+    world = lab("mem: {factor: 2, max: 8G}\n")
+    out_of_memory(world)
+    world.cluster.finish(world.job().id, state=ends)
+    until(world, Condition.VERIFYING)
+    world.cluster.advance(5)
+    before = preview(world.scene()).actions
+    say(world, "hold")
+    until(world, Condition.HELD)
+    told, answer = say(world, "release")
+    assert (answer, told.asks) == ("released; goes on as before it was held", False)
+    assert preview(world.scene()).actions == before
+    until(world, Condition.QUEUED)
+    assert world.job().request.memory == {State.OUT_OF_MEMORY: 4096, State.NODE_FAIL: 2048}[ends]
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_release_that_takes_back_more_memory_says_so(lab: Callable[[str], Lab], is_held: bool):
+    world = lab("mem: {factor: 2, max: 2G}\n")
+    out_of_memory(world)
+    world.cluster.finish(world.job().id, state=State.OUT_OF_MEMORY)
+    until(world, Condition.FAILED)
+    if is_held:
+        say(world, "hold")
+    told, answer = say(world, "release")
+    for text in (told.sentences[0], answer):
+        assert "--mem=2048M of attempt 2 counts no more, but what its script asks for" in text
+    until(world, Condition.QUEUED)
+    assert world.job().request.memory == 1024
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_release_that_moves_whole_epochs_aside_asks_first(lab: Callable[[str], Lab], resume: bool):
+    world = lab("")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    until(world, Condition.FAILED)
+    settle_on(world, f"resume: {str(resume).lower()}\n")
+    told, answer = say(world, "release")
+    assert (told.asks, "1 whole epoch with it" in told.sentences[0], "1 whole epoch with it" in answer) == (not resume,) * 3
+    until(world, Condition.QUEUED)
+    assert epochs(world) == (["epoch_0"] if resume else [])
+
+
 # --- what cannot be edited, and what a person said of it -----------------------------------------------
 
 

@@ -139,7 +139,7 @@ _THINGS: Mapping[Form, str] = {
     _or_none(_is_seconds): "newest",
     _is_count: "attempt from_epoch",
     _is_size: "bytes",
-    _is_flag: "by_hand by_person copied held kept",
+    _is_flag: "by_hand by_person copied held hold_only kept",
     _is_job: "job",
     _is_ask: "ask",
     _list_of(_is_count): "epochs",
@@ -176,7 +176,7 @@ KINDS: Mapping[str, Kind] = {
     "rename-ended": _kind("old new"),
     "pruned": _kind("job", "user why"),
     # of the one or of a step
-    "release": _kind("", "step user why"),
+    "release": _kind("", "step hold_only user why"),
     # of one attempt of a step
     "intent": _kind("step attempt name", f"begins held options from_epoch {_DEFINED}"),
     "adopted": _kind("step attempt name job", f"begun by_hand {_DEFINED}"),

@@ -209,7 +209,7 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         word = _kept_why(_word(kind, order, event), step.word)
         return replace(step, word=word, cancelled=order if kind == "cancel" else step.cancelled)
     if kind == "release":
-        return replace(step, word=None, released=order)
+        return replace(step, word=None, released=step.released if event.get("hold_only") else order)
     if kind == "free":
         before = step.freed or Freed(frozenset(), 0, _word(kind, order, event))
         epochs = before.epochs | {int(epoch) for epoch in event["epochs"]}

@@ -221,7 +221,8 @@ class Freed:
 @dataclass(frozen=True)
 class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
-    person's last ``release`` or ``rerun``. What was submitted before ``cancelled``, the last ``cancel``, was cancelled by us.
+    person's last ``rerun``, or ``release`` of more than a hold. What was submitted before ``cancelled``, the last ``cancel``, was
+    cancelled by us.
     Attempts up to ``taken`` were made under this key by a run that has another name now.
     ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them. ``edits`` are those of the run's configuration
     that we set out to make and neither took back nor found gone (``remember_edits``)."""
