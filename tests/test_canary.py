@@ -87,6 +87,26 @@ def release(at=NOW - 1):
             id="it was refused",
         ),
         pytest.param(
+            {"events": [*submitted(A), event("hold", A, NOW - 9)], "queue": (job(A, Phase.QUEUED, held=True),)},
+            ["HeldByPerson", "CanaryHeld", "CanaryHeld"],
+            id="it is held in the queue",
+        ),
+        pytest.param(
+            {"events": [*submitted(A), event("hold", A, NOW - 9), release()], "queue": (job(A, Phase.QUEUED, held=True),)},
+            ["HeldByPerson", "NotStarted", "NotStarted"],
+            id="it is held in the queue, and the experiment was released",
+        ),
+        pytest.param(
+            {"events": [*submitted(A), release(), event("hold", A, NOW - 9)], "queue": (job(A, Phase.QUEUED, held=True),)},
+            ["HeldByPerson", "CanaryHeld", "CanaryHeld"],
+            id="it was held after the experiment was released",
+        ),
+        pytest.param(
+            {"events": [*submitted(A), release()], "queue": (job(A, Phase.QUEUED),)},
+            ["JobQueued", "Canary", "Canary"],
+            id="a release does not outrun a job that goes on",
+        ),
+        pytest.param(
             {"events": [event("hold", A, NOW - 9)]},
             ["HeldByPerson", "NotStarted", "Canary"],
             id="a step that is held is not first",

@@ -20,8 +20,9 @@ EXAMPLES = {
     **dict.fromkeys(FORMS, "text"), "after": None, "ask": {"gpus": 1, "seconds": 60.0, "where": ""}, "at": 5.0, "attempt": 1,
     "batch": {"batch_size": "4"},
     "before": "4", "begins": 6, "begun": None, "by_hand": True, "by_person": False, "bytes": 10, "cells": {"a|||Status": "HELD"},
+    "copied": True,
     "ended": 9.5, "environment": {"HOME": True}, "epochs": [0, 1], "evidence": [{"path": "/x", "size": 1, "mtime_ns": 2}],
-    "from_epoch": 1, "held": False, "inputs": {"checkpoint": "a"}, "job": "101", "kept": True, "meaning": {"lr": "1"},
+    "from_epoch": 1, "held": False, "hold_only": True, "inputs": {"checkpoint": "a"}, "job": "101", "kept": True, "meaning": {"lr": "1"},
     "newest": 7.0, "options": {"mem": "8G"}, "started": 5, "states": {"a/finetune": "HELD"}, "step": "a/finetune", "until": 99.0,
 }  # fmt: skip
 

@@ -136,6 +136,10 @@ def test_a_release_and_a_rerun_take_back_what_was_said_before():
     before = [{"event": "done", "definition": "d"}, {"event": "hold"}]
     released = step(*before, {"event": "release"})
     assert (released.word, released.released, released.done) == (None, 3, Done("d", 1, generation="d"))
+    assert (
+        step(*before, {"event": "release", "hold_only": True}).word,
+        step({"event": "release", "hold_only": True}).released,
+    ) == (None, 0)
     rerun = step(*before, {"event": "rerun", "newest": 17.0})
     assert (rerun.word, rerun.released, rerun.done, rerun.rerun) == (
         None,
@@ -143,7 +147,7 @@ def test_a_release_and_a_rerun_take_back_what_was_said_before():
         None,
         Rerun(20.0, 3, 17.0, Word("rerun", 3, at=20.0), replaced=step(*before)),
     )
-    assert step({"event": "rerun"}).rerun == Rerun(20.0, 1, None, Word("rerun", 1, at=20.0))
+    assert step({"event": "rerun"}).rerun == Rerun(20.0, 1, None, Word("rerun", 1, at=20.0), replaced=StepMemory())
 
 
 def test_edits_of_a_configuration_are_remembered_from_their_first_value_to_their_last():

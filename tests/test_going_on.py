@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -20,11 +21,12 @@ from fake_slurm.site import Site
 from fake_slurm.wire import Wire
 from reconciler.disk import RealDisk
 from reconciler.experiment.settings import read_settings
+from reconciler.handover import accept_identity
 from reconciler.ledger import Ledger
 from reconciler.loop import Pass, Scene, preview, run_pass
 from reconciler.model import Condition, Verb
 from reconciler.tools import all_tools
-from reconciler.words import Order, carry_out
+from reconciler.words import Order, Prospect, carry_out
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SETTINGS = "stagger: 0s\nsettle: 0s\nbackoff: 0s\n"
@@ -180,6 +182,68 @@ def test_more_memory_is_asked_of_slurm_itself(lab: Callable[[str], Lab]):
     assert world.job().request.memory == 2048
 
 
+def out_of_memory(lab: Lab) -> None:
+    """One attempt failed for want of memory, and the next one, which asks for more, is in the queue."""
+    script = lab.config.parent / "finetune.slurm"
+    script.write_text(script.read_text().replace("#SBATCH --ntasks=1", "#SBATCH --ntasks=1\n#SBATCH --mem=1G"))
+    until(lab, Condition.QUEUED)
+    lab.cluster.finish(lab.job().id, state=State.OUT_OF_MEMORY)
+    until(lab, Condition.QUEUED)
+    assert lab.job().request.memory == 2048
+
+
+def say(lab: Lab, verb: str) -> tuple[Prospect, str]:
+    """What a word was about to do, and what it answered."""
+    heard: list[Prospect] = []
+    (done,) = carry_out(lab.scene(), Order(verb, ("r/finetune",)), lambda prospect: heard.append(prospect) or True)
+    return heard[0], done.message
+
+
+@pytest.mark.parametrize("ends", [State.OUT_OF_MEMORY, State.NODE_FAIL])
+def test_a_hold_that_is_released_leaves_what_was_raised_and_counted_as_it_was(lab: Callable[[str], Lab], ends: State):
+    world = lab("mem: {factor: 2, max: 8G}\n")
+    out_of_memory(world)
+    world.cluster.finish(world.job().id, state=ends)
+    until(world, Condition.VERIFYING)
+    world.cluster.advance(5)
+    before = preview(world.scene()).actions
+    say(world, "hold")
+    until(world, Condition.HELD)
+    told, answer = say(world, "release")
+    assert (answer, told.asks) == ("released; goes on as before it was held", False)
+    assert preview(world.scene()).actions == before
+    until(world, Condition.QUEUED)
+    assert world.job().request.memory == {State.OUT_OF_MEMORY: 4096, State.NODE_FAIL: 2048}[ends]
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_release_that_takes_back_more_memory_says_so(lab: Callable[[str], Lab], is_held: bool):
+    world = lab("mem: {factor: 2, max: 2G}\n")
+    out_of_memory(world)
+    world.cluster.finish(world.job().id, state=State.OUT_OF_MEMORY)
+    until(world, Condition.FAILED)
+    if is_held:
+        say(world, "hold")
+    told, answer = say(world, "release")
+    for text in (told.sentences[0], answer):
+        assert "--mem=2048M of attempt 2 counts no more, but what its script asks for" in text
+    until(world, Condition.QUEUED)
+    assert world.job().request.memory == 1024
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_release_that_moves_whole_epochs_aside_asks_first(lab: Callable[[str], Lab], resume: bool):
+    world = lab("")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    until(world, Condition.FAILED)
+    settle_on(world, f"resume: {str(resume).lower()}\n")
+    told, answer = say(world, "release")
+    assert (told.asks, "1 whole epoch with it" in told.sentences[0], "1 whole epoch with it" in answer) == (not resume,) * 3
+    until(world, Condition.QUEUED)
+    assert epochs(world) == (["epoch_0"] if resume else [])
+
+
 # --- what cannot be edited, and what a person said of it -----------------------------------------------
 
 
@@ -282,6 +346,98 @@ def test_resuming_switched_off_while_our_edit_stands_trains_over_nothing(lab: Ca
     assert (epochs(world), (world.output / "recipe_state").exists()) == ([], False)
     (kept,) = world.output.glob("moved-aside-*/epoch_0/adapter_model.pt")
     assert kept.stat().st_ino == whole
+
+
+def test_a_rerun_that_would_move_whole_epochs_aside_asks_and_once_it_is_taken_back_the_training_goes_on(
+    lab: Callable[[str], Lab],
+):
+    world = lab("resume: true\n")
+    until(world, Condition.QUEUED)
+    world.run_job(State.TIMEOUT, epochs=1)
+    until(world, Condition.VERIFYING)
+    world.cluster.advance(5)
+    before = preview(world.scene()).actions
+    asked: list[Prospect] = []
+    answer = carry_out(world.scene(), Order("rerun", ("r/finetune",)), lambda prospect: asked.append(prospect) or True)
+    assert (asked[0].asks, "1 whole epoch with it" in asked[0].sentences[0], "1 whole epoch with it" in answer[0].message) == (
+        True,
+        True,
+        True,
+    )
+    (anew,) = preview(world.scene()).actions
+    assert (anew.from_epoch, [path.name for path in anew.move_aside]) == (0, ["ck-out-r"])
+    carry_out(world.scene(), Order("hold", ("r/finetune",)), lambda prospect: True)
+    carry_out(world.scene(), Order("accept", ("r/finetune",)), lambda prospect: True)
+    until(world, Condition.HELD)
+    carry_out(world.scene(), Order("release", ("r/finetune",)), lambda prospect: True)
+    (goes_on,) = preview(world.scene()).actions
+    assert (goes_on.from_epoch, goes_on.move_aside) == (before[0].from_epoch, before[0].move_aside)
+    assert goes_on.from_epoch == 1
+    until(world, Condition.QUEUED)
+    assert epochs(world) == ["epoch_0"]
+
+
+def test_a_rerun_of_what_is_told_to_go_on_moves_nothing_aside_before_a_person_wrote_otherwise(lab: Callable[[str], Lab]):
+    world = lab("")
+    until(world, Condition.QUEUED)
+    world.run_job()
+    until(world, Condition.DONE)
+    spell(world, "resume_from_checkpoint: False", "resume_from_checkpoint: True")
+    carry_out(world.scene(), Order("rerun", ("r/finetune",)), lambda prospect: True)
+    held = until(world, Condition.HELD).actions[0]
+    world.apply()
+    assert (held.reason.code, epochs(world), intents(world)) == ("CannotResume", ["epoch_0", "epoch_1", "epoch_2"], 1)
+    spell(world, "resume_from_checkpoint: True", "resume_from_checkpoint: False")
+    until(world, Condition.QUEUED)
+    assert (epochs(world), intents(world)) == ([], 2)
+
+
+def copied(lab: Lab) -> tuple[Lab, list[str]]:
+    """A copy with an output directory of its own, and what was told of it."""
+    copy = object.__new__(Lab)
+    copy.experiment, copy.cluster, copy.started = lab.experiment.with_name("copy"), Cluster(Site(), lab.cluster.now), []
+    shutil.copytree(lab.experiment, copy.experiment)
+    for path in (copy.config, copy.experiment / "experiment_summary.md", *copy.experiment.glob("r/eval/*.slurm")):
+        path.write_text(path.read_text().replace(f"ck-outputs/{lab.experiment.name}", "ck-outputs/copy"))
+    return copy, [done.message for done in accept_identity(copy.scene(), "copied")]
+
+
+@pytest.mark.parametrize("setting", ["resume", "shrink_batch"])
+def test_a_copy_takes_our_edits_of_the_original_back_and_says_so(lab: Callable[[str], Lab], setting: str):
+    world = lab(f"{setting}: true\n")
+    before = world.config.read_text()
+    until(world, Condition.QUEUED)
+    if setting == "resume":
+        world.run_job(State.TIMEOUT, epochs=1)
+        until(world, Condition.QUEUED)
+    else:
+        for _ in range(2):
+            fails_for_want_of_gpu_memory(world)
+            until(world, Condition.QUEUED)
+    world.cluster.finish(world.job().id, state=State.NODE_FAIL)
+    edited = world.config.read_text()
+    back = {"resume": "resume_from_checkpoint True → False", "shrink_batch": "batch_size 1 → 4"}[setting]
+    copy, told = copied(world)
+    assert any(f"is taken back by the first submission ({back})" in line for line in told)
+    (first,) = preview(copy.scene()).actions
+    assert (first.reason.code, f"finetune.yaml: {back}" in first.changes) == ("NotStarted", True)
+    until(copy, Condition.QUEUED)
+    assert copy.config.read_text() == before.replace(f"ck-outputs/{world.experiment.name}", "ck-outputs/copy")
+    assert Ledger(copy.experiment, time.time).memory().of("r/finetune").edits == ()
+    assert world.config.read_text() == edited
+
+
+def test_what_a_person_wrote_in_a_copy_over_our_edit_stays(lab: Callable[[str], Lab]):
+    world = lab("shrink_batch: true\n")
+    until(world, Condition.QUEUED)
+    fails_for_want_of_gpu_memory(world)
+    until(world, Condition.QUEUED)
+    world.cluster.finish(world.job().id, state=State.NODE_FAIL)
+    copy, _ = copied(world)
+    spell(copy, "batch_size: 2", "batch_size: 8")
+    written = copy.config.read_text()
+    until(copy, Condition.QUEUED)
+    assert copy.config.read_text() == written
 
 
 def test_a_smaller_batch_begins_anew_where_the_run_had_gone_on(lab: Callable[[str], Lab]):

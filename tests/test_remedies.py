@@ -13,7 +13,7 @@ from reconciler.config_edit import draft_edits, make_edits
 from reconciler.errors import DiskUnreadable, PermanentError
 from reconciler.fold import fold
 from reconciler.model import Action, Condition, Edit, Outputs, OutputState, Policy, Raise, Reason, Step, Verb, Written
-from worlds import NOW, TORN, decide, ended, event, finetune, name_of, plan_for
+from worlds import ABSENT, NOW, TORN, decide, ended, event, finetune, name_of, plan_for
 
 CONFIG = Path("/exp/a/finetune.yaml")
 
@@ -240,6 +240,18 @@ def test_a_name_that_the_trainer_would_take_for_an_epoch_holds_what_would_go_on_
 def test_what_is_to_be_set_to_begin_anew_is_what_asks_for_going_on(resume: bool, by_itself: str, way: str):
     odd = replace(left(2), in_the_way="/scratch/a/epoch_9_old would be taken for an epoch")
     assert way in after(failed("NodeFailure"), odd, standing(resume=by_itself), resume=resume).reason.message
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize("events", [[], failed("NodeFailure")])
+def test_a_configuration_that_asks_for_going_on_where_there_is_nothing_is_held(events: list[dict[str, Any]], resume: bool):
+    outputs = left(0) if events else ABSENT
+    action = after(events, outputs, standing(resume="True"), resume=resume)
+    assert (action.verb, action.condition, action.reason.code) == (Verb.HOLD, Condition.HELD, "CannotResume")
+    assert "finetune.yaml says `resume_from_checkpoint: True`" in action.reason.message
+    assert "set it to False to begin anew" in action.reason.message
+    assert action.move_aside == ()
+    assert after(events, outputs, resume=resume).verb is Verb.SUBMIT
 
 
 def test_a_configuration_that_resumes_by_itself_asks_for_no_retry_after_a_time_limit():

@@ -84,6 +84,14 @@ def test_a_renaming_is_told_by_explain_with_both_names(done):
     jsonschema.validate(explained(preview(done.scene), "c/finetune"), schema("explanation"))
 
 
+def test_a_renaming_is_told_of_the_run_by_all_its_names_and_of_no_other_run(done):
+    say_rename(done)
+    say_rename(done, "c", "d")
+    told = explained(preview(done.scene), "d/finetune")["words"]
+    assert [word["about"] for word in told if word["verb"] == "rename"] == ["a → c", "c → d"]
+    assert "rename" not in explain_text(preview(done.scene), "b/finetune")
+
+
 def test_a_renaming_is_undone_by_its_opposite(done):
     before = done.document.read_bytes()
     say_rename(done)

@@ -137,6 +137,36 @@ def test_what_was_made_from_a_checkpoint_is_of_its_last_result_and_not_of_what_i
     assert "older version of its checkpoint" in preview(lab.scene).plan.of(EVALUATIONS[0]).reason.message
 
 
+def test_what_was_made_from_a_checkpoint_stays_done_until_there_is_a_newer_one(lab):  # noqa: F811
+    _converge(lab)
+    script = lab.directory / "a" / "finetune.slurm"
+    script.write_text(script.read_text() + "# and more\n")
+    lab.run()
+    order(lab, "rerun", "a/finetune")
+    for _ in range(2):
+        assert lab.conditions()[EVALUATIONS[0]] is Condition.DONE
+        lab.run()
+    order(lab, "rerun", "a/finetune", now=True)
+    lab.run()
+    assert lab.conditions()[EVALUATIONS[0]] is Condition.DONE
+    lab.finish("a/finetune")
+    lab.run()
+    assert lab.conditions()[EVALUATIONS[0]] is Condition.DRIFTED
+
+
+@pytest.mark.parametrize(("key", "file"), [("a/finetune", "a/finetune.slurm"), (EVALUATIONS[0], "task.py")])
+def test_what_was_accepted_by_mistake_is_done_once_it_is_put_back(evaluated, key, file):
+    path = evaluated.directory / file
+    before = path.read_text()
+    path.write_text(before + "# and more\n")
+    order(evaluated, "accept", key)
+    assert evaluated.conditions()[key] is Condition.DONE
+    path.write_text(before)
+    assert evaluated.conditions()[key] is Condition.DONE
+    path.write_text(before + "# and other things\n")
+    assert evaluated.conditions()[key] is Condition.DRIFTED
+
+
 def test_a_fine_tune_that_drifted_while_it_ran_is_never_done_for_a_pass_and_nothing_follows_it(lab):  # noqa: F811
     key, script = "a/finetune", lab.directory / "a" / "finetune.slurm"
     tools = {name: _WithScript(tool.stage) for name, tool in lab.scene.tools.items()}

@@ -334,7 +334,7 @@ def test_rerun_remembers_when_what_it_replaces_was_written(queued):
     finished(queued)
     written_at = (queued.directory / "a" / "out" / "finetune" / "result").stat().st_mtime
     (answer,) = order(queued, "rerun", A)
-    assert answer == Deed(A, "the next pass submits it again")
+    assert answer == Deed(A, "the next pass submits it again; until then `accept` takes that back")
     order(queued, "release", EVAL)
     order(queued, "rerun", B, now=True)
     assert [e["newest"] for e in written(queued, "rerun")] == [written_at, None]
@@ -833,6 +833,18 @@ def test_releasing_the_experiment_lifts_a_failed_canary_also_in_a_pause(lab, is_
     resume(lab.scene, "", lambda prospect: True)
     lab.run()
     assert lab.conditions()[B] is Condition.QUEUED
+
+
+def test_releasing_the_experiment_goes_on_without_a_canary_that_is_held_in_the_queue(lab):
+    lab.policy = replace(lab.policy, canary=600.0)
+    lab.run()
+    order(lab, "hold", A)
+    assert code(lab, B) == "CanaryHeld"
+    (answer,) = release_experiment(lab.scene)
+    assert "although the first step is held" in answer.message
+    lab.run()
+    assert (lab.conditions()[A], lab.conditions()[B]) == (Condition.HELD, Condition.QUEUED)
+    assert lab.cluster.jobs[job_of(lab, A)].held
 
 
 def test_where_no_failures_stop_submissions_there_is_nothing_to_release(queued):

@@ -504,7 +504,7 @@ def test_the_table_is_whole():
 
 OPPOSITES = [
     *(("hold", "release", made) for made in (not_started, queued, running, by_hand, ambiguous, several, unconfirmed, blocked)),
-    *(("rerun", "accept", made) for made in (done, drifted)),
+    *(("rerun", "accept", made) for made in (not_started, held, failed, verifying, ended, done, drifted)),
     *(("pause", "resume", made) for made in CONDITIONS if made not in (orphan, unknown, paused)),
 ]
 
@@ -517,6 +517,26 @@ def test_a_word_and_its_opposite_leave_jobs_and_results_as_they_were(world, verb
     say(world, verb)
     say(world, opposite)
     assert (jobs_of(world), stands(world), result_of(world)) == before
+
+
+@pytest.mark.parametrize("condition", [queued, held_queued])
+def test_of_a_rerun_that_is_taken_back_the_cancelled_job_is_all_that_is_left(world, condition):
+    condition(world)
+    say(world, "rerun")
+    say(world, "accept")
+    for _ in range(3):
+        world.run()
+    expected = {queued: ("CANCELLED, PENDING", "Queued"), held_queued: ("CANCELLED", "Held")}
+    assert (jobs_of(world), stands(world)) == expected[condition]
+
+
+@pytest.mark.parametrize(("verb", "expected"), [("hold", "Held"), ("cancel", "Held"), ("release", "Waiting")])
+def test_what_is_said_after_a_rerun_stands_when_that_is_taken_back_and_makes_no_result(world, verb, expected):
+    failed(world)
+    say(world, "rerun")
+    say(world, verb)
+    say(world, "accept")
+    assert (jobs_of(world), stands(world), result_of(world)) == ("FAILED", expected, "torn")
 
 
 @pytest.mark.parametrize("passes", [0, 1, 4])

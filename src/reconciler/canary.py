@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from reconciler.failures import CANCELLED
 from reconciler.limits import Gate
 from reconciler.memory import Attempt, StepMemory
-from reconciler.model import CANARY_FAILED, Action, Condition, Desired, Job, Phase, Reason, Stage, Step
+from reconciler.model import CANARY_FAILED, CANARY_HELD, Action, Condition, Desired, Job, Phase, Reason, Stage, Step
 from reconciler.situation import Ownership
 
 
@@ -43,14 +43,14 @@ class Canary:
             return None
         action = self._facts.decided[first]
         if action.condition.needs_person:
-            outcomes = _outcomes(self._facts.known[first])
-            if outcomes and self._facts.known[step.key].released > outcomes[-1]:
+            is_live = any(job.is_live for job in self._facts.ours.of(first))
+            if self._facts.known[step.key].released > _last_news(self._facts.known[first], is_live):
                 return None  # a person has looked, and wants this one to go
             message = (
                 f"{first} went first, alone, and needs you ({action.reason.code}); release it, or this step to go on without it, "
                 "or all by releasing the experiment, naming no step"
             )
-            return Gate(Reason(CANARY_FAILED, message))
+            return Gate(Reason(CANARY_HELD if is_live else CANARY_FAILED, message))
         message = f"{first} goes first, alone; the others follow when it has run for {_minutes(self._seconds)} or is done"
         return Gate(Reason("Canary", message), needs_person=False)
 
@@ -78,8 +78,15 @@ def _first(facts: Facts, stage: Stage, seconds: float, now: float) -> str:
         return _NOBODY
     if len(begun) > 1 or any(_has_run(job, seconds, now) for job in live[begun[0]]):
         return _FREE
-    outcomes = _outcomes(facts.known[begun[0]])
-    return begun[0] if live[begun[0]] or outcomes[-1] > facts.released else _FREE
+    first, is_live = begun[0], bool(live[begun[0]])
+    goes_on = is_live and not facts.decided[first].condition.needs_person
+    return first if goes_on or _last_news(facts.known[first], is_live) > facts.released else _FREE
+
+
+def _last_news(memory: StepMemory, is_live: bool) -> int:
+    """The place in the ledger of what became of a step last; what a person says of it later is news while it has a job."""
+    word = memory.word.order if is_live and memory.word is not None else 0
+    return max([word, *_outcomes(memory)])
 
 
 def _outcomes(memory: StepMemory) -> list[int]:

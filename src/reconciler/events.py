@@ -139,7 +139,7 @@ _THINGS: Mapping[Form, str] = {
     _or_none(_is_seconds): "newest",
     _is_count: "attempt from_epoch",
     _is_size: "bytes",
-    _is_flag: "by_hand by_person held kept",
+    _is_flag: "by_hand by_person copied held hold_only kept",
     _is_job: "job",
     _is_ask: "ask",
     _list_of(_is_count): "epochs",
@@ -176,7 +176,7 @@ KINDS: Mapping[str, Kind] = {
     "rename-ended": _kind("old new"),
     "pruned": _kind("job", "user why"),
     # of the one or of a step
-    "release": _kind("", "step user why"),
+    "release": _kind("", "step hold_only user why"),
     # of one attempt of a step
     "intent": _kind("step attempt name", f"begins held options from_epoch {_DEFINED}"),
     "adopted": _kind("step attempt name job", f"begun by_hand {_DEFINED}"),
@@ -197,7 +197,7 @@ KINDS: Mapping[str, Kind] = {
     "placed": _kind("step attempt placement", "user why"),
     # of a step
     "done": _kind("step definition", "meaning inputs evidence by_person user why"),
-    "edited": _kind("step path key before after"),
+    "edited": _kind("step path key before after", "copied"),
     "unedited": _kind("step key after"),
     "moved": _kind("step path to"),
     "hold": _kind("step", "user why"),

@@ -205,13 +205,15 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         word = _word("accept", order, event) if by_person else None
         inputs = dict(event.get("inputs", {}))
         definition = event["definition"]
-        generation = step.done.generation if by_person and step.done is not None else definition
-        done = Done(definition, order, by_person, evidence, event.get("meaning", {}), word, inputs, generation)
+        made = step.done if by_person else None
+        generation, made_from = (made.generation, made.made_from) if made is not None else (definition, inputs)
+        done = Done(definition, order, by_person, evidence, event.get("meaning", {}), word, inputs, generation, made_from)
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
         standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
         return replace(step, done=done, word=standing, attempts=step.attempts if by_person else _with_result(step))
     if kind == "edited":
-        edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=order, at=float(event["at"]))
+        place = 0 if event.get("copied") else order
+        edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=place, at=float(event["at"]))
         return replace(step, edits=_edited(step.edits, edit))
     if kind == "unedited":
         return replace(step, edits=unedited(step.edits, event["key"], event["after"]))
@@ -219,7 +221,7 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         word = _kept_why(_word(kind, order, event), step.word)
         return replace(step, word=word, cancelled=order if kind == "cancel" else step.cancelled)
     if kind == "release":
-        return replace(step, word=None, released=order)
+        return replace(step, word=None, released=step.released if event.get("hold_only") else order)
     if kind == "free":
         before = step.freed or Freed(frozenset(), 0, _word(kind, order, event))
         epochs = before.epochs | {int(epoch) for epoch in event["epochs"]}
@@ -229,13 +231,28 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
     if kind == "freed" and step.freed is not None:
         return replace(step, freed=replace(step.freed, is_over=True))
     if kind == "rerun":
-        replaced = step if step.done is not None else step.given_up
-        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event), replaced)
+        rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event), step.given_up or step)
         return replace(step, word=None, released=order, done=None, rerun=rerun, freed=None)
     if kind == "restored" and step.given_up is not None:
-        then = step.given_up
-        return replace(step, done=then.done, word=then.word, rerun=then.rerun, freed=then.freed)
+        return _restored(step, step.given_up)
     return step
+
+
+def _restored(step: StepMemory, then: StepMemory) -> StepMemory:
+    """A rerun taken back: as ``then``. Of a step without a result, what a person said of it since stands. A job that the rerun
+    had us cancel was cancelled by us all the same."""
+    assert step.rerun is not None
+    is_released = step.released > step.rerun.order
+    is_newer = then.done is None and (is_released or step.word is not None)
+    return replace(
+        step,
+        done=then.done,
+        word=step.word if is_newer else then.word,
+        released=step.released if is_released else then.released,
+        rerun=then.rerun,
+        freed=then.freed,
+        cancelled=max(step.cancelled, step.rerun.order),
+    )
 
 
 def _with_result(step: StepMemory) -> tuple[Attempt, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from reconciler.act import move_aside
@@ -38,6 +39,7 @@ def accept_identity(
 
     ``jobs_gone`` is a person's word that every job which is not known to have ended has: their steps count as cancelled. A copy
     starts without memory, for what the ledger tells of jobs belongs to the original; the old ledger is kept beside the new one.
+    Our edits of configurations alone stay in writing, so that they are not taken for a person's.
     Raises UsageError where there is nothing to accept, and where jobs may be live that nobody here can see.
     """
     desired = load(scene.experiment, scene.tools, scene.disk)
@@ -62,6 +64,7 @@ def accept_identity(
         if what == "copied":
             move_aside(ledger.path, scene.clock())
             ledger = Ledger(desired.directory, scene.clock)
+            _keep_edits(ledger, desired, memory)
         gone = _close(ledger, scene, opened) if jobs_gone else ()
         kept = memory.environment if what == "moved" else environment
         facts = {"cluster": known.cluster, "path": known.path, "user": known.user}
@@ -150,4 +153,19 @@ def _told_of_copy(desired: Desired, memory: Memory) -> tuple[str, ...]:
             raise UsageError(f"{step.key}: {message}; give the copy an output directory of its own")
         if of_original:
             told.append(f"warning: {step.key} has the output directory of the original, {step.output_dir}")
+        for edit in memory.of(step.key).edits:
+            if edit.key in step.written and step.written[edit.key].text == edit.after:
+                back = f"{edit.key} {edit.after} → {edit.before or '(none)'}"
+                told.append(f"{step.key}: the original's edit of {step.config} is taken back by the first submission ({back})")
     return tuple(told)
+
+
+def _keep_edits(ledger: Ledger, desired: Desired, memory: Memory) -> None:
+    """What we changed in the original's configurations, from each value to the next; of what a person has changed since, the next
+    pass sees that it is theirs."""
+    for key, of_step in memory.steps.items():
+        step = desired.step(key)
+        for edit in of_step.edits:
+            path = step.resume.path if step is not None and step.resume is not None else edit.path
+            for before, after in pairwise((edit.before, *edit.via, edit.after)):
+                ledger.append("edited", step=key, path=str(path), key=edit.key, before=before, after=after, copied=True)

@@ -60,9 +60,11 @@ def is_given_up(s: Situation) -> bool:
 def _is_done(s: Situation) -> Action | None:
     """First, so that a finished step costs nothing and survives the loss of everything else."""
     done = s.memory.done
-    if done is None or done.definition != s.step.definition or outdated_inputs(done, s.step) or s.live:
+    if done is None or not done.is_of(s.step.definition) or outdated_inputs(done, s.step) or s.live:
         return None
     how = _accepted(done.word) if done.by_person else "its outputs were verified"
+    if done.definition != s.step.definition:
+        how = f"it was made under this definition ({how} under another one since)"
     if s.memory.freed is not None:
         return s.decide(Verb.KEEP, Condition.DONE, "Freed", f"{how}; {s.memory.freed}")
     if is_trained_anew(done, s.need_memory):
@@ -90,7 +92,7 @@ def _drifted(s: Situation, verb: Verb, done: Done) -> Action:
     outdated = outdated_inputs(done, s.step)
     changes = drift(done.meaning, s.step.meaning, s.step.config)
     told = [f"done under another definition: {shortened(changes) or 'its definition changed'}"]
-    if done.definition == s.step.definition:
+    if done.is_of(s.step.definition):
         told = []
     if outdated:
         told.append(f"used an older version of its {' and its '.join(outdated)}")

@@ -123,8 +123,8 @@ def unedited(edits: tuple[Edit, ...], key: str, now: str | None) -> tuple[Edit, 
 class Done:
     """A step's result, once verified (or accepted by a person), under which definition and by which files.
 
-    ``generation`` is the definition that it was really made from: a person's word may let it stand under another one, and what
-    was made from it stays so.
+    ``generation`` is the definition that it was really made from, ``made_from`` the inputs: a person's word may let it stand
+    under others, and what was made from it stays so.
     """
 
     definition: str
@@ -135,6 +135,11 @@ class Done:
     word: Word | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     generation: str = ""
+    made_from: Mapping[str, str] = field(default_factory=dict)
+
+    def is_of(self, definition: str) -> bool:
+        """True where it stands under this definition, or was made from it."""
+        return definition in (self.definition, self.generation)
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ class Pause:
 @dataclass(frozen=True)
 class Rerun:
     """A person's wish for a new result. ``newest`` (epoch s) is when what was there was last written, by the file server's own
-    clock; None where that was not known. ``replaced`` is what was in writing of the step, where it had a result."""
+    clock; None where that was not known. ``replaced`` is what was in writing of the step before."""
 
     at: float
     order: int
@@ -218,7 +223,8 @@ class Freed:
 @dataclass(frozen=True)
 class StepMemory:
     """All that is in writing about one step. Retries are counted among attempts that ended after ``released``, the order of a
-    person's last ``release`` or ``rerun``. What was submitted before ``cancelled``, the last ``cancel``, was cancelled by us.
+    person's last ``rerun``, or ``release`` of more than a hold. What was submitted before ``cancelled``, the last ``cancel``, was
+    cancelled by us.
     Attempts up to ``taken`` were made under this key by a run that has another name now.
     ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them. ``edits`` are those of the run's configuration
     that we set out to make and neither took back nor found gone (``remember_edits``)."""
@@ -248,10 +254,16 @@ class StepMemory:
 
     @property
     def given_up(self) -> StepMemory | None:
-        """What was in writing before a rerun gave up the result; None once something was submitted since, or it is done again."""
+        """What was in writing before a rerun; None once something was submitted since, or it is done again."""
         if self.rerun is None or self.done is not None or any(a.order > self.rerun.order for a in self.attempts):
             return None
         return self.rerun.replaced
+
+    @property
+    def last_result(self) -> Done | None:
+        """Its result, or the last one that a rerun gave up; None where it never had one."""
+        before = self.rerun.replaced if self.rerun is not None else None
+        return self.done or (before.last_result if before is not None else None)
 
     def word_against(self, attempt: Attempt) -> Word | None:
         """The ``cancel`` or ``rerun`` by which a job of this attempt, should it be live, is to be cancelled. One that a person

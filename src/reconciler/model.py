@@ -47,6 +47,7 @@ NEED_BLOCKED = "NeedBlocked"
 OUTPUTS_MISSING = "OutputsMissing"
 DISK_QUOTA = "DiskQuota"
 CANARY_FAILED = "CanaryFailed"
+CANARY_HELD = "CanaryHeld"
 NOT_SELECTED = "NotSelected"
 
 
@@ -66,8 +67,8 @@ class Sign:
 class Edit:
     """One top-level value of a run's configuration, as it is and as it shall be, in the file's own spelling (None: no such key).
 
-    ``via`` are values that we gave it in between, ``order`` is its place in the ledger, and ``at`` when (epoch s), once
-    it was made.
+    ``via`` are values that we gave it in between, ``order`` is its place in the ledger (0: it was made in the original of a copy,
+    where it is no word on what the copy trains), and ``at`` when (epoch s), once it was made.
     """
 
     path: Path
@@ -411,11 +412,12 @@ class Outputs:
 
     ``marked`` is True where the outputs themselves prove that nothing more will be written to them; where False, completeness
     must be confirmed by the job's end or by quiet. ``newest`` is the latest modification time among them (epoch s).
-    ``resumable`` is how many whole epochs a resumed training would go on from (0: there is nothing sound to resume), and
-    ``torn_to_resume`` what it must not find. ``resume_note`` is, in words, why it would go on from nothing, or what it will
-    train again; ``differs`` are the settings in which a MISMATCH was launched otherwise; ``in_the_way`` what a person must move
-    before anything goes on. ``evidence`` identifies the files that were verified; ``torn`` names what must be moved aside
-    before an attempt that begins anew (empty for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh
+    ``resumable`` is how many whole epochs a resumed training would go on from (0: there is nothing sound to resume),
+    ``whole`` how many there are, gone on from or not, and ``torn_to_resume`` what a resumed training must not find.
+    ``resume_note`` is, in words, why it would go on from nothing, or what it will train again; ``differs`` are the settings in
+    which a MISMATCH was launched otherwise; ``in_the_way`` what a person must move before anything goes on. ``evidence``
+    identifies the files that were verified; ``torn`` names what must be moved aside before an attempt that begins anew (empty
+    for a tool whose attempts overwrite nothing). ``has_work`` is True where a fresh
     attempt would overwrite or build on what is there. ``progress`` is a few words for status. ``lacks`` is set where another
     attempt would not find its input: a Reason where that is surely gone, Unknown where it may only be out of sight.
     """
@@ -431,6 +433,7 @@ class Outputs:
     resumable: int = 0
     torn_to_resume: tuple[Path, ...] = ()
     resume_note: str = ""
+    whole: int = 0
     in_the_way: str = ""
     differs: tuple[str, ...] = ()
     lacks: Reason | Unknown | None = None

@@ -85,9 +85,7 @@ def make_plan(
     """
     desired = replace(desired, steps=withhold_varied(desired.steps, memory))
     ours = whose_jobs(desired, observed, memory)
-    situations = [_situation(step, observed, memory, ours, policy, now) for step in _needs_first(desired.steps)]
-    known = {situation.step.key: situation.memory for situation in situations}
-    decided = _decide(situations, known, _readers(desired, known, ours))
+    situations, known, decided = _climbed(desired, observed, memory, ours, policy, now)
     suspects = {s.step.key for s in situations if decided[s.step.key].reason.code == OUTPUTS_MISSING and is_given_up(s)}
     learned = [event for situation in situations for event in situation.learned]
     learned += _ends_of_dropped_steps(desired, observed, memory, ours, policy, now)
@@ -127,6 +125,21 @@ def make_plan(
         nodes,
         frozenset(gate.reason.code for gate in kept),
     )
+
+
+def foresee(desired: Desired, observed: Observed, memory: Memory, policy: Policy, now: float) -> dict[str, Action]:
+    """What would be decided for each step by itself, whatever limits concern all steps together, were this in writing."""
+    desired = replace(desired, steps=withhold_varied(desired.steps, memory))
+    return _climbed(desired, observed, memory, whose_jobs(desired, observed, memory), policy, now)[-1]
+
+
+def _climbed(
+    desired: Desired, observed: Observed, memory: Memory, ours: Ownership, policy: Policy, now: float
+) -> tuple[list[Situation], dict[str, StepMemory], dict[str, Action]]:
+    """What is known of each step, needs first, its memory with what the world newly tells, and its action."""
+    situations = [_situation(step, observed, memory, ours, policy, now) for step in _needs_first(desired.steps)]
+    known = {situation.step.key: situation.memory for situation in situations}
+    return situations, known, _decide(situations, known, _readers(desired, known, ours))
 
 
 def _situation(step: Step, observed: Observed, memory: Memory, ours: Ownership, policy: Policy, now: float) -> Situation:

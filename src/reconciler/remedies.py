@@ -130,8 +130,9 @@ def _launch(step: Step, memory: StepMemory, outputs: Outputs | None, policy: Pol
     whole, note = (outputs.resumable, outputs.resume_note) if outputs is not None else (0, "")
     is_wanted = policy.resume or _resumes_by_itself(step, memory)
     if not (is_wanted and whole):
+        told = f"begins anew: {note}" if is_wanted and note else ""
         return Remedy(
-            options, reverts=_reverts(step, memory, resumes=False), note=f"begins anew: {note}" if is_wanted and note else ""
+            options, reverts=_reverts(step, memory, resumes=False), obstacle=_no_beginning(step, memory, note), note=told
         )
     edits = () if step.resume is None or step.resume.is_made else (step.resume,)
     told = f"goes on from {whole} whole epochs" + (f"; {note}" if note else "")
@@ -148,6 +149,14 @@ def _obstacle(step: Step, memory: StepMemory, edits: Sequence[Edit], outputs: Ou
         if why_not:
             return Reason("EditRefused", f"{edit.path}: {why_not}; {by_hand(edit)}, or set `resume: false` to begin anew")
     return None
+
+
+def _no_beginning(step: Step, memory: StepMemory, note: str) -> Reason | None:
+    """A trainer that is told to go on does not begin where there is nothing to go on from: it ends at once."""
+    if step.resume is None or not _resumes_by_itself(step, memory):
+        return None
+    asks = f"{step.resume.path.name} says `{step.resume.key}: True`, and there is nothing to go on from"
+    return Reason("CannotResume", f"{asks}{f' ({note})' if note else ''}; set it to False to begin anew")
 
 
 def _asked_by(step: Step, memory: StepMemory, policy: Policy) -> str:
@@ -174,7 +183,7 @@ def _resumes_by_itself(step: Step, memory: StepMemory) -> bool:
 
 
 def _reverts(step: Step, memory: StepMemory, *, resumes: bool) -> tuple[Edit, ...]:
-    """What we edited and a rerun takes back; and resuming, where nothing is resumed."""
+    """What we edited and a rerun, or a copy, takes back; and resuming, where nothing is resumed."""
     key = _key_of(step.resume)
     gone = [edit for edit in memory.edits if edit not in _in_force(memory) or edit.key == key]
     back = tuple(_back(step, edit, edit.before) for edit in gone if not (resumes and edit.key == key))

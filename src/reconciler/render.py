@@ -11,7 +11,7 @@ import math
 import re
 import time
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -440,8 +440,17 @@ def explained_orphan(seen: Pass, orphan: Orphan) -> dict[str, Any]:
 
 
 def _words(seen: Pass, key: str) -> list[dict[str, Any]]:
-    words = (*seen.memory.of(key).words, *seen.memory.words)
+    words = (*seen.memory.of(key).words, *_that_concern(key.partition("/")[0], seen.memory.words))
     return [_word(word) for word in sorted(words, key=lambda word: word.order)]
+
+
+def _that_concern(run: str, words: Sequence[Word]) -> Iterator[Word]:
+    """What was said of the experiment, newest first, without the renaming of other runs; the run itself had other names."""
+    for word in reversed(words):
+        old, _, new = word.about.partition(" → ")
+        if word.verb != "rename" or run in (old, new):
+            yield word
+        run = old if word.verb == "rename" and run == new else run
 
 
 def _word(word: Word) -> dict[str, Any]:

@@ -16,10 +16,10 @@ _SHOWN = 3
 
 def with_generations(desired: Desired, memory: Memory) -> Desired:
     """The same steps, of which those that are made from a finished one's checkpoint are made from the one that is there: that of
-    its last result, also where its definition has changed since."""
+    its last result, also where its definition has changed since, or a rerun gave that up and there is no newer one."""
 
     def made_from(step: Step) -> Step:
-        need = memory.of(step.need).done if step.need is not None else None
+        need = memory.of(step.need).last_result if step.need is not None else None
         if need is None or CHECKPOINT not in step.inputs:
             return step
         return replace(step, inputs={**step.inputs, CHECKPOINT: of_generation(need.generation)})
@@ -29,7 +29,8 @@ def with_generations(desired: Desired, memory: Memory) -> Desired:
 
 def outdated_inputs(done: Done, step: Step) -> tuple[str, ...]:
     """The things that the result was made from in an older version: ``task file cap_task.py``, ``checkpoint``."""
-    return tuple(name for name, version in sorted(step.inputs.items()) if done.inputs.get(name, version) != version)
+    inputs = sorted(step.inputs.items())
+    return tuple(name for name, now in inputs if now not in (done.inputs.get(name, now), done.made_from.get(name)))
 
 
 def staleness(step: Step, memory: StepMemory, need: StepMemory | None) -> tuple[str, ...]:

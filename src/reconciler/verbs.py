@@ -15,7 +15,7 @@ from reconciler.errands import Errand
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene
 from reconciler.memory import Attempt, Freed, StepMemory
-from reconciler.model import Action, Condition, Job, Outputs, OutputState, Phase, Stage, Step
+from reconciler.model import Action, Condition, Job, Outputs, OutputState, Phase, Stage, Step, Verb
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,27 @@ class Skipped(Deed):
 
 
 @dataclass(frozen=True)
+class Course:
+    """What a ``release`` of a step leads to. Where it ``lifts_hold_only``, nothing that was counted is forgotten, and the step
+    goes on as it would have."""
+
+    action: Action
+    lifts_hold_only: bool
+
+    @property
+    def begins_anew(self) -> bool:
+        """True where the word leads to an attempt that keeps none of the epochs there are."""
+        return not self.lifts_hold_only and bool(self.action.move_aside) and not self.action.from_epoch
+
+
+@dataclass(frozen=True)
 class Case:
     """One step before an order: how it stands, its jobs that have not ended, what its outputs amount to where that matters.
 
     ``is_named``: a person named it by its key, so that it refuses where a step that a glob matched is skipped. ``is_shared``: a
     job may be another step's. ``has_checkpoint`` is False where a fine-tune left no epoch at all. ``dependents`` are the steps
-    that need it with their jobs that have not ended, ``freed`` is what was deleted of the checkpoint that it needs.
+    that need it with their jobs that have not ended, ``freed`` is what was deleted of the checkpoint that it needs. ``course`` is
+    what a ``release`` leads to.
     """
 
     step: Step
@@ -64,6 +79,7 @@ class Case:
     dependents: Mapping[str, tuple[Job, ...]] = field(default_factory=dict)
     freed: Freed | None = None
     has_checkpoint: bool = True
+    course: Course | None = None
 
     @property
     def key(self) -> str:
@@ -74,6 +90,12 @@ class Case:
     def is_finished(self) -> bool:
         """True where it has a result, of whatever definition."""
         return self.action.condition in (Condition.DONE, Condition.DRIFTED)
+
+    @property
+    def loses(self) -> int:
+        """How many whole epochs a ``rerun``, or a release with this course, has moved aside."""
+        is_kept = self.course is not None and not self.course.begins_anew
+        return self.outputs.whole if self.outputs is not None and not is_kept else 0
 
     @property
     def queued(self) -> tuple[Job, ...]:
@@ -230,7 +252,24 @@ def _release_told(case: Case) -> str:
         return "; ".join(_starts(case))
     if case.is_finished:
         return "what follows it may start"
-    return "a person's word on it is lifted" if case.live else "decided afresh by the next pass, retries counted from zero"
+    if case.live:
+        return "a person's word on it is lifted"
+    if case.course is not None and case.course.lifts_hold_only:
+        return "goes on as before it was held"
+    return "; ".join(["decided afresh by the next pass, retries counted from zero", *_given_up_by(case)])
+
+
+def _given_up_by(case: Case) -> Iterable[str]:
+    """What the step had come to, and a release that decides it afresh does not keep."""
+    last = case.memory.last_begun
+    if case.course is None or case.course.lifts_hold_only or case.course.action.verb is not Verb.SUBMIT or last is None:
+        return
+    if case.loses:
+        yield f"what is in {case.step.output_dir} is moved aside{_of_which(case.loses)}"
+    kept = {"exclude", *case.course.action.options}
+    raised = [f"--{name}={value}" for name, value in last.options.items() if name not in kept]
+    if raised:
+        yield f"{', '.join(raised)} of attempt {last.number} counts no more, but what its script asks for"
 
 
 def _starts(case: Case) -> Iterable[str]:
@@ -249,9 +288,13 @@ def _accept_told(case: Case) -> str:
     if case.queued:
         return f"{named(case.queued)} stands as it is"
     if case.memory.given_up is not None:
-        return "it is not done again, and its result stands as before"
+        return f"it is not done again, and {_as_before(case.memory.given_up)}"
     is_drifted = case.action.condition is Condition.DRIFTED
     return "its result stands under the new definition" if is_drifted else "its outputs count as done by your word"
+
+
+def _as_before(then: StepMemory) -> str:
+    return "its result stands as before" if then.done is not None else "it stands as before the rerun"
 
 
 _TOLD: dict[str, Callable[[Case], str]] = {
@@ -266,11 +309,15 @@ def _rerun_told(case: Case, others: Sequence[str]) -> str:
     step = case.step
     told = [f"{named(case.live)} is cancelled"] if case.live else []
     if step.stage is Stage.FINETUNE:
-        told.append(f"what is in {step.output_dir} is moved aside")
+        told.append(f"what is in {step.output_dir} is moved aside{_of_which(case.loses)}")
     told.append("the next pass submits it again")
     if others:
         told.append(f"{', '.join(others)} depend on it and stay as they are without --with-dependents")
     return "; ".join(told)
+
+
+def _of_which(whole: int) -> str:
+    return f", {whole} whole epoch{'s' if whole > 1 else ''} with it" if whole else ""
 
 
 # --- what is written and done -------------------------------------------------------------------------
@@ -342,14 +389,17 @@ def _let_go(court: Court, case: Case, job: Job, held: Attempt | None) -> None:
 
 
 def _release(court: Court, case: Case) -> None:
-    court.write("release", case.key)
+    facts = {"hold_only": True} if case.course is not None and case.course.lifts_hold_only else {}
+    court.write("release", case.key, **facts)
     court.let_go(case)
     if case.held_by_word:
         court.tell(case, f"released; {'; '.join(_starts(case))}")
     elif case.is_finished:
         court.tell(case, "released; what follows it may start")
+    elif case.live or facts:
+        court.tell(case, "released" if case.live else "released; goes on as before it was held")
     else:
-        court.tell(case, "released" if case.live else "released, decided afresh by the next pass")
+        court.tell(case, "; ".join(["released, decided afresh by the next pass", *_given_up_by(case)]))
 
 
 def _hold(court: Court, case: Case) -> None:
@@ -368,14 +418,14 @@ def _cancel(court: Court, case: Case) -> None:
 
 def _accept(court: Court, case: Case) -> None:
     """A queued job stands as it is, also where its script asks for other resources by now; a rerun that nothing followed is taken
-    back; else the outputs count as done."""
+    back, and no more than that; else the outputs count as done."""
     for attempt in filter(None, map(case.attempt_of, case.queued)):
         court.write("placed", case.key, attempt=attempt.number, placement=case.step.placement)
         court.tell(case, f"{named(case.queued)} stands as it is")
         return
     if case.memory.given_up is not None:
         court.write("restored", case.key)
-        court.tell(case, "its result stands as before")
+        court.tell(case, _as_before(case.memory.given_up))
         return
     _accept_outputs(court, case)
 
@@ -401,7 +451,9 @@ def _rerun(court: Court, case: Case) -> None:
     """The word first; what it replaces is cancelled now, and outputs are moved aside by the submission that follows."""
     court.write("rerun", case.key, newest=case.outputs.newest if case.outputs else None)
     cancelled = court.cancel(case)
-    court.tell(case, f"{f'{cancelled}; ' if cancelled else ''}the next pass submits it again")
+    aside = f"moves {case.step.output_dir} aside{_of_which(case.loses)}, and " if case.loses else ""
+    what = f"the next pass {aside}submits it again; until then `accept` takes that back"
+    court.tell(case, f"{cancelled}; {what}" if cancelled else what)
 
 
 _VERBS: dict[str, Callable[[Court, Case], None]] = {

@@ -7,8 +7,8 @@ nobody sees can be neither cancelled nor held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from reconciler.errands import run, said_of
 from reconciler.errors import ClusterUnreachable, UsageError
@@ -16,11 +16,12 @@ from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
-from reconciler.model import CANARY_FAILED, DISK_QUOTA, Desired, Job, Stage, Step, Unknown
-from reconciler.plan import Plan
+from reconciler.memory import LATEST, StepMemory
+from reconciler.model import CANARY_FAILED, CANARY_HELD, DISK_QUOTA, Action, Condition, Desired, Job, Stage, Step, Unknown
+from reconciler.plan import Plan, foresee
 from reconciler.situation import Ownership, whose_jobs
 from reconciler.staleness import staleness
-from reconciler.verbs import Case, Court, Deed, Order, Skipped, named, nothing_to_do, refusal, told
+from reconciler.verbs import Case, Course, Court, Deed, Order, Skipped, named, nothing_to_do, refusal, told
 
 __all__ = [
     "Considered",
@@ -60,7 +61,9 @@ class Considered:
         keys = [case.key for case in self.cases]
         sentences = [told(self.order, case, keys) for case in self.cases]
         sentences += [f"{each.step}: {each.message}" for each in self.skipped]
-        return Prospect(tuple(sentences), asks=self.order.verb == "rerun" and any(case.is_finished for case in self.cases))
+        is_rerun, is_release = self.order.verb == "rerun", self.order.verb == "release"
+        asks = any((is_rerun and case.is_finished) or ((is_rerun or is_release) and case.loses) for case in self.cases)
+        return Prospect(tuple(sentences), asks=asks)
 
 
 def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -> tuple[Deed, ...]:
@@ -139,12 +142,15 @@ def _cases(scene: Scene, seen: Pass, order: Order) -> list[Case]:
         chosen = _with_dependents(desired, chosen)
     ours = whose_jobs(desired, seen.observed, memory)
     is_about_outputs = order.verb in ("accept", "rerun")
+    courses = _courses(scene, seen, chosen, ours) if order.verb == "release" else {}
     return [
         Case(
             step,
             seen.plan.of(step.key),
             _live(ours, step),
-            scene.tools[step.tool].check(step, scene.disk) if is_about_outputs and step.blocked is None else None,
+            scene.tools[step.tool].check(step, scene.disk)
+            if is_about_outputs and step.blocked is None
+            else seen.observed.outputs.get(step.key),
             memory.of(step.key),
             is_paused=memory.pause is not None and memory.pause.is_on(seen.now),
             is_named=step.key in is_named,
@@ -152,9 +158,31 @@ def _cases(scene: Scene, seen: Pass, order: Order) -> list[Case]:
             dependents={other.key: _live(ours, other) for other in desired.steps if other.need == step.key},
             freed=memory.of(step.need).freed if step.need is not None else None,
             has_checkpoint=not is_about_outputs or _has_checkpoint(scene, step),
+            course=courses.get(step.key),
         )
         for step in chosen
     ]
+
+
+def _courses(scene: Scene, seen: Pass, chosen: Sequence[Step], ours: Ownership) -> dict[str, Course]:
+    """What a release of these steps leads to. Where a hold alone keeps a step, it is lifted and no more; one that needs a person
+    all the same, or whose end is still looked at, is decided afresh."""
+    lifted = _foreseen(scene, seen, {step.key: replace(seen.memory.of(step.key), word=None) for step in chosen})
+    anew = {step.key: replace(seen.memory.of(step.key), word=None, released=LATEST) for step in chosen}
+    afresh = _foreseen(scene, seen, anew)
+
+    def course(key: str, *, is_live: bool) -> Course:
+        word, stands = seen.memory.of(key).word, lifted[key].condition
+        goes_on = is_live or not (stands.needs_person or stands is Condition.VERIFYING)
+        is_hold_only = word is not None and word.verb == "hold" and goes_on
+        return Course((lifted if is_hold_only else afresh)[key], is_hold_only)
+
+    return {step.key: course(step.key, is_live=bool(_live(ours, step))) for step in chosen}
+
+
+def _foreseen(scene: Scene, seen: Pass, steps: Mapping[str, StepMemory]) -> dict[str, Action]:
+    memory = replace(seen.memory, steps={**seen.memory.steps, **steps})
+    return foresee(seen.desired, seen.observed, memory, scene.policy, seen.now)
 
 
 def _has_checkpoint(scene: Scene, step: Step) -> bool:
@@ -197,7 +225,8 @@ def _write_learned(ledger: Ledger, seen: Pass, keys: Collection[str]) -> None:
 def release_experiment(
     scene: Scene, why: str = "", confirm: Callable[[Prospect], bool] = lambda prospect: True
 ) -> tuple[Deed, ...]:
-    """Let submissions go on after a wave of failures or a failed canary, on a disk that was full, to nodes that failed jobs.
+    """Let submissions go on after a wave of failures or a canary that failed or is held, on a disk that was full, to nodes that
+    failed jobs.
 
     Raises ClusterUnreachable as every word.
     """
@@ -212,15 +241,17 @@ def release_experiment(
         ledger = Ledger(directory, scene.clock)
         _write_learned(ledger, seen, [step.key for step in seen.desired.steps])
         ledger.append("release", user=scene.user, why=why)
-    return (Deed("", f"submissions go on, although {lifted}; a failed step stays so until it is released itself"),)
+    return (Deed("", f"submissions go on, although {lifted}; a failed or held step stays so until it is released itself"),)
 
 
 def _what_it_lifts(plan: Plan) -> Iterator[str]:
-    """What failed and stops the submissions of others, or sends them elsewhere."""
+    """What failed, or is held, and stops the submissions of others, or sends them elsewhere."""
     if plan.wave:
         yield f"{', '.join(plan.wave)} failed"
     elif CANARY_FAILED in plan.stopped_by:
         yield "the first step failed"
+    elif CANARY_HELD in plan.stopped_by:
+        yield "the first step is held"
     if DISK_QUOTA in plan.stopped_by:
         yield "a disk was full"
     if plan.avoided:

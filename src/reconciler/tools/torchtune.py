@@ -507,6 +507,7 @@ def _judge(training: _Training, traces: _Traces, disk: Disk, deep: bool) -> Outp
             resumable=first,
             torn_to_resume=_torn(traces, first),
             resume_note=note,
+            whole=whole,
             in_the_way=_in_the_way(traces),
         )
     if doubts:
@@ -520,6 +521,7 @@ def _judge(training: _Training, traces: _Traces, disk: Disk, deep: bool) -> Outp
         newest=traces.newest,
         evidence=evidence,
         progress=progress,
+        whole=whole,
     )
 
 
