@@ -22,6 +22,7 @@ from reconciler.model import (
     Phase,
     Policy,
     Reason,
+    Stage,
     Token,
     Unknown,
     Verb,
@@ -62,7 +63,8 @@ def _is_done(s: Situation) -> Action | None:
     if s.memory.freed is not None:
         return s.decide(Verb.KEEP, Condition.DONE, "Freed", f"{how}; {s.memory.freed}")
     if is_trained_anew(done, s.need_memory):
-        how += f"; {s.step.need} was trained anew since (`rerun --stale` evaluates it again)"
+        again = "`rerun --stale` evaluates" if s.step.stage is Stage.EVALUATION else "`rerun` trains"
+        how += f"; {s.step.need} was trained anew since ({again} it again)"
     return s.decide(Verb.KEEP, Condition.DONE, "Done", how)
 
 
@@ -375,9 +377,9 @@ def _what_follows_a_hold(s: Situation) -> Action | None:
 
 
 def _is_checkpoint_freed(s: Situation) -> Action | None:
-    """A need that is done and whose files a person had deleted leaves nothing to evaluate."""
+    """A need that is done and whose files a person had deleted leaves nothing to evaluate, or to begin from."""
     freed = s.need_memory.freed if s.need_memory is not None else None
-    if freed is None or s.step.epoch not in freed.epochs:
+    if freed is None or s.step.epoch_needed not in freed.epochs:
         return None
     message = f"the checkpoint that it needs is gone ({freed}); rerun {s.step.need} for a new one"
     return s.decide(Verb.HOLD, Condition.HELD, "NeedFreed", message)
@@ -401,7 +403,7 @@ def _is_directory_in_use(s: Situation) -> Action | None:
 
 
 def _is_checkpoint_in_use(s: Situation) -> Action | None:
-    """A new attempt moves aside, or writes over, what an evaluation may be reading. ``rerun`` refuses while it sees such a job;
+    """A new attempt moves aside, or writes over, what another step may be reading. ``rerun`` refuses while it sees such a job;
     this is for one that comes to light later."""
     if not s.reader or s.outputs is None or s.outputs.state is OutputState.ABSENT:
         return None
