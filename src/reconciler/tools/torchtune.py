@@ -26,6 +26,7 @@ from reconciler.model import (
     RunKind,
     Stage,
     Step,
+    Unknown,
     Written,
     defined_by,
     digest,
@@ -96,8 +97,10 @@ class Torchtune:
         """What the output directory amounts to, epoch by epoch; ``deep`` reads the torch files in full."""
         if step.blocked:
             return Outputs(OutputState.UNKNOWN, step.blocked)
+        training = cast(_Training, step.spec["training"])
         try:
-            return _check(cast(_Training, step.spec["training"]), disk, deep)
+            found = _check(training, disk, deep)
+            return replace(found, lacks=_lacks(training, disk)) if step.others else found
         except DiskUnreadable as error:
             return Outputs(OutputState.UNKNOWN, Reason("DiskUnreadable", str(error)))
 
@@ -121,6 +124,7 @@ class _Training:
     lines: Mapping[str, int]
     output_dir: Path
     base: Path | None
+    base_files: tuple[str, ...]
     epochs: int
     saved: tuple[int, ...]
     resume: bool
@@ -199,6 +203,7 @@ def _training(config: OmegaConfig, path: Path) -> _Training:
         lines={key: config.line(key) for key in ("output_dir", "epochs")},
         output_dir=output_dir,
         base=_directory(config, "checkpointer.checkpoint_dir", path.parent),
+        base_files=_listed(config.get("checkpointer.checkpoint_files")),
         epochs=epochs,
         saved=_saved_epochs(config, epochs),
         resume=_flag(config, _RESUME),
@@ -219,6 +224,11 @@ def _directory(config: OmegaConfig, key: str, base: Path) -> Path | None:
     if not isinstance(value, str) or not value.strip() or "$" in value or value.startswith("~") or not can_be_path(value):
         raise ConfigFault(config.line(key), f"`{key}` is {value!r:.300}; accepted: a path written out (no `~`, no `$VARIABLE`)")
     return base / value
+
+
+def _listed(value: object) -> tuple[str, ...]:
+    """The names in a list; none where they are given in another form."""
+    return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
 
 
 def _flag(config: OmegaConfig, key: str) -> bool:
@@ -412,6 +422,25 @@ def _check(training: _Training, disk: Disk, deep: bool) -> Outputs:
             differs=tuple(differences),
         )
     return _judge(training, traces, disk, deep)
+
+
+def _lacks(training: _Training, disk: Disk) -> Reason | Unknown | None:
+    """What another run made and the trainer would begin from, where that is not there: it was deleted, or is never saved. A base
+    model of elsewhere may be one that only the job can see."""
+    base = training.base
+    if base is None:
+        return None
+    try:
+        if disk.stat(base.parent) is None:
+            return Unknown(f"{base.parent} is not there; is its filesystem mounted?")
+        missing = [name for name in training.base_files if disk.stat(base / name) is None] if disk.stat(base) else [""]
+    except DiskUnreadable as error:
+        return Unknown(str(error))
+    if not missing:
+        return None
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    named = ", ".join(str(base / name) for name in missing[:_SHOWN])
+    return Reason("CheckpointGone", f"it begins from {named}{more}, which is not there; make it again, or put it back")
 
 
 def _look(directory: Path, disk: Disk) -> _Traces | None:
