@@ -394,11 +394,16 @@ def _is_input_missing(s: Situation) -> Action | None:
 
 
 def _is_directory_in_use(s: Situation) -> Action | None:
-    """A run was renamed or dropped while its job runs, and this step would write where that job does."""
-    if s.occupant is None:
+    """A run was renamed or dropped, or the experiment copied or moved, while its job runs, and this step would write where that
+    job does."""
+    copy = s.observed.copies.get(s.step.key)
+    if s.occupant is not None:
+        whose = f" of {s.occupant.step}" if s.occupant.step else ""
+        message = f"job {s.occupant.job.id}{whose}, a step that the document no longer has, writes to {s.step.output_dir}"
+    elif copy is not None:
+        message = f"job {copy.id} ({copy.name}) of another experiment, in {copy.workdir}, may write to {s.step.output_dir} too"
+    else:
         return None
-    whose = f" of {s.occupant.step}" if s.occupant.step else ""
-    message = f"job {s.occupant.job.id}{whose}, a step that the document no longer has, writes to {s.step.output_dir}"
     return s.decide(Verb.WAIT, Condition.WAITING, "OutputsInUse", f"{message}; cancel it, or wait for its end")
 
 

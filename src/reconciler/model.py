@@ -449,7 +449,7 @@ class Observed:
     (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
     ``filesystems`` tells which steps write to the same one (by a number that means nothing else), where that was asked and is
     known. ``sealed`` tells, by step, why the run's configuration could not be edited: it, or where its original would be kept,
-    is write-protected.
+    is write-protected. ``copies`` has, by step, a live job of another experiment that may write to the same directory.
     """
 
     queue: tuple[Job, ...] | Unknown | None
@@ -461,6 +461,7 @@ class Observed:
     uid: str = ""
     filesystems: Mapping[str, int] = field(default_factory=dict)
     sealed: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, Job] = field(default_factory=dict)
 
 
 # --- decided -------------------------------------------------------------------------------------
