@@ -187,6 +187,52 @@ def test_scripts_that_name_their_directory_in_full_are_not_broken(done):
     say_rename(done)
 
 
+@pytest.mark.parametrize(
+    ("line", "is_refused"),
+    [
+        ("cd {exp}/a/eval", True),
+        ('cd "{alias}/a"', True),
+        ("inspect eval --model hf/{exp}/a/out", True),
+        ("cd ../../../exp/a", True),
+        ("cd $ROOT/exp/a", True),
+        ("cd $LAB_OF_TEST/exp/a", True),
+        ("cd {exp}/ab", False),
+        ("cd {lab}/out/exp/a/artifacts", False),
+        ("cd ../../../out/exp/a", False),
+        ("cd ../../a/eval", False),
+        ("cd $LAB_OF_TEST/out/exp/a", False),
+    ],
+)
+def test_only_a_path_through_the_experiments_own_directory_would_miss_a_renamed_run(done, monkeypatch, line, is_refused):
+    """Outputs may stand in ``out/exp/a``, which has the same names in it and stays."""
+    lab = done.directory.parent  # noqa: F811
+    (lab / "alias").symlink_to(done.directory)
+    monkeypatch.setenv("LAB_OF_TEST", str(lab))
+    monkeypatch.delenv("ROOT", raising=False)
+    script = done.directory / "a" / "eval" / "cap_epoch0.slurm"
+    script.write_text(f"#!/bin/bash\n{line}\n".format(exp=done.directory, alias=lab / "alias", lab=lab))
+    if is_refused:
+        with pytest.raises(UsageError, match=r"cap_epoch0.slurm:2 name the directory of a in full"):
+            say_rename(done)
+    else:
+        say_rename(done)
+    assert (done.directory / "a").exists() is is_refused
+
+
+def test_lines_that_name_the_old_directory_are_told_where_they_are_by_then_and_counted(done):
+    order(done, "release", "a/eval/cap_epoch0")
+    done.run()
+    done.finish("a/eval/cap_epoch0")
+    done.run()
+    (done.directory / "a" / "finetune.yaml").write_text(f"# {done.directory}/a\n" * 5)
+    told = [d.message for d in say_rename(done) if "old directory" in d.message]
+    config = done.directory / "c" / "finetune.yaml"
+    assert config.is_file()
+    assert told == [
+        f"{config}:1, {config}:2, {config}:3 and 2 more name the old directory, and would need a change before a rerun"
+    ]
+
+
 STAGES = ("_move", "append:renamed", "_write", "append:rename-ended")
 
 
