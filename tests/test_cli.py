@@ -200,6 +200,15 @@ def test_a_runs_name_stands_for_its_steps_and_select_takes_it_too(example):
     assert "did you mean `r8_lr1e-5`" in slip.stderr
 
 
+def test_a_runs_name_may_end_in_the_slash_that_a_shell_completes_it_with(example):
+    reconcile("hold", f"{example}/", "r8_lr1e-5/")
+    shown = json.loads(reconcile("status", example, "--select", "r8_lr1e-5/", "--output", "json").stdout)
+    assert [step["condition"] for step in shown["steps"]] == ["Held", "Held"]
+    assert "r8_lr5e-5 is in the document" in reconcile("apply", example, "--prune", "r8_lr5e-5/").stderr
+    refused = reconcile("rename", f"{example}/", "r16_lr5e-5/", "r16/", "-y")
+    assert "r16_lr5e-5/finetune.slurm:12" in refused.stderr
+
+
 def test_what_a_glob_skips_is_named_apart_in_json(example):
     (example / "reconcile.yaml").write_text("backend: local\nstagger: 0s\npoll: 1s\nsettle: 2s\nmax_in_flight: 2\n")
     reconcile("apply", example, "--wait", "--select", "1B_base")

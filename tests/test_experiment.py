@@ -63,7 +63,8 @@ class _Standing:
 
 
 class Trainer(_Standing):
-    """Trains into the document's directory; a file ``output_dir`` in the run's directory outranks it, ``broken`` is a fault."""
+    """Trains into the document's directory; a file ``output_dir`` in the run's directory outranks it, ``broken`` is a fault, and
+    ``base`` names what it begins from."""
 
     def read(self, run: RunInput, disk: Disk) -> Reading:
         self.seen[run.name] = run
@@ -71,6 +72,8 @@ class Trainer(_Standing):
         output = Path(told.decode()) if told else run.checkpoint_dir or run.directory / "artifacts"
         step = self._step(run, "finetune", output)
         step = replace(step, checkpoints={epoch: output / f"epoch_{epoch}" for epoch in range(run.epochs or 0)})
+        base = disk.read(run.directory / "base")
+        step = replace(step, reads=(Path(base.decode()),) if base else ())
         broken = disk.stat(run.directory / "broken") is not None
         return Reading((step,), (Problem(run.directory / "broken", 3, "is broken", run.name),) if broken else ())
 
@@ -89,7 +92,8 @@ class Evaluator(_Standing):
     def _evaluation(self, run: RunInput, task: str, epoch: int | None) -> Step:
         name = f"{task}_base" if epoch is None else f"{task}_epoch{epoch}"
         step = self._step(run, f"eval/{name}", run.directory / "eval" / "logs", epoch)
-        return replace(step, task=task, need=run.preparation_key)
+        reads = (run.checkpoint_path,) if run.checkpoint_path else ()
+        return replace(step, task=task, need=run.preparation_key, reads=reads)
 
 
 @dataclass
@@ -526,6 +530,42 @@ def test_two_runs_that_train_into_one_directory_are_both_blocked(world: World) -
     assert codes.pop("r8/finetune") == codes.pop("r9/finetune") == "OutputsShared"
     assert not any(key.startswith("r10/") for key in codes)
     assert {problem.run for problem in desired.problems} == {"r8", "r9"}
+
+
+THREE = GOOD.replace("| base |", "| r9 | Fine-tuned | 9 |\n| r10 | Fine-tuned | 10 |\n| base |", 1)
+
+
+def test_what_reads_an_epoch_of_another_run_needs_that_ones_fine_tune(world: World, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    (tmp_path / "link").symlink_to(scratch)
+    rows = THREE.replace("| Rank |", "| Checkpoint Path |")
+    rows = rows.replace("| base | Control | - |", f"| base | eval-only | {scratch}/r8/epoch_0 |")
+    world.write(rows).scaffold("r8", "r9", "r10")
+    (world.directory / "r8" / "output_dir").write_text(str(scratch / "r8"))
+    (world.directory / "r9" / "base").write_text(str(tmp_path / "link" / "r8" / "epoch_1"))
+    (world.directory / "r10" / "base").write_text(str(scratch / "r8" / "epoch_9"))
+    desired = world.load()
+    found = {step.key: (step.need, step.sources, step.epoch_needed) for step in desired.steps}
+    assert found["r8/finetune"] == (None, (), None)
+    assert found["r9/finetune"] == ("r8/finetune", ("r8/finetune",), 1)
+    assert found["r10/finetune"] == (None, ("r8/finetune",), None)
+    assert found["base/eval/cap_base"] == ("r8/finetune", ("r8/finetune",), 0)
+    assert not blocked(desired)
+
+
+def test_runs_that_begin_from_one_another_are_blocked_and_what_begins_from_them_only_waits(world: World) -> None:
+    world.write(THREE).scaffold("r8", "r9", "r10")
+    for run, base in (("r8", "r9"), ("r9", "r8"), ("r10", "r8")):
+        (world.directory / run / "output_dir").write_text(f"/scratch/{run}")
+        (world.directory / run / "base").write_text(f"/scratch/{base}/epoch_0")
+    desired = world.load()
+    assert {key: code for key, code in blocked(desired).items() if "finetune" in key} == {
+        "r8/finetune": "Circle",
+        "r9/finetune": "Circle",
+    }
+    assert "begins from its own outputs, by way of r9/finetune, r8/finetune" in desired.problems[0].message
+    assert [(problem.run, problem.line) for problem in desired.problems] == [("r8", 7), ("r9", 8)]
+    assert desired.step("r10/finetune").need == "r8/finetune"
 
 
 def test_a_run_whose_directory_leads_out_of_the_experiment_is_blocked(world: World, tmp_path: Path) -> None:

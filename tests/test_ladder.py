@@ -39,6 +39,7 @@ LOST = [*submitted(STEP)[:1], event("lost", STEP, NOW - 300, attempt=1)]
 REPLACED = [*LOST, *submitted(STEP, 2, NOW - 300, held=True)]
 HELD = job(STEP, Phase.QUEUED, attempt=2, held=True)
 EVALUATION, OTHER_TASK = evaluation(), evaluation(task="other")
+BEGUN = finetune("b", need=STEP.key, others=(STEP.key,), begins_from=0)
 COMPLETE_BEFORE = replace(COMPLETE, newest=NOW - 5000)
 SLURMDBD_DOWN = Unknown("slurmdbd is down")
 
@@ -551,13 +552,14 @@ def test_a_directory_that_another_runs_job_writes_to_is_not_trained_in():
         ({"events": submitted(EVALUATION)}, f"a job of {EVALUATION.key} that is not seen to have ended"),
         ({"events": submitted(EVALUATION, at=NOW - 500)[:1]}, f"a job of {EVALUATION.key} that is not seen to have ended"),
         ({"queue": (job(OTHER_TASK),), "events": submitted(OTHER_TASK)}, f"job 101 of {OTHER_TASK.key}, which the document"),
+        ({"queue": (job(BEGUN),)}, f"job 101 of {BEGUN.key}"),
     ],
 )
-def test_a_checkpoint_that_an_evaluation_may_be_reading_is_not_made_anew(world, words):
+def test_a_checkpoint_that_another_step_may_be_reading_is_not_made_anew(world, words):
     """``rerun`` refuses where it sees such a job: this one came to light later."""
     asked = event("rerun", STEP, NOW - 10)
     events = [done(STEP), *world.get("events", []), asked]
-    plan = plan_for(STEP, EVALUATION, **{**world, "events": events, "accounting": (), "seen": {STEP.key: COMPLETE_BEFORE}})
+    plan = plan_for(BEGUN, STEP, EVALUATION, **{**world, "events": events, "accounting": (), "seen": {STEP.key: COMPLETE_BEFORE}})
     action = plan.of(STEP.key)
     assert (action.rule, action.verb, action.reason.code) == ("checkpoint in use", Verb.WAIT, "CheckpointInUse")
     assert action.reason.message.startswith(words)

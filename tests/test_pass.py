@@ -19,6 +19,7 @@ from reconciler.disk import RealDisk
 from reconciler.errors import (
     AnotherPass,
     ClusterUnreachable,
+    DiskUnreadable,
     LedgerDamaged,
     LimitReached,
     NotSubmitted,
@@ -864,6 +865,54 @@ def test_accept_makes_a_failed_result_stand(lab):
     lab.run()
     order(lab, "accept", "a/finetune")
     assert lab.conditions()["a/finetune"] is Condition.DONE
+
+
+class Elsewhere(StandInTool):
+    """A trainer that writes where the file ``outputs`` of its run says."""
+
+    def _step(self, run, key, script):
+        step = super()._step(run, key, script)
+        told = run.directory / "outputs"
+        out = Path(told.read_text()) if told.is_file() else step.output_dir
+        return replace(step, output_dir=out, root=out.parent, job_name="finetune.slurm")
+
+
+@pytest.mark.parametrize("fate", ["copied", "moved", "its directory cannot be looked at", "given outputs of its own", "ended"])
+def test_nothing_is_trained_where_the_job_of_a_copy_or_of_the_same_experiment_before_it_was_moved_may_write(lab, tmp_path, fate):
+    (lab.directory / "a" / "outputs").write_text(str(tmp_path / "ck-out-a"))
+    trainer = Elsewhere(Stage.FINETUNE)
+    there = tmp_path / "there"
+
+    class Blind(RealDisk):
+        def stat(self, path):
+            if fate.startswith("its") and path == lab.directory / "a":
+                raise DiskUnreadable(f"{path}: Stale file handle")
+            return super().stat(path)
+
+    def scene(directory):
+        tools = {**lab.scene.tools, trainer.name: trainer}
+        return replace(lab.scene, experiment=directory, tools=tools, disk=Blind())
+
+    run_pass(scene(lab.directory))
+    job = next(job for job in lab.cluster.jobs.values() if job.workdir.endswith("/a"))
+    shutil.copytree(lab.directory, there)
+    shutil.rmtree(there / ".reconcile")
+    if fate == "moved":
+        shutil.rmtree(lab.directory)
+    elif fate == "ended":
+        lab.cluster.finish(job.id)
+    elif fate.startswith("given"):
+        (there / "a" / "outputs").write_text(str(tmp_path / "ck-out-b"))
+    run_pass(scene(there))
+    action = preview(scene(there)).plan.of("a/finetune")
+    is_waited_for = fate in ("copied", "moved") or fate.startswith("its")
+    submitted = [each.script.parent for each in lab.cluster.submissions if each.script.name == "finetune.slurm"]
+    assert submitted.count(there / "a") == (0 if is_waited_for else 1)
+    assert submitted.count(there / "b") == (0 if fate == "moved" else 1)
+    if is_waited_for:
+        assert (action.verb, action.reason.code) == (Verb.WAIT, "OutputsInUse")
+        told = f"job {job.id} ({job.name}) of another experiment, in {job.workdir}, may write to {tmp_path / 'ck-out-a'} too"
+        assert action.reason.message.startswith(told)
 
 
 def start(lab, key):

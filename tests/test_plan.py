@@ -469,6 +469,18 @@ def test_an_evaluation_waits_for_its_own_checkpoint_and_for_no_other():
     assert not broken.of("a/eval/cap_epoch0").is_pending
 
 
+def test_a_run_that_begins_from_another_ones_checkpoint_waits_for_it_in_whatever_order_they_are_listed():
+    first, later = finetune("a"), finetune("b", need="a/finetune", others=("a/finetune",), begins_from=0)
+    steps = [evaluation("b"), later, first]
+    codes = lambda **world: [a.reason.code for a in plan_for(*steps, **world).actions]  # noqa: E731
+    assert codes() == ["NeedUnmet", "NeedUnmet", "NotStarted"]
+    assert codes(events=[done(first)]) == ["NeedUnmet", "NotStarted", "Done"]
+    assert codes(events=ended(first, "UserError")) == ["NeedBlocked", "NeedBlocked", "UserError"]
+    assert codes(gate=Gate(Reason("ManyFailures", "three in a row"))) == ["NeedBlocked", "NeedBlocked", "ManyFailures"]
+    freed = [done(first), event("free", first, NOW - 9, user="u", why="", epochs=[0], bytes=7), event("freed", first, NOW - 8)]
+    assert codes(events=freed) == ["NeedBlocked", "NeedFreed", "Freed"]
+
+
 def test_a_wave_of_failures_stops_submissions_until_a_person_releases():
     steps = [finetune(name) for name in "abcd"]
     wave = [e for step in steps[:3] for e in ended(step, "UserError")]

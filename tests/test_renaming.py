@@ -12,7 +12,7 @@ from reconciler import renaming
 from reconciler.errors import ReconcileError, UsageError
 from reconciler.experiment.renamed_text import mentions, rename_in_document
 from reconciler.loop import preview
-from reconciler.model import Condition
+from reconciler.model import Condition, Stage
 from reconciler.render import Paint, explain_text, explained, status_text
 from reconciler.schemas import schema
 from test_pass import DOCUMENT, lab, order, start  # noqa: F401 - the fixture
@@ -195,12 +195,19 @@ def test_scripts_that_name_their_directory_in_full_are_not_broken(done):
     say_rename(done)
 
 
-def test_whatever_a_tool_was_scaffolded_with_is_looked_at_and_nothing_else(done):
+def with_files(lab, name, *stages):  # noqa: F811
+    """Its scene, with tools that scaffold this file beside each script, those of other stages excepted."""
+
     class Another(StandInTool):
         def _step(self, run, key, script):
-            return replace(super()._step(run, key, script), files=(run.directory / "conf" / "train.toml",))
+            return replace(super()._step(run, key, script), files=(run.directory / name,))
 
-    scene = replace(done.scene, tools={name: Another(tool.stage) for name, tool in done.scene.tools.items()})
+    tools = lab.scene.tools.values()
+    return replace(lab.scene, tools={tool.name: Another(tool.stage) if tool.stage in stages else tool for tool in tools})
+
+
+def test_whatever_a_tool_was_scaffolded_with_is_looked_at_and_nothing_else(done):
+    scene = with_files(done, "conf/train.toml", *Stage)
     for name in ("conf/train.toml", "finetune.yaml"):
         path = done.directory / "a" / name
         path.parent.mkdir(exist_ok=True)
@@ -221,6 +228,53 @@ def test_the_originals_of_what_was_edited_go_by_the_runs_name(done):
     assert not (originals / "a").exists()
     (aside,) = originals.glob("moved-aside-*/c/finetune.yaml")
     assert aside.read_text() == "of an earlier run"
+
+
+@pytest.mark.parametrize(
+    ("line", "is_refused"),
+    [
+        ("cd {exp}/a/eval", True),
+        ('cd "{alias}/a"', True),
+        ("inspect eval --model hf/{exp}/a/out", True),
+        ("cd ../../../exp/a", True),
+        ("cd $ROOT/exp/a", True),
+        ("cd $LAB_OF_TEST/exp/a", True),
+        ("cd {exp}/ab", False),
+        ("cd {lab}/out/exp/a/artifacts", False),
+        ("cd ../../../out/exp/a", False),
+        ("cd ../../a/eval", False),
+        ("cd $LAB_OF_TEST/out/exp/a", False),
+    ],
+)
+def test_only_a_path_through_the_experiments_own_directory_would_miss_a_renamed_run(done, monkeypatch, line, is_refused):
+    """Outputs may stand in ``out/exp/a``, which has the same names in it and stays."""
+    lab = done.directory.parent  # noqa: F811
+    (lab / "alias").symlink_to(done.directory)
+    monkeypatch.setenv("LAB_OF_TEST", str(lab))
+    monkeypatch.delenv("ROOT", raising=False)
+    script = done.directory / "a" / "eval" / "cap_epoch0.slurm"
+    script.write_text(f"#!/bin/bash\n{line}\n".format(exp=done.directory, alias=lab / "alias", lab=lab))
+    if is_refused:
+        with pytest.raises(UsageError, match=r"cap_epoch0.slurm:2 name the directory of a in full"):
+            say_rename(done)
+    else:
+        say_rename(done)
+    assert (done.directory / "a").exists() is is_refused
+
+
+def test_lines_that_name_the_old_directory_are_told_where_they_are_by_then_and_counted(done):
+    order(done, "release", "a/eval/cap_epoch0")
+    done.run()
+    done.finish("a/eval/cap_epoch0")
+    done.run()
+    (done.directory / "a" / "finetune.yaml").write_text(f"# {done.directory}/a\n" * 5)
+    deeds = renaming.rename(with_files(done, "finetune.yaml", Stage.EVALUATION), "a", "c", "", lambda prospect: True)
+    told = [deed.message for deed in deeds if "old directory" in deed.message]
+    config = done.directory / "c" / "finetune.yaml"
+    assert config.is_file()
+    assert told == [
+        f"{config}:1, {config}:2, {config}:3 and 2 more name the old directory, and would need a change before a rerun"
+    ]
 
 
 STAGES = ("_move", "_move_originals", "append:renamed", "_write", "append:rename-ended")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from reconciler.batch_script import parse_batch_script
 from reconciler.disk import RealDisk
 from reconciler.errors import DiskUnreadable, Problem
-from reconciler.model import Outputs, OutputState, RunInput, RunKind, Stage, Step
+from reconciler.model import Outputs, OutputState, Reason, RunInput, RunKind, Stage, Step, Unknown
 from reconciler.ports import FileInfo
 from reconciler.script_checks import script_problems
 from reconciler.tools import all_tools
@@ -361,6 +361,37 @@ def test_a_base_model_that_cannot_be_read_leaves_a_sound_training_unknown(comple
 def test_a_base_model_that_is_gone_leaves_a_sound_training_unknown(complete: Sample) -> None:
     shutil.rmtree(complete.base)
     assert complete.check().state is OutputState.UNKNOWN
+
+
+class Closed(RealDisk):
+    """A disk on which the base model may not be looked at."""
+
+    def stat(self, path: Path) -> FileInfo | None:
+        if path.name == "base":
+            raise DiskUnreadable("base: Permission denied")
+        return super().stat(path)
+
+
+def test_what_another_run_made_and_a_training_begins_from_must_be_there_down_to_its_files(complete: Sample) -> None:
+    step = complete.read()[0]
+    later = replace(step, others=("a/finetune",))
+    assert TOOL.check(later, DISK).lacks is None
+    closed = TOOL.check(later, Closed()).lacks
+    (complete.base / "model.safetensors").unlink()
+    gone = TOOL.check(later, DISK).lacks
+    assert isinstance(gone, Reason)
+    assert gone.code == "CheckpointGone"
+    assert f"it begins from {complete.base / 'model.safetensors'}, which is not there" in gone.message
+    assert TOOL.check(step, DISK).lacks is None
+    shutil.rmtree(complete.base)
+    gone = TOOL.check(later, DISK).lacks
+    assert isinstance(gone, Reason)
+    assert f"it begins from {complete.base}, which is not there" in gone.message
+    complete.edit((str(complete.base), str(complete.base / "deeper")))
+    unseen = TOOL.check(replace(complete.read()[0], others=("a/finetune",)), DISK).lacks
+    assert closed == Unknown("base: Permission denied")
+    assert isinstance(unseen, Unknown)
+    assert f"{complete.base} is not there; is its filesystem mounted?" in unseen.why
 
 
 def test_hidden_files_weights_and_indexes_of_the_base_model_are_not_asked_for(complete: Sample) -> None:

@@ -351,6 +351,83 @@ def test_settings_on_the_command_line_are_found_wherever_it_is_broken(complete: 
     assert all((p.file.name, p.line, p.run, p.warning) == ("finetune.slurm", 0, "complete", True) for p in problems)
 
 
+OTHER = "/r/complete/other"  # as the tests below write where the samples are
+
+
+@pytest.fixture
+def beside(complete: Sample) -> Sample:
+    """A run with another one beside it, from which its script was copied."""
+    home = complete.run.directory.parent
+    shutil.copytree(complete.run.directory, home / "other")
+    rewrite(home / "other" / "finetune.yaml", lambda text: text.replace(str(complete.output), str(home / "ck-out-other")))
+    variant = complete.config.read_text().replace("seed: 14", "seed: 15")
+    (complete.run.directory / "variant.yaml").write_text(variant)
+    return complete
+
+
+def write_script(sample: Sample, commands: str) -> None:
+    text = commands.replace("/r/complete", str(sample.run.directory.parent))
+    (sample.run.directory / "finetune.slurm").write_text(f"#!/bin/bash\n#SBATCH --time=1\n\n{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("commands", "line", "words"),
+    [
+        (f"cd {OTHER}\ntune run r --config finetune.yaml", 5, "which trains into /r/complete/ck-out-other"),
+        (f"cd {OTHER} || exit 1  # home\n\ntune run r --config=finetune.yaml", 6, "trains into /r/complete/ck-out-other"),
+        (f"tune run r \\\n  --config {OTHER}/finetune.yaml", 4, f"launches {OTHER}/finetune.yaml"),
+        (f'D={OTHER}\ncd "$D" && srun tune run r --config finetune.yaml', 5, "trains into /r/complete/ck-out-other"),
+        ('cd "$SLURM_SUBMIT_DIR/../other"\ntune run r --config finetune.yaml', 5, "trains into /r/complete/ck-out-other"),
+        ("tune run r --config variant.yaml", 4, "variant.yaml, which is not /r/complete/run/finetune.yaml: seed 15 → 14"),
+        ("cd /r/complete/gone\ntune run r --config finetune.yaml", 4, "leads to /r/complete/gone, which is not there"),
+    ],
+)
+def test_a_script_that_launches_another_training_than_its_runs_blocks_it_with_its_line(
+    beside: Sample, commands: str, line: int, words: str
+) -> None:
+    write_script(beside, commands)
+    step, (problem,) = beside.read()
+    assert step.blocked is not None
+    assert step.blocked.code == "ScriptLeadsAway"
+    assert (problem.file, problem.line, problem.warning) == (step.script, line, False)
+    assert words.replace("/r/complete", str(beside.run.directory.parent)) in problem.message
+    assert f"accepted: a launch of this run's finetune.yaml, as after `cd {beside.run.directory}`" in problem.message
+
+
+def test_where_outputs_go_from_the_directory_of_the_launch_counts_from_there(beside: Sample) -> None:
+    beside.edit((f"output_dir: {beside.output}", "output_dir: artifacts"))
+    write_script(beside, f"cd {OTHER}\ntune run r --config /r/complete/run/finetune.yaml")
+    _, (problem,) = beside.read()
+    assert f"which trains into {beside.run.directory.parent / 'other' / 'artifacts'}" in problem.message
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        "cd /r/complete/run\ntune run r --config finetune.yaml",
+        f"cd {OTHER}\ncd ../run\ntune run r --config finetune.yaml",
+        f"cd {OTHER}\ntune run r --config /r/complete/run/finetune.yaml",
+        f"cd {OTHER}\ncd $WORK\ntune run r --config finetune.yaml",
+        f"cd {OTHER}\ncd -\ntune run r --config finetune.yaml",
+        f"if true; then\ncd {OTHER}\nfi\ntune run r --config finetune.yaml",
+        f"(cd {OTHER}; ls)\ntune run r --config finetune.yaml",
+        f"cat > x.sh <<EOF\ncd {OTHER}\nEOF\ntune run r --config finetune.yaml",
+        f"cd {OTHER}\ntune run r --config llama3_2/1B_lora",
+        f"cd {OTHER}\ntune run r --config $CONFIG",
+        f"cd {OTHER}\necho 'not closed",
+        "cd /node/local/scratch\ntune run r --config finetune.yaml",
+        "mkdir -p /r/complete/made\ncd /r/complete/made",
+        "cd sub\ntune run r --config finetune.yaml",
+        "tune run r --config",
+        "cp finetune.yaml variant.yml; tune run r --config variant.yml",
+    ],
+)
+def test_a_script_of_which_only_the_job_knows_where_it_leads_blocks_nothing(beside: Sample, commands: str) -> None:
+    write_script(beside, commands)
+    step, problems = beside.read()
+    assert (step.blocked, problems) == (None, ())
+
+
 def test_a_disagreement_names_both_and_where_it_stands(complete: Sample, tmp_path: Path) -> None:
     run = replace(complete.run, epochs=5, checkpoint_dir=tmp_path / "elsewhere")
     where, how_many = TOOL.read(run, DISK).problems

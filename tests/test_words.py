@@ -419,6 +419,57 @@ def test_a_fine_tune_is_rerun_where_its_evaluation_is_over(queued):
     assert queued.conditions()[EVAL] is Condition.DONE
 
 
+class Chained(Lab):
+    """Run ``b`` begins from what run ``a`` made."""
+
+    @property
+    def scene(self) -> Scene:
+        found = super().scene
+        trainer = _Beginner(Stage.FINETUNE)
+        return replace(found, tools={**found.tools, trainer.name: trainer})
+
+
+class _Beginner(StandInTool):
+    def _step(self, run, key, script):
+        step = super()._step(run, key, script)
+        return replace(step, reads=(run.directory.parent / "a" / "out" / "finetune",) if run.name == "b" else ())
+
+
+@pytest.fixture
+def chained(lab) -> Lab:
+    """Run ``a`` is trained, and the fine-tune of ``b`` is in the queue."""
+    world = Chained(lab.directory, lab.cluster)
+    world.run()
+    assert code(world, B) == "NeedUnmet"
+    finished(world)
+    return world
+
+
+def test_what_another_run_begins_from_is_not_rerun_while_that_ones_job_may_read_it(chained):
+    order(chained, "cancel", EVAL)
+    job = start(chained, B)
+    with pytest.raises(UsageError, match=f"{A}: job {job} of {B} needs it; say --with-dependents"):
+        order(chained, "rerun", A)
+    chained.run()
+    assert (chained.directory / "a" / "out" / "finetune" / "result").read_text() == "whole"
+    assert chained.cluster.jobs[job].state == "RUNNING"
+    answer = order(chained, "rerun", A, with_dependents=True, now=True)
+    assert [d.step for d in answer] == [A, EVAL, B, "b/eval/cap_epoch0"]
+    assert chained.cluster.jobs[job].state == "CANCELLED"
+
+
+def test_a_run_that_begins_from_a_checkpoint_that_was_trained_anew_says_so_and_is_trained_again_by_name_alone(chained):
+    order(chained, "cancel", EVAL, "b/eval/cap_epoch0")
+    finished(chained, B)
+    order(chained, "rerun", A)
+    chained.run()
+    finished(chained, A)
+    assert chained.conditions()[B] is Condition.DONE
+    assert "a/finetune was trained anew since (`rerun` trains it again)" in preview(chained.scene).plan.of(B).reason.message
+    assert [d.message for d in order(chained, "rerun", "*", stale=True)] == ["no result is known to be of an older version"]
+    assert [d.step for d in order(chained, "rerun", B, stale=True)] == [B]
+
+
 class Deaf(MemoryCluster):
     """A cluster that does not do what it is told, about some jobs or all."""
 

@@ -6,7 +6,6 @@ crash the checkpoint counts as gone, and the same words finish the work.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,15 +124,15 @@ def _freeable(seen: Pass, step: Step) -> Done:
     if not result.evidence:
         raise _MayNotGo("nothing in writing tells which of its files were verified")
     for other in seen.desired.steps:
-        needs = other.need == step.key or any(_is_inside(path, step.output_dir) for path in other.reads)
-        if not needs or other.key == step.key:
+        if step.key not in other.sources:
             continue
         if seen.plan.of(other.key).condition is not Condition.DONE:
             raise _MayNotGo(f"{other.key} needs it and is not done ({seen.plan.of(other.key).reason.message})")
         if seen.plan.of(other.key).verb is Verb.MARK_DONE:
             raise _MayNotGo(f"{other.key} needs it and verifies; `reconcile apply` writes that down first")
-        if is_trained_anew(_result(seen, other.key), seen.memory.of(other.need or "")):
-            raise _MayNotGo(f"it was trained anew since {other.key}, which has to evaluate it (`rerun --stale`)")
+        if is_trained_anew(_result(seen, other.key), seen.memory.of(step.key)):
+            again = "evaluate it (`rerun --stale`)" if other.stage is Stage.EVALUATION else "begin from it (`rerun`)"
+            raise _MayNotGo(f"it was trained anew since {other.key}, which has to {again}")
     for orphan in seen.plan.orphans:
         if not orphan.step or orphan.step.startswith(f"{step.run}/"):
             raise _MayNotGo(f"job {orphan.job.id}, of a step that the document does not have, may need it")
@@ -144,10 +143,6 @@ def _result(seen: Pass, key: str) -> Done:
     result = seen.memory.of(key).done
     assert result is not None, "what is done is in writing"
     return result
-
-
-def _is_inside(path: Path, directory: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))
 
 
 def _told(case: _Case) -> str:

@@ -68,7 +68,8 @@ def _is_done(s: Situation) -> Action | None:
     if s.memory.freed is not None:
         return s.decide(Verb.KEEP, Condition.DONE, "Freed", f"{how}; {s.memory.freed}")
     if is_trained_anew(done, s.need_memory):
-        how += f"; {s.step.need} was trained anew since (`rerun --stale` evaluates it again)"
+        again = "`rerun --stale` evaluates" if s.step.stage is Stage.EVALUATION else "`rerun` trains"
+        how += f"; {s.step.need} was trained anew since ({again} it again)"
     return s.decide(Verb.KEEP, Condition.DONE, "Done", how)
 
 
@@ -389,9 +390,9 @@ def _what_follows_a_hold(s: Situation) -> Action | None:
 
 
 def _is_checkpoint_freed(s: Situation) -> Action | None:
-    """A need that is done and whose files a person had deleted leaves nothing to evaluate."""
+    """A need that is done and whose files a person had deleted leaves nothing to evaluate, or to begin from."""
     freed = s.need_memory.freed if s.need_memory is not None else None
-    if freed is None or s.step.epoch not in freed.epochs:
+    if freed is None or s.step.epoch_needed not in freed.epochs:
         return None
     message = f"the checkpoint that it needs is gone ({freed}); rerun {s.step.need} for a new one"
     return s.decide(Verb.HOLD, Condition.HELD, "NeedFreed", message)
@@ -406,16 +407,21 @@ def _is_input_missing(s: Situation) -> Action | None:
 
 
 def _is_directory_in_use(s: Situation) -> Action | None:
-    """A run was renamed or dropped while its job runs, and this step would write where that job does."""
-    if s.occupant is None:
+    """A run was renamed or dropped, or the experiment copied or moved, while its job runs, and this step would write where that
+    job does."""
+    copy = s.observed.copies.get(s.step.key)
+    if s.occupant is not None:
+        whose = f" of {s.occupant.step}" if s.occupant.step else ""
+        message = f"job {s.occupant.job.id}{whose}, a step that the document no longer has, writes to {s.step.output_dir}"
+    elif copy is not None:
+        message = f"job {copy.id} ({copy.name}) of another experiment, in {copy.workdir}, may write to {s.step.output_dir} too"
+    else:
         return None
-    whose = f" of {s.occupant.step}" if s.occupant.step else ""
-    message = f"job {s.occupant.job.id}{whose}, a step that the document no longer has, writes to {s.step.output_dir}"
     return s.decide(Verb.WAIT, Condition.WAITING, "OutputsInUse", f"{message}; cancel it, or wait for its end")
 
 
 def _is_checkpoint_in_use(s: Situation) -> Action | None:
-    """A new attempt moves aside, or writes over, what an evaluation may be reading. ``rerun`` refuses while it sees such a job;
+    """A new attempt moves aside, or writes over, what another step may be reading. ``rerun`` refuses while it sees such a job;
     this is for one that comes to light later."""
     if not s.reader or s.outputs is None or s.outputs.state is OutputState.ABSENT:
         return None

@@ -159,7 +159,8 @@ class Step:
 
     ``key`` is its path, such as ``r8/finetune``. ``output_dir`` is where its outputs appear and ``root``
     the directory that must be there before their absence means anything. ``checkpoints`` maps each epoch that a
-    preparation step will save to its directory. ``need`` is the key of the step that must be done before.
+    preparation step will save to its directory. ``need`` is the key of the step that must be done before, ``others`` are those of
+    the fine-tunes of other runs in whose outputs it reads, ``begins_from`` is the epoch that it reads there.
     ``definition`` hashes what defines the result (``commands`` its script's part), ``placement`` what only defines where it runs.
     ``meaning`` is the definition item by item, in words, so that a drift can be shown. ``job_name`` and ``workdir`` (a real path;
     ``written_workdir``: as the script spells it) are how a person's own submission would show in the queue. ``logs`` are the
@@ -186,6 +187,8 @@ class Step:
     task: str | None = None
     epoch: int | None = None
     need: str | None = None
+    others: tuple[str, ...] = ()
+    begins_from: int | None = None
     checkpoints: Mapping[int, Path] = field(default_factory=dict)
     meaning: Mapping[str, str] = field(default_factory=dict)
     spec: Mapping[str, object] = field(default_factory=dict)
@@ -213,6 +216,16 @@ class Step:
     def directory(self) -> Path:
         """Where the step is submitted from: its script's own directory."""
         return self.script.parent
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The keys of all steps whose outputs it reads."""
+        return tuple(dict.fromkeys((*((self.need,) if self.need is not None else ()), *self.others)))
+
+    @property
+    def epoch_needed(self) -> int | None:
+        """Which epoch of the step that it needs it reads, where it reads one alone."""
+        return self.epoch if self.epoch is not None else self.begins_from
 
 
 @dataclass(frozen=True)
@@ -456,7 +469,7 @@ class Observed:
     (by id and name) whose end is news: None where there is none. ``signs`` are the tools' own, by step. ``uid`` is this user's.
     ``filesystems`` tells which steps write to the same one (by a number that means nothing else), where that was asked and is
     known. ``sealed`` tells, by step, why the run's configuration could not be edited: it, or where its original would be kept,
-    is write-protected.
+    is write-protected. ``copies`` has, by step, a live job of another experiment that may write to the same directory.
     """
 
     queue: tuple[Job, ...] | Unknown | None
@@ -468,6 +481,7 @@ class Observed:
     uid: str = ""
     filesystems: Mapping[str, int] = field(default_factory=dict)
     sealed: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, Job] = field(default_factory=dict)
 
 
 # --- decided -------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from reconciler.batch_script import log_paths
 from reconciler.config_edit import original_of
+from reconciler.copies import jobs_of_copies
 from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnreadable
 from reconciler.failures import LOG_TAIL, needs_log
 from reconciler.memory import Memory, StepMemory
@@ -56,7 +57,8 @@ def observe(
     filesystems = _filesystems(desired, outputs, disk) if _may_be_full(memory, logs) else {}
     objections = _objections(open_steps, outputs, tools)
     sealed = {step.key: why for step in open_steps if (why := _why_sealed(step, desired, disk))}
-    return Observed(queue, accounting, outputs, objections, logs, signs, backend.uid, filesystems, sealed)
+    copies = {} if isinstance(queue, Unknown) else jobs_of_copies(desired, open_steps, memory, queue, disk, tools)
+    return Observed(queue, accounting, outputs, objections, logs, signs, backend.uid, filesystems, sealed, copies)
 
 
 def _why_sealed(step: Step, desired: Desired, disk: Disk) -> str:

@@ -177,15 +177,15 @@ def _decide(situations: Sequence[Situation], known: Mapping[str, StepMemory], re
 
 
 def _readers(desired: Desired, known: Mapping[str, StepMemory], ours: Ownership) -> dict[str, str]:
-    """For steps that others need: a job of those, or of an orphan of the run, that is live or may be, in words."""
+    """For steps whose outputs others read: a job of those, or of an orphan of the run, that is live or may be, in words."""
     found: dict[str, str] = {}
     for step in desired.steps:
-        if step.need is None:
+        if not step.sources:
             continue
         live = next((f"job {job.id} of {step.key}" for job in ours.of(step.key) if job.is_live), "")
         unsettled = f"a job of {step.key} that is not seen to have ended" if known[step.key].open else ""
         if live or unsettled:
-            found[step.need] = live or unsettled
+            found.update(dict.fromkeys(step.sources, live or unsettled))
     runs = {orphan.step.partition("/")[0]: orphan for orphan in ours.orphans}
     for step in desired.steps:
         if step.stage is Stage.FINETUNE and step.run in runs:
@@ -258,7 +258,16 @@ def _leave_alone(action: Action, select: str) -> Action:
 
 
 def _needs_first(steps: Sequence[Step]) -> list[Step]:
-    return sorted(steps, key=lambda step: step.need is not None)
+    """Each step after the one that it needs: a run may begin from what another one made."""
+    needs = {step.key: step.need for step in steps}
+
+    def depth(key: str) -> int:
+        chain = [key]
+        while (need := needs.get(chain[-1])) is not None and need not in chain:
+            chain.append(need)
+        return len(chain)
+
+    return sorted(steps, key=lambda step: depth(step.key))
 
 
 # --- limits that concern all steps together ----------------------------------------------------------
@@ -278,7 +287,9 @@ def _hold_back(
             continue
         for limit in limits:
             limit.takes(step)
-    return {step.key: _behind(held_back[step.key], held_back.get(step.need or "")) for step in desired.steps}
+    for step in _needs_first(desired.steps):
+        held_back[step.key] = _behind(held_back[step.key], held_back.get(step.need or ""))
+    return held_back
 
 
 def _behind(action: Action, need: Action | None) -> Action:

@@ -25,11 +25,16 @@ from reconciler.loop import Pass, Scene
 from reconciler.memory import Renaming
 from reconciler.model import Condition, Step
 from reconciler.situation import whose_jobs
+from reconciler.text_limits import can_be_path
 from reconciler.words import Deed, Prospect, look_at, named
 
 _LARGEST = 1 << 20  # bytes of a scaffolding file that are looked at
 _SHOWN = 3
 _LINES_SHOWN = 10
+_LONGEST_LINE = 1 << 12  # characters of a line that are looked at
+_BEGINS = re.compile(
+    r"(?:^|(?<=[\s\"'=:,;()\[\]{}<>|&`]))(?=[^\s\"'=])|(?<=/)(?=/)"
+)  # a path, also the second / of hf//scratch/…
 
 
 def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospect], bool]) -> tuple[Deed, ...]:
@@ -160,13 +165,17 @@ def _refuse_broken(seen: Pass, old: str) -> None:
     here = _directory_of(seen.desired.directory, old)
     moving = (step for step in steps if step.checkpoints and _is_inside(step, here))
     files = [file for step in moving for file in step.files] if is_done else _scaffolding(steps)
-    places = list(_full_mentions(seen.desired.directory, old, files))
+    places = [f"{here / file}:{line}" for file, line in _full_mentions(here, old, _within(here, files))]
     if places:
-        more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
         raise UsageError(
-            f"{', '.join(places[:_SHOWN])}{more} name the directory of {old} in full, and would miss it; write a relative path "
+            f"{_some(places)} name the directory of {old} in full, and would miss it; write a relative path "
             f"there{'' if is_done else ', or rename the run once all of it is done'}"
         )
+
+
+def _some(places: list[str]) -> str:
+    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+    return ", ".join(places[:_SHOWN]) + more
 
 
 def _is_inside(step: Step, directory: Path) -> bool:
@@ -178,13 +187,37 @@ def _scaffolding(steps: Iterable[Step]) -> Iterator[Path]:
     return (file for step in steps for file in (step.script, *step.files))
 
 
-def _full_mentions(directory: Path, run: str, files: Iterable[Path]) -> Iterator[str]:
-    """Where the directory of a run is named in full, in those of these files that are there."""
-    pattern = re.compile(rf"/{re.escape(directory.name)}/{re.escape(run)}(?![\w.+=@-])")
-    for path in dict.fromkeys(files):
+def _within(here: Path, files: Iterable[Path]) -> list[Path]:
+    """Each of these files that is a run's own, as it stands in the run's directory."""
+    return list(dict.fromkeys(file.relative_to(here) for file in files if file.is_relative_to(here)))
+
+
+def _full_mentions(here: Path, run: str, files: Iterable[Path]) -> Iterator[tuple[Path, int]]:
+    """Where a run is named by way of its experiment's directory, in those of these files that are there: each file, as it stands
+    in ``here``, where they are now, and the line."""
+    for file in files:
+        path = here / file
         for number, line in enumerate(_read(path).splitlines() if path.is_file() else (), start=1):
-            if pattern.search(line):
-                yield f"{path}:{number}"
+            if _leads_to(here.parent, run, line[:_LONGEST_LINE], path.parent):
+                yield file, number
+
+
+def _leads_to(experiment: Path, run: str, line: str, base: Path) -> bool:
+    """True where a line has a path through the experiment's own directory to a run, however it gets there; a directory of outputs
+    may have the same two names. What only the shell knows (``$ROOT``) counts where it has both."""
+    real = os.path.realpath(experiment)
+    for found in re.finditer(rf"/{re.escape(run)}(?![\w.+=@-])", line):
+        for begins in _BEGINS.finditer(line, 0, found.start()):
+            before = os.path.expanduser(os.path.expandvars(line[begins.start() : found.start()]))  # noqa: PTH111 (text in, text out)
+            if "$" in before and before.endswith(f"/{Path(real).name}"):
+                return True
+            if (
+                can_be_path(before)
+                and os.path.realpath(base / before) == real
+                and before.rpartition("/")[2] not in ("", ".", "..")
+            ):
+                return True
+    return False
 
 
 def _steps(seen: Pass, run: str) -> list[Step]:
@@ -205,8 +238,13 @@ def _told(seen: Pass, old: str, new: str, after: str) -> Iterator[str]:
         more = f" and {len(lines) - _LINES_SHOWN} more" if len(lines) > _LINES_SHOWN else ""
         where = f"line{'s' if len(lines) > 1 else ''} {', '.join(lines[:_LINES_SHOWN])}{more} of {seen.desired.document.name}"
         yield f"only tables are rewritten; {old} is still named in {where}"
-    for place in list(_full_mentions(directory, old, _scaffolding(_steps(seen, old))))[:_SHOWN]:
-        yield f"{place} names the old directory, and would need a change before a rerun"
+    here = _directory_of(directory, old)
+    moved = here if os.path.lexists(here) else directory / new
+    files = _within(here, _scaffolding(_steps(seen, old)))
+    places = [f"{directory / new / file}:{line}" for file, line in _full_mentions(moved, old, files)]
+    if places:
+        verb = "names" if len(places) == 1 else "name"
+        yield f"{_some(places)} {verb} the old directory, and would need a change before a rerun"
 
 
 def _texts(document: Path, old: str, new: str) -> tuple[str, str]:

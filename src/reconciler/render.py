@@ -21,7 +21,7 @@ from reconciler.batch_script import log_paths
 from reconciler.errors import Problem
 from reconciler.loop import Pass
 from reconciler.memory import Attempt, StepMemory, Word
-from reconciler.model import Action, Condition, Orphan, Step, Verb
+from reconciler.model import Action, Condition, Orphan, Stage, Step, Verb
 from reconciler.staleness import staleness
 from reconciler.words import Deed, Skipped
 
@@ -123,7 +123,9 @@ def stale(seen: Pass, key: str) -> tuple[str, ...]:
 
 
 def _stale_lines(seen: Pass) -> list[str]:
-    of_steps = [stale(seen, action.step) for action in seen.actions if action.condition in (Condition.DONE, Condition.DRIFTED)]
+    evaluations = {step.key for step in seen.desired.steps if step.stage is Stage.EVALUATION}
+    finished = [action.step for action in seen.actions if action.condition in (Condition.DONE, Condition.DRIFTED)]
+    of_steps = [stale(seen, key) for key in finished if key in evaluations]
     count = sum(bool(names) for names in of_steps)
     if not count:
         return []

@@ -64,8 +64,8 @@ class Case:
 
     ``is_named``: a person named it by its key, so that it refuses where a step that a glob matched is skipped. ``is_shared``: a
     job may be another step's. ``has_checkpoint`` is False where a fine-tune left no epoch at all. ``dependents`` are the steps
-    that need it with their jobs that have not ended, ``freed`` is what was deleted of the checkpoint that it needs. ``course`` is
-    what a ``release`` leads to.
+    that read its outputs with their jobs that have not ended, ``freed`` is what was deleted of the checkpoint that it needs.
+    ``course`` is what a ``release`` leads to.
     """
 
     step: Step
@@ -185,13 +185,13 @@ def _not_to_replace(order: Order, case: Case) -> str | None:
 
 
 def _taken_from_others(order: Order, case: Case, chosen: Collection[str]) -> str | None:
-    """An evaluation in flight would read a checkpoint that is moved aside and trained anew; one of a checkpoint that was freed
-    would only fail, after its old result was given up."""
+    """A job in flight would read a checkpoint that is moved aside and trained anew; a step that reads one that was freed would
+    only fail, after its old result was given up."""
     for key, live in case.dependents.items():
         if live and key not in chosen:
             way_out = "" if order.with_dependents else "say --with-dependents to replace that too, or "
             return f"{named(live)} of {key} needs it; {way_out}wait for its end"
-    if case.freed is not None and case.step.epoch in case.freed.epochs and case.step.need not in chosen:
+    if case.freed is not None and case.step.epoch_needed in case.freed.epochs and case.step.need not in chosen:
         return f"its checkpoint is gone ({case.freed}); rerun {case.step.need} --with-dependents instead"
     return None
 

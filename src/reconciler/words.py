@@ -135,11 +135,12 @@ def _cases(scene: Scene, seen: Pass, order: Order) -> list[Case]:
     desired, memory = seen.desired, seen.memory
     chosen = desired.select(*order.steps)
     if order.stale:
-        chosen = tuple(s for s in chosen if staleness(s, memory.of(s.key), memory.of(s.need) if s.need else None))
+        chosen = tuple(s for s in chosen if _is_stale(seen, s) and (s.stage is Stage.EVALUATION or s.key in order.steps))
     is_named = {step.key for step in chosen if step.key in order.steps}
     if order.with_dependents:
-        is_named |= {step.key for step in desired.steps if step.need in is_named}
-        chosen = _with_dependents(desired, chosen)
+        is_named = _with_dependents(desired, is_named)
+        keys = _with_dependents(desired, {step.key for step in chosen})
+        chosen = tuple(step for step in desired.steps if step.key in keys)
     ours = whose_jobs(desired, seen.observed, memory)
     is_about_outputs = order.verb in ("accept", "rerun")
     courses = _courses(scene, seen, chosen, ours) if order.verb == "release" else {}
@@ -155,7 +156,7 @@ def _cases(scene: Scene, seen: Pass, order: Order) -> list[Case]:
             is_paused=memory.pause is not None and memory.pause.is_on(seen.now),
             is_named=step.key in is_named,
             is_shared=any(job.id in ours.shared for job in _live(ours, step)),
-            dependents={other.key: _live(ours, other) for other in desired.steps if other.need == step.key},
+            dependents={other.key: _live(ours, other) for other in desired.steps if step.key in other.sources},
             freed=memory.of(step.need).freed if step.need is not None else None,
             has_checkpoint=not is_about_outputs or _has_checkpoint(scene, step),
             course=courses.get(step.key),
@@ -195,9 +196,15 @@ def _live(ours: Ownership, step: Step) -> tuple[Job, ...]:
     return tuple(job for job in ours.of(step.key) if job.is_live)
 
 
-def _with_dependents(desired: Desired, chosen: Sequence[Step]) -> tuple[Step, ...]:
-    keys = {step.key for step in chosen}
-    return tuple(step for step in desired.steps if step.key in keys or step.need in keys)
+def _is_stale(seen: Pass, step: Step) -> bool:
+    need = seen.memory.of(step.need) if step.need else None
+    return bool(staleness(step, seen.memory.of(step.key), need))
+
+
+def _with_dependents(desired: Desired, keys: set[str]) -> set[str]:
+    """These steps, what reads their outputs, what reads the outputs of those, and so on."""
+    found = keys | {step.key for step in desired.steps if not keys.isdisjoint(step.sources)}
+    return found if found == keys else _with_dependents(desired, found)
 
 
 def write(scene: Scene, seen: Pass, considered: Considered) -> Court:

@@ -49,9 +49,16 @@ class Asked:
 _EXPERIMENT = click.argument("experiment", type=click.Path(path_type=Path), default=Path())
 
 
+def _named(context: click.Context, option: click.Parameter, given: Any) -> Any:
+    """Names as they are meant: a shell completes a run's to ``r8_lr1e-5/``, because it is a directory."""
+    if isinstance(given, tuple):
+        return tuple(word.rstrip("/") or word for word in given)
+    return given and (given.rstrip("/") or given)
+
+
 def _arguments(usage: str) -> Callable[[F], F]:
-    """All words after the options, as they are; ``usage`` is how they are shown."""
-    return click.argument("arguments", metavar=usage, nargs=-1)
+    """All words after the options; ``usage`` is how they are shown."""
+    return click.argument("arguments", metavar=usage, nargs=-1, callback=_named)
 
 
 _STEPS = _arguments("[EXPERIMENT] STEP...")
@@ -69,7 +76,7 @@ _OUTPUT = click.option(
     default="text",
     help="How results are printed: for people, or in a published form (schemas/).",
 )
-_SELECT = click.option("--select", metavar="GLOB", help="Only these steps: a glob on keys, or a run's name.")
+_SELECT = click.option("--select", metavar="GLOB", callback=_named, help="Only these steps: a glob on keys, or a run's name.")
 _DEEP = click.option("--deep", is_flag=True, help="Verify outputs in full, not only by structure.")
 
 
@@ -277,7 +284,13 @@ def validate(asked: Asked) -> int:
 @_quiet("Say something only when something changed.")
 @click.option("--wait", is_flag=True, help="Go on, a pass every `poll`, until nothing is left to do.")
 @click.option("--max-in-flight", type=click.IntRange(min=1), help="Jobs in the queue at most, your other jobs counted.")
-@click.option("--prune", metavar="NAME", multiple=True, help="First cancel the orphans of this run, step or job id; repeatable.")
+@click.option(
+    "--prune",
+    metavar="NAME",
+    multiple=True,
+    callback=_named,
+    help="First cancel the orphans of this run, step or job id; repeatable.",
+)
 @click.option("--reason", "why", metavar="TEXT", help="Why, for --prune; kept, and shown by status and explain.")
 def apply(asked: Asked, wait: bool, max_in_flight: int | None, prune: tuple[str, ...], why: str | None) -> int:
     """Do one pass: submit, take over, mark done, and write the status tables."""

@@ -26,6 +26,7 @@ from reconciler.experiment.document import (
     RunRow,
     decode,
 )
+from reconciler.experiment.links import linked
 from reconciler.experiment.names import same_name
 from reconciler.model import (
     CHECKPOINT,
@@ -86,13 +87,14 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
     steps = [step for reading in readings for step in reading.steps]
     hidden = tuple(run.name for run, reading in zip(document.runs, readings, strict=True) if reading.hides_steps)
     shared = tuple(_shared_outputs(steps, document))
+    linked_steps, circles = linked([_apart(step, shared) for step in steps], document)
     found = (problem for reading in readings for problem in reading.problems)
     return Desired(
         name=document.name,
         directory=directory,
         document=directory / document.path.name,
-        steps=tuple(_apart(step, shared) for step in steps),
-        problems=(*document.problems, *found, *shared, *scene.unlisted(steps), *_patterns_in_path(directory, document)),
+        steps=linked_steps,
+        problems=(*document.problems, *found, *shared, *circles, *scene.unlisted(steps), *_patterns_in_path(directory, document)),
         hidden=hidden,
     )
 

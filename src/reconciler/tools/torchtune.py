@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
@@ -26,6 +26,7 @@ from reconciler.model import (
     RunKind,
     Stage,
     Step,
+    Unknown,
     Written,
     defined_by,
     digest,
@@ -33,6 +34,7 @@ from reconciler.model import (
 from reconciler.ports import Disk
 from reconciler.resources import ask_of
 from reconciler.script_checks import script_problems
+from reconciler.script_commands import Command, commands_of, is_literal
 from reconciler.text_limits import can_be_path
 from reconciler.tools.formats.epoch_directory import Verdict, Wanted, judge_epoch, small_files
 from reconciler.tools.formats.omega_config import ConfigFault, OmegaConfig, read_omega_config
@@ -70,7 +72,11 @@ class Torchtune:
         if run.kind is not RunKind.FINE_TUNED:
             return Reading()
         missing = _directory_fault(run, disk)
-        script, training = missing or _read_script(run, disk), missing or _read_training(run, disk)
+        text, training = (
+            missing or _read_text(run.directory / _SCRIPT, run, disk, _MAX_SCRIPT),
+            missing or _read_training(run, disk),
+        )
+        script = parse_batch_script(run.directory / _SCRIPT, text) if isinstance(text, str) else text
         step, problems = _bare_step(run), []
         if isinstance(script, BatchScript):
             made = training.output_dir if isinstance(training, _Training) else None
@@ -80,6 +86,8 @@ class Torchtune:
             problems += _disagreements(training, run)
             step = _with_training(step, training, run)
         faults = list(dict.fromkeys(found for found in (script, training) if isinstance(found, _Fault)))
+        if isinstance(text, str) and isinstance(script, BatchScript) and isinstance(training, _Training):
+            faults += _led_away(text, script, training, run, disk)
         if faults:
             step = replace(step, blocked=Reason(faults[0].code, str(faults[0].problem)))
         return Reading((step,), (*(fault.problem for fault in faults), *problems))
@@ -96,8 +104,10 @@ class Torchtune:
         """What the output directory amounts to, epoch by epoch; ``deep`` reads the torch files in full."""
         if step.blocked:
             return Outputs(OutputState.UNKNOWN, step.blocked)
+        training = cast(_Training, step.spec["training"])
         try:
-            return _check(cast(_Training, step.spec["training"]), disk, deep)
+            found = _check(training, disk, deep)
+            return replace(found, lacks=_lacks(training, disk)) if step.others else found
         except DiskUnreadable as error:
             return Outputs(OutputState.UNKNOWN, Reason("DiskUnreadable", str(error)))
 
@@ -121,6 +131,7 @@ class _Training:
     lines: Mapping[str, int]
     output_dir: Path
     base: Path | None
+    base_files: tuple[str, ...]
     epochs: int
     saved: tuple[int, ...]
     resume: bool
@@ -163,12 +174,6 @@ def _read_text(path: Path, run: RunInput, disk: Disk, most: int) -> str | _Fault
         return _Fault("ConfigInvalid", Problem(path, 0, "is not text; accepted: UTF-8", run.name))
 
 
-def _read_script(run: RunInput, disk: Disk) -> BatchScript | _Fault:
-    path = run.directory / _SCRIPT
-    text = _read_text(path, run, disk, _MAX_SCRIPT)
-    return parse_batch_script(path, text) if isinstance(text, str) else text
-
-
 def _read_training(run: RunInput, disk: Disk) -> _Training | _Fault:
     path = run.directory / _CONFIG
     text = _read_text(path, run, disk, _MAX_CONFIG)
@@ -199,6 +204,7 @@ def _training(config: OmegaConfig, path: Path) -> _Training:
         lines={key: config.line(key) for key in ("output_dir", "epochs")},
         output_dir=output_dir,
         base=_directory(config, "checkpointer.checkpoint_dir", path.parent),
+        base_files=_listed(config.get("checkpointer.checkpoint_files")),
         epochs=epochs,
         saved=_saved_epochs(config, epochs),
         resume=_flag(config, _RESUME),
@@ -219,6 +225,11 @@ def _directory(config: OmegaConfig, key: str, base: Path) -> Path | None:
     if not isinstance(value, str) or not value.strip() or "$" in value or value.startswith("~") or not can_be_path(value):
         raise ConfigFault(config.line(key), f"`{key}` is {value!r:.300}; accepted: a path written out (no `~`, no `$VARIABLE`)")
     return base / value
+
+
+def _listed(value: object) -> tuple[str, ...]:
+    """The names in a list; none where they are given in another form."""
+    return tuple(name for name in value if isinstance(name, str)) if isinstance(value, list) else ()
 
 
 def _flag(config: OmegaConfig, key: str) -> bool:
@@ -295,6 +306,56 @@ def _overrides(script: BatchScript, run: RunInput) -> Iterator[Problem]:
         if found:
             message = f"`{' '.join(found)}` overrides {_CONFIG}, and the outputs will not be taken for this run's; put it there"
             yield Problem(script.path, 0, message, run.name, warning=True)
+
+
+def _led_away(text: str, script: BatchScript, training: _Training, run: RunInput, disk: Disk) -> Iterator[_Fault]:
+    """What the script would really launch, where that is not this run's training: a ``cd`` or ``--config`` that is another run's,
+    since a copy or a renaming, would train over what that one made."""
+    makes_directories = False
+    for command in commands_of(text, script.path.parent, Path(script.workdir), disk):
+        makes_directories = makes_directories or "mkdir" in command.words
+        why = _launched_otherwise(command, training, disk)
+        if command.leads_to is not None and not (command.is_there or makes_directories) and _is_anothers(command.leads_to, run):
+            why = f"leads to {command.leads_to}, which is not there"
+        if why:
+            message = f"{why}; accepted: a launch of this run's {_CONFIG}, as after `cd {run.directory}`, or with no `cd` at all"
+            yield _Fault("ScriptLeadsAway", Problem(script.path, command.line, message, run.name))
+
+
+def _launched_otherwise(command: Command, training: _Training, disk: Disk) -> str:
+    """How a launch differs from what this run's configuration asks for; empty where it does not, or only the job will know."""
+    here, name = command.directory, _config_named(command.words)
+    if here is None or name is None or not is_literal(name) or not can_be_path(name):
+        return ""
+    path, own = here / name, training.config
+    if _is_same_path(path, own) and _is_same_path(here, own.parent):
+        return ""
+    try:
+        launched = read_omega_config((disk.read(path, 0, _MAX_CONFIG) or b"").decode("utf-8-sig"))
+        output_dir = _directory(launched, "output_dir", here)
+    except (DiskUnreadable, UnicodeDecodeError, ConfigFault):
+        return ""  # the job may make it first
+    if output_dir is not None and not _is_same_path(output_dir, training.output_dir):
+        where = f" in {here}" if _is_same_path(path, own) else ""
+        return f"launches {path}{where}, which trains into {output_dir}"
+    differences = _differences(launched, training.meaning)
+    return f"launches {path}, which is not {own}: {_differing(differences)}" if differences else ""
+
+
+def _config_named(words: Sequence[str]) -> str | None:
+    """The configuration of a ``tune run``; None where that names none, and of other commands."""
+    at = next((place for place, word in enumerate(words[:-1]) if Path(word).name == "tune" and words[place + 1] == "run"), None)
+    for word, following in zip(words[at:], [*words[at:][1:], ""], strict=True) if at is not None else ():
+        option, equals, value = word.partition("=")
+        if option == "--config":
+            return value if equals else following
+    return None
+
+
+def _is_anothers(path: Path, run: RunInput) -> bool:
+    """True inside the experiment and outside the run's own directory, where a script may make what it likes."""
+    real, own = Path(os.path.realpath(path)), Path(os.path.realpath(run.directory))
+    return real.is_relative_to(own.parent) and not real.is_relative_to(own)
 
 
 def _disagreements(training: _Training, run: RunInput) -> Iterator[Problem]:
@@ -414,6 +475,25 @@ def _check(training: _Training, disk: Disk, deep: bool) -> Outputs:
             differs=tuple(differences),
         )
     return _judge(training, traces, disk, deep)
+
+
+def _lacks(training: _Training, disk: Disk) -> Reason | Unknown | None:
+    """What another run made and the trainer would begin from, where that is not there: it was deleted, or is never saved. A base
+    model of elsewhere may be one that only the job can see."""
+    base = training.base
+    if base is None:
+        return None
+    try:
+        if disk.stat(base.parent) is None:
+            return Unknown(f"{base.parent} is not there; is its filesystem mounted?")
+        missing = [name for name in training.base_files if disk.stat(base / name) is None] if disk.stat(base) else [""]
+    except DiskUnreadable as error:
+        return Unknown(str(error))
+    if not missing:
+        return None
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    named = ", ".join(str(base / name) for name in missing[:_SHOWN])
+    return Reason("CheckpointGone", f"it begins from {named}{more}, which is not there; make it again, or put it back")
 
 
 def _look(directory: Path, disk: Disk) -> _Traces | None:
