@@ -200,7 +200,8 @@ def with_files(lab, name, *stages):  # noqa: F811
 
     class Another(StandInTool):
         def _step(self, run, key, script):
-            return replace(super()._step(run, key, script), files=(run.directory / name,))
+            saves = {"checkpoints": {}} if self.stage is Stage.EVALUATION else {}
+            return replace(super()._step(run, key, script), files=(run.directory / name,), **saves)
 
     tools = lab.scene.tools.values()
     return replace(lab.scene, tools={tool.name: Another(tool.stage) if tool.stage in stages else tool for tool in tools})
