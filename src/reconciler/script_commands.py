@@ -50,7 +50,7 @@ def commands_of(text: str, submitted_from: Path, begins_in: Path, disk: Disk) ->
             return
         commands, is_grouped = _split(found)
         for command in commands:
-            words = [_expand(word, variables) for word in command]
+            words = [expand(word, variables) for word in command]
             depth += (words[0] in _BEGIN_BRANCH) - (words[0] in _END_BRANCH)
             assignments = words[1:] if words[0] == "export" else words
             if all(_ASSIGNMENT.match(word) for word in assignments):
@@ -66,9 +66,21 @@ def commands_of(text: str, submitted_from: Path, begins_in: Path, disk: Disk) ->
                 variables["PWD"] = str(directory or "$PWD")
 
 
+def simple_commands(text: str) -> Iterator[list[str]]:
+    """The words of each simple command, wherever it runs; redirections and separators end one."""
+    for _, line in _lines(text):
+        yield from _split(line)[0]
+
+
 def is_literal(word: str) -> bool:
     """True of a word that means what it says, whatever the shell knows."""
     return not any(sign in word for sign in "$`*?") and not word.startswith("~")
+
+
+def expand(word: str, variables: Mapping[str, str]) -> str:
+    """The word with the variables that are known put in; as it stands where that grows without end (``A=$A$A`` many times)."""
+    found = _VARIABLE.sub(lambda match: variables.get(match[1] or match[2], match[0]), word)
+    return found if len(found) <= max(_LONGEST_WORD, len(word)) else word
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
@@ -97,12 +109,6 @@ def _split(line: str) -> tuple[list[list[str]], bool]:
 
 def _is_separator(word: str) -> bool:
     return bool(word) and set(word) <= _SEPARATORS
-
-
-def _expand(word: str, variables: Mapping[str, str]) -> str:
-    """The word with the variables that are known put in; as it stands where that grows without end (``A=$A$A`` many times)."""
-    found = _VARIABLE.sub(lambda match: variables.get(match[1] or match[2], match[0]), word)
-    return found if len(found) <= max(_LONGEST_WORD, len(word)) else word
 
 
 def _assigned(words: list[str]) -> Iterator[tuple[str, str]]:

@@ -11,14 +11,12 @@ import json
 import math
 import os
 import re
-import shlex
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from itertools import groupby
 from pathlib import Path
 from typing import cast
 
@@ -41,6 +39,7 @@ from reconciler.model import (
 from reconciler.ports import Disk
 from reconciler.resources import ask_of
 from reconciler.script_checks import script_problems
+from reconciler.script_commands import expand, is_literal, simple_commands
 from reconciler.text_limits import can_be_path, unfolded
 from reconciler.tools.formats.eval_log import EvalLog, LogDamaged, read_eval_log
 
@@ -48,8 +47,6 @@ _MAX_SCRIPT = 4 << 20  # bytes; slurm.conf, MaxScriptSize
 _SETTINGS = "eval.yaml"
 _MAX_SETTINGS = 256 << 10  # bytes
 _MOST_SETTINGS = 100_000  # values
-_LONGEST_LINE = 1 << 16  # characters that are looked at for a command
-_LONGEST_WORD = 4096
 _MOST_VARIABLES = 1000
 _LARGEST_TASK = 1 << 20  # bytes; a task file is a page or two
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
@@ -57,7 +54,6 @@ _EPOCH_DIRECTORY = re.compile(r"epoch_\d+$")
 _NUMBERED = re.compile(r"(?P<task>.+)_epoch(?P<epoch>0|[1-9][0-9]*)")
 _INSPECT = re.compile(r"(^|/)inspect(_ai)?$")
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
-_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 class InspectAI:
@@ -357,13 +353,13 @@ def _parse_command(commands: str, directory: Path, experiment: Path, disk: Disk)
     """None where the script has no ``inspect eval`` that can be seen, or several."""
     variables = {"SLURM_SUBMIT_DIR": str(directory), "PWD": str(directory)}
     found: list[_Command] = []
-    for words in _simple_commands(commands):
-        words = [_expand(word, variables) for word in words]
+    for words in simple_commands(commands):
+        words = [expand(word, variables) for word in words]
         assignments = words[1:] if words[0] == "export" else words
         if all(_ASSIGNMENT.match(word) for word in assignments):
             if len(variables) < _MOST_VARIABLES:
                 variables |= {name: value for name, _, value in (word.partition("=") for word in assignments)}
-        elif words[0] == "cd" and len(words) == 2 and _is_literal(words[1]):
+        elif words[0] == "cd" and len(words) == 2 and is_literal(words[1]):
             if _is_entered(directory / words[1], experiment, disk):
                 directory = directory / words[1]
                 variables["PWD"] = str(directory)
@@ -384,8 +380,8 @@ def _read_command(words: list[str], directory: Path, variables: Mapping[str, str
         directory=directory,
         log_dir=Path(os.path.normpath(directory / log_dir)),
         task=_task_name(words),
-        arguments={key: value for key, _, value in pairs if _is_literal(value)},
-        is_literal=all(_is_literal(word) for word in words) and not {"--task-config", "--model-config"} & set(words),
+        arguments={key: value for key, _, value in pairs if is_literal(value)},
+        is_literal=all(is_literal(word) for word in words) and not {"--task-config", "--model-config"} & set(words),
         model=_last(options.get("--model", ())),
         model_path=_last(model_path),
         limit=limits[-1] or None,
@@ -397,7 +393,7 @@ def _files_in(words: list[str]) -> Iterator[str]:
     """The files of Python that the tasks are in, of ``file.py`` and ``file.py@task``, where they are literal."""
     for place, word in enumerate(words):
         name = word.partition("@")[0]
-        if name.endswith(".py") and (".py@" in word or place == 0) and not word.startswith("-") and _is_literal(name):
+        if name.endswith(".py") and (".py@" in word or place == 0) and not word.startswith("-") and is_literal(name):
             yield name
 
 
@@ -412,22 +408,6 @@ def _task_files(command: _Command | None, disk: Disk) -> dict[str, str]:
     return versions
 
 
-def _simple_commands(commands: str) -> Iterator[list[str]]:
-    """Each simple command's words; redirections and separators end one. A line that cannot be split is passed over."""
-    for line in commands.replace("\\\n", " ").splitlines():
-        if len(line) > _LONGEST_LINE:
-            continue
-        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
-        lexer.whitespace_split, lexer.commenters = True, ""
-        try:
-            words = list(lexer)
-        except ValueError:
-            continue
-        for is_separator, part in groupby(words, key=lambda word: bool(word) and set(word) <= set("();<>|&")):
-            if not is_separator:
-                yield list(part)
-
-
 def _is_entered(directory: Path, experiment: Path, disk: Disk) -> bool:
     """A ``cd`` that fails leaves a batch script where it was. What is not there inside the experiment surely is not; what is
     elsewhere may be on a filesystem that is not mounted now, and is taken at its word."""
@@ -437,20 +417,10 @@ def _is_entered(directory: Path, experiment: Path, disk: Disk) -> bool:
     return found is not None and found.is_dir
 
 
-def _expand(word: str, variables: Mapping[str, str]) -> str:
-    """The word with the variables that are known put in; as it stands where that grows without end (``A=$A$A`` many times)."""
-    found = _VARIABLE.sub(lambda match: variables.get(match[1] or match[2], match[0]), word)
-    return found if len(found) <= max(_LONGEST_WORD, len(word)) else word
-
-
-def _is_literal(word: str) -> bool:
-    return not any(sign in word for sign in "$`*?") and not word.startswith("~")
-
-
 def _last(words: Iterable[str]) -> str | None:
     """The last of some values, the one that counts, where it is literal."""
     value = (list(words) or [""])[-1]
-    return value if value and _is_literal(value) else None
+    return value if value and is_literal(value) else None
 
 
 def _options(words: list[str]) -> dict[str, list[str]]:
@@ -470,7 +440,7 @@ def _task_name(words: list[str]) -> str | None:
     first = words[0] if words and not words[0].startswith("-") else ""
     named = {word.rpartition("@")[2] for word in words if ".py@" in word} or {first.rpartition("/")[2]}
     name = named.pop() if len(named) == 1 else ""
-    return name if name and _is_literal(name) and not name.endswith(".py") else None
+    return name if name and is_literal(name) and not name.endswith(".py") else None
 
 
 # --- 4, verification: which logs are this step's, and what they prove -----------------------------------
@@ -656,7 +626,7 @@ def _fault(log: EvalLog, limit: str | None) -> Reason | None:
 
 def _is_limit_asked(found: object, asked: str | None) -> bool:
     """A single number must be the same; a range or a list of samples is logged in other words than it is asked for."""
-    if asked is None or not _is_literal(asked) or isinstance(found, list):
+    if asked is None or not is_literal(asked) or isinstance(found, list):
         return asked is not None
     return str(found) == asked.strip("\"'")
 
