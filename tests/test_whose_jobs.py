@@ -9,7 +9,8 @@ import pytest
 from reconciler.batch_script import parse_batch_script
 from reconciler.fold import fold
 from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Token, Unknown, Verb
-from reconciler.situation import CLOCK_SKEW, Situation, all_jobs, remember_ends, whose_jobs
+from reconciler.ownership import all_jobs, whose_jobs
+from reconciler.situation import CLOCK_SKEW, Situation, remember_ends
 from worlds import (
     COMPLETE,
     HERE,

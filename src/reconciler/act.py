@@ -32,9 +32,9 @@ from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory
 from reconciler.model import Action, Condition, Desired, Edit, Observed, Policy, Reason, Stage, Step, Token, Verb
+from reconciler.ownership import all_jobs
 from reconciler.plan import Plan
 from reconciler.ports import Backend, Submission
-from reconciler.situation import all_jobs
 from reconciler.staleness import as_submitted
 
 

@@ -17,7 +17,7 @@ from reconciler.failures import CANCELLED
 from reconciler.limits import Gate
 from reconciler.memory import Attempt, End, Memory, StepMemory
 from reconciler.model import Action, Ask, Condition, Desired, Job, Policy, Reason, Stage, Step
-from reconciler.situation import Ownership
+from reconciler.ownership import Ownership
 
 _HOUR = 3600.0
 _ROUNDING = 1e-9

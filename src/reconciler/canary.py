@@ -13,7 +13,7 @@ from reconciler.failures import CANCELLED
 from reconciler.limits import Gate
 from reconciler.memory import Attempt, StepMemory
 from reconciler.model import CANARY_FAILED, CANARY_HELD, Action, Condition, Desired, Job, Phase, Reason, Stage, Step
-from reconciler.situation import Ownership
+from reconciler.ownership import Ownership
 
 
 @dataclass(frozen=True)

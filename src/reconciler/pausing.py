@@ -17,7 +17,7 @@ from reconciler.loop import Pass, Scene
 from reconciler.memory import Attempt
 from reconciler.model import Job, Phase
 from reconciler.moments import moment, shown
-from reconciler.situation import whose_jobs
+from reconciler.ownership import whose_jobs
 from reconciler.words import Deed, Prospect, look_at, named
 
 Confirm = Callable[[Prospect], bool]

@@ -35,8 +35,9 @@ from reconciler.model import (
     Verb,
     names_step,
 )
+from reconciler.ownership import Ownership, whose_jobs
 from reconciler.remedies import withhold_varied
-from reconciler.situation import Ownership, Situation, outgrow_batch, remember_edits, remember_ends, supersede, whose_jobs
+from reconciler.situation import Situation, outgrow_batch, remember_edits, remember_ends, supersede
 
 _ONE_NODE = re.compile(r"[A-Za-z0-9._-]+")
 _ONE_FAILURE = 600.0  # s, within which jobs that a node takes with it ended by one failure

@@ -33,8 +33,8 @@ from reconciler.model import (
     Verb,
     digest,
 )
+from reconciler.ownership import all_jobs
 from reconciler.ports import Tools
-from reconciler.situation import all_jobs
 from reconciler.status_tables import StatusRow, title, update_document
 from reconciler.tool_log import append_block
 

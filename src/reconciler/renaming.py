@@ -24,7 +24,7 @@ from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene
 from reconciler.memory import Renaming
 from reconciler.model import Condition, Step
-from reconciler.situation import whose_jobs
+from reconciler.ownership import whose_jobs
 from reconciler.text_limits import can_be_path
 from reconciler.words import Deed, Prospect, look_at, named
 

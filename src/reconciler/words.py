@@ -18,8 +18,8 @@ from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
 from reconciler.memory import LATEST, StepMemory
 from reconciler.model import CANARY_FAILED, CANARY_HELD, DISK_QUOTA, Action, Condition, Desired, Job, Stage, Step, Unknown
+from reconciler.ownership import Ownership, whose_jobs
 from reconciler.plan import Plan, foresee
-from reconciler.situation import Ownership, whose_jobs
 from reconciler.staleness import staleness
 from reconciler.verbs import Case, Course, Court, Deed, Order, Skipped, named, nothing_to_do, refusal, told
 
