@@ -28,6 +28,7 @@ from reconciler.errors import (
     TemporaryError,
 )
 from reconciler.files import make_directory, move, read_file
+from reconciler.holding import hold_job, let_go
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.memory import Memory
@@ -138,11 +139,9 @@ class _Pass:
                 self._mark_done(action, step)
             elif action.verb is Verb.CANCEL and action.job is not None:
                 self._cancel(action, step)
-            elif action.hold_job and action.job is not None:
-                self._hold(action, step)
-            elif action.release and action.job is not None:
-                self._world.backend.release(action.job)
-                self._world.ledger.append("unheld", step=step.key, attempt=action.attempt)
+            elif (action.hold_job or action.release) and action.job is not None:
+                tell = hold_job if action.hold_job else let_go
+                tell(self._world.ledger, self._world.backend, step.key, action.attempt, action.job)
         except ClusterUnreachable as error:
             return _waiting(action, "QueueUnknown", str(error), "unknown")
         return Outcome(action, "applied")
@@ -316,13 +315,6 @@ class _Pass:
         self._world.backend.cancel(action.job)
         if is_held:
             self._world.ledger.append("withdrawn", step=step.key, attempt=action.attempt)
-
-    def _hold(self, action: Action, step: Step) -> None:
-        """The intent first: a hold that nothing in writing tells of would look like a person's, and never be released."""
-        assert action.job is not None
-        self._world.ledger.append("queue-holding", step=step.key, attempt=action.attempt)
-        self._world.backend.hold(action.job)
-        self._world.ledger.append("queue-held", step=step.key, attempt=action.attempt)
 
     def _adopt(self, action: Action, step: Step) -> None:
         job = next(job for job in all_jobs(self._observed) if job.id == action.job)

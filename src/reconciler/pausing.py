@@ -11,6 +11,7 @@ from functools import partial
 
 from reconciler.errands import Errand, run
 from reconciler.experiment.load import load
+from reconciler.holding import hold_job, let_go
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene
@@ -38,7 +39,7 @@ def pause(scene: Scene, until: str | None, why: str, confirm: Confirm) -> tuple[
         ledger = Ledger(directory, scene.clock)
         text = "" if end is None else shown(end)
         ledger.append("pause", user=scene.user, why=why, until=end, until_text=text)
-        calls = [(job.id, partial(_hold, scene, ledger, key, attempt, job)) for key, attempt, job in jobs]
+        calls = [(job.id, partial(hold_job, ledger, scene.backend, key, attempt.number, job.id)) for key, attempt, job in jobs]
         run([Errand(job, "held", call, is_taken_up=True) for job, call in calls], f"paused {when}")
     steps = (Deed(key, f"job {job.id} held") for key, _, job in jobs)
     return (Deed("", f"paused {when}; `reconcile resume` goes on before that" if end else f"paused {when}"), *steps)
@@ -58,21 +59,9 @@ def resume(scene: Scene, why: str, confirm: Confirm) -> tuple[Deed, ...]:
             return ()
         ledger = Ledger(directory, scene.clock)
         ledger.append("resume", user=scene.user, why=why)
-        calls = [(job.id, partial(_let_go, scene, ledger, key, attempt, job)) for key, attempt, job in jobs]
+        calls = [(job.id, partial(let_go, ledger, scene.backend, key, attempt.number, job.id)) for key, attempt, job in jobs]
         run([Errand(job, "released", call, is_taken_up=True) for job, call in calls], "submissions go on")
     return (Deed("", "submissions go on"), *(Deed(key, f"job {job.id} may start") for key, _, job in jobs))
-
-
-def _hold(scene: Scene, ledger: Ledger, key: str, attempt: Attempt, job: Job) -> None:
-    """The intent comes first."""
-    ledger.append("queue-holding", step=key, attempt=attempt.number)
-    scene.backend.hold(job.id)
-    ledger.append("queue-held", step=key, attempt=attempt.number)
-
-
-def _let_go(scene: Scene, ledger: Ledger, key: str, attempt: Attempt, job: Job) -> None:
-    scene.backend.release(job.id)
-    ledger.append("unheld", step=key, attempt=attempt.number)
 
 
 def _queued(seen: Pass) -> _Queued:

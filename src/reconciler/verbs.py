@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from reconciler.errands import Errand
+from reconciler.holding import hold_job, let_go
 from reconciler.ledger import Ledger
 from reconciler.loop import Scene
 from reconciler.memory import Attempt, Freed, StepMemory
@@ -349,16 +350,16 @@ class Court:
         """Every queued job held, and remembered as held by this word: it ends with it."""
         for job in case.queued:
             attempt = case.attempt_of(job)
-            call = partial(_hold_job, self, case, job, attempt)
+            call = partial(hold_job, self.ledger, self.scene.backend, case.key, attempt.number if attempt else None, job.id)
             self.errands.append(Errand(job.id, "held", call, is_taken_up=attempt is not None))
 
     def let_go(self, case: Case) -> None:
         """Held jobs may start, and nothing remembers them as held by us; those that a pause keeps are its from now on."""
         for job in case.let_go:
             attempt = case.attempt_of(job)
-            is_ours = attempt is not None and bool(attempt.queue_hold)
-            call = partial(_let_go, self, case, job, attempt if is_ours else None)
-            self.errands.append(Errand(job.id, "released", call, is_taken_up=is_ours))
+            ours = attempt.number if attempt is not None and attempt.queue_hold else None
+            call = partial(let_go, self.ledger, self.scene.backend, case.key, ours, job.id)
+            self.errands.append(Errand(job.id, "released", call, is_taken_up=ours is not None))
         for attempt in filter(None, map(case.attempt_of, case.kept_by_pause)):
             self.ledger.append("queue-held", step=case.key, attempt=attempt.number)
 
@@ -370,22 +371,6 @@ class Court:
             is_ours = attempt is not None and not attempt.by_hand
             self.errands.append(Errand(job.id, "cancelled", partial(self.scene.backend.cancel, job.id), is_taken_up=is_ours))
         return f"{named(case.live)} cancelled" if case.live else ""
-
-
-def _hold_job(court: Court, case: Case, job: Job, attempt: Attempt | None) -> None:
-    """The intent comes first."""
-    if attempt is not None:
-        court.ledger.append("queue-holding", step=case.key, attempt=attempt.number)
-    court.scene.backend.hold(job.id)
-    if attempt is not None:
-        court.ledger.append("queue-held", step=case.key, attempt=attempt.number)
-
-
-def _let_go(court: Court, case: Case, job: Job, held: Attempt | None) -> None:
-    """``held`` is the attempt that is in writing as held by us."""
-    court.scene.backend.release(job.id)
-    if held is not None:
-        court.ledger.append("unheld", step=case.key, attempt=held.number)
 
 
 def _release(court: Court, case: Case) -> None:
