@@ -30,7 +30,7 @@ fuzz-readers: $(STAMP) ## try a million inputs for each reader (RECONCILE_FUZZ_C
 
 FAULTS ?= all
 faults: $(STAMP) ## break everything that can break, everywhere it can: every boundary, every error, every lie (FAULTS=150: so many of a kind)
-	RECONCILE_FAULTS=$(FAULTS) $(BIN)/python -m pytest tests/faults
+	RECONCILE_FAULTS=$(FAULTS) $(BIN)/python -m pytest -n auto --dist worksteal tests/faults
 
 # MUTANTS='reconciler.ladder.*' tries those of one module; with a TMPDIR in memory it is several times as fast.
 MUTANTS ?=
