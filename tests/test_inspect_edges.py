@@ -89,9 +89,18 @@ def test_a_directory_that_is_there_is_entered(world: World) -> None:
     assert world.step().output_dir == world.directory / "eval" / "x"
 
 
+def test_where_an_experiment_was_moved_from_there_is_surely_nothing(world: World) -> None:
+    old = world.directory.parent.with_name("before") / "r8" / "eval"
+    world.script("tiny_epoch0.slurm", f"cd {old}\ninspect eval t.py --log-dir x")
+    assert world.step().output_dir == world.directory / "eval" / "x"
+    old.mkdir(parents=True)
+    assert world.step().output_dir == old / "x"
+
+
 @pytest.mark.parametrize("way", ["{scratch}/evals", "{scratch}\ncd evals", "to-scratch/evals"])
 def test_a_directory_on_a_filesystem_that_is_not_mounted_is_where_the_script_goes_all_the_same(world: World, way: str) -> None:
     scratch = world.directory.parent.parent / "scratch"
+    scratch.mkdir()  # where it is mounted
     (world.directory / "eval" / "to-scratch").symlink_to(scratch)
     world.script("tiny_epoch0.slurm", f"cd {way.format(scratch=scratch)}\ninspect eval t.py --log-dir x")
     unmounted = world.step()

@@ -409,12 +409,14 @@ def _task_files(command: _Command | None, disk: Disk) -> dict[str, str]:
 
 
 def _is_entered(directory: Path, experiment: Path, disk: Disk) -> bool:
-    """A ``cd`` that fails leaves a batch script where it was. What is not there inside the experiment surely is not; what is
-    elsewhere may be on a filesystem that is not mounted now, and is taken at its word."""
-    if not Path(_real(directory)).is_relative_to(_real(experiment)):
-        return True
+    """A ``cd`` that fails leaves a batch script where it was. What is missing in the experiment or right in a directory above it
+    surely is not there; what is missing elsewhere may be on a filesystem that is not mounted now, and is taken at its word."""
     found = disk.stat(directory)
-    return found is not None and found.is_dir
+    if found is not None:
+        return found.is_dir
+    nearest = next(Path(_real(above)) for above in directory.parents if disk.stat(above) is not None)
+    here = Path(_real(experiment))
+    return nearest == Path("/") or not (here.is_relative_to(nearest) or nearest.is_relative_to(here))
 
 
 def _last(words: Iterable[str]) -> str | None:
