@@ -393,12 +393,13 @@ def test_a_rerun_of_what_is_told_to_go_on_moves_nothing_aside_before_a_person_wr
 
 
 def copied(lab: Lab) -> tuple[Lab, list[str]]:
-    """A copy with an output directory of its own, and what was told of it."""
+    """A copy with an output directory of its own, whose scripts go to it, and what was told of it."""
     copy = object.__new__(Lab)
     copy.experiment, copy.cluster, copy.started = lab.experiment.with_name("copy"), Cluster(Site(), lab.cluster.now), []
     shutil.copytree(lab.experiment, copy.experiment)
-    for path in (copy.config, copy.experiment / "experiment_summary.md", *copy.experiment.glob("r/eval/*.slurm")):
-        path.write_text(path.read_text().replace(f"ck-outputs/{lab.experiment.name}", "ck-outputs/copy"))
+    for path in (copy.config, copy.experiment / "experiment_summary.md", *copy.experiment.rglob("*.slurm")):
+        text = path.read_text().replace(f"ck-outputs/{lab.experiment.name}", "ck-outputs/copy")
+        path.write_text(text.replace(str(lab.experiment), str(copy.experiment)))
     return copy, [done.message for done in accept_identity(copy.scene(), "copied")]
 
 
