@@ -260,7 +260,7 @@ def test_a_step_that_a_limit_of_the_site_put_off_says_so_until_it_is_submitted()
 
 def test_the_ladder_of_the_readme_has_exactly_the_rules_in_their_order():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (told,) = re.findall(r"the first rule that matches decides:\n(.*?)\. ", readme, re.DOTALL)
+    (told,) = re.findall(r"the first rule that matches decides:\n(.*?)\.\s", readme, re.DOTALL)
     assert " ".join(told.split()).split(" → ") == [name for name, _ in _RULES]
 
 
