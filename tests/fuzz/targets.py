@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 from fuzz import containers
@@ -293,8 +293,9 @@ def sacct(data: bytes) -> None:
         _see_jobs(accounting=parse_sacct(data.decode("utf-8", "surrogateescape")))
 
 
+@lru_cache(maxsize=1 << 14)
 def _see_jobs(queue: tuple[Job, ...] = (), accounting: tuple[Job, ...] | None = None) -> None:
-    """What a pass makes of them, with a submission of its own in doubt."""
+    """What a pass makes of them, with a submission of its own in doubt; the same jobs need no second look."""
     steps = (finetune(), evaluation())
     desired = Desired("exp", HERE, HERE / "experiment_summary.md", steps)
     memory = fold(submitted(steps[0]))
