@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from reconciler.disk import RealDisk
 from reconciler.errors import DiskUnreadable, InvalidExperiment, Problem
+from reconciler.experiment.document import Document
+from reconciler.experiment.links import linked
 from reconciler.experiment.load import find_document, load
 from reconciler.experiment.markdown_form import read_markdown
 from reconciler.experiment.marks import Mark, read_mark
@@ -79,7 +81,7 @@ class Trainer(_Standing):
 
 
 class Evaluator(_Standing):
-    """Finds every planned evaluation, except of a run that it cannot look into."""
+    """Finds every planned evaluation, except of a run that it cannot look into; a file ``leads`` tells where its logs go."""
 
     hides = ""
 
@@ -91,7 +93,9 @@ class Evaluator(_Standing):
 
     def _evaluation(self, run: RunInput, task: str, epoch: int | None) -> Step:
         name = f"{task}_base" if epoch is None else f"{task}_epoch{epoch}"
-        step = self._step(run, f"eval/{name}", run.directory / "eval" / "logs", epoch)
+        leads = run.directory / "eval" / "leads"
+        logs = Path(leads.read_text()) if leads.exists() else run.directory / "eval" / "logs"
+        step = self._step(run, f"eval/{name}", logs, epoch)
         reads = (run.checkpoint_path,) if run.checkpoint_path else ()
         return replace(step, task=task, need=run.preparation_key, reads=reads)
 
@@ -293,6 +297,30 @@ def test_a_fault_of_the_document_is_told_with_its_line(world: World, old: str, n
     assert old in GOOD
     faults = world.write(GOOD.replace(old, new, 1)).faults()
     assert any(fault.startswith(f"experiment_summary.md:{line}: ") and message in fault for fault in faults), faults
+
+
+def test_a_run_whose_row_is_at_fault_is_listed_all_the_same(world: World) -> None:
+    (fault,) = world.write(GOOD.replace("Fine-tuned", "Fintuned")).faults()
+    assert "the `Type` of run `r8` is 'Fintuned'" in fault
+
+
+@pytest.mark.parametrize(
+    ("heading", "hint"),
+    [
+        ("## Evaluation Pan", "the table under `Evaluation Pan` is not read (did you mean `evaluation plan`?)"),
+        ("## Evaluaton plan (8)", "the table under `Evaluaton plan (8)` is not read (did you mean `evaluation plan`?)"),
+        ("## Results", ""),
+    ],
+)
+def test_a_table_under_a_mistyped_heading_is_not_left_out_without_a_word(world: World, heading: str, hint: str) -> None:
+    desired = world.write(GOOD.replace("## Evaluation Plan", heading)).load()
+    told = [(problem.line, problem.message) for problem in desired.problems if "is not read" in problem.message]
+    assert told == ([(12, hint)] if hint else [])
+
+
+def test_a_table_of_states_is_no_mistyped_list(world: World) -> None:
+    status = "\n## Evaluation Status\n\n| Run Name | Status |\n|---|---|\n| base | COMPLETED |\n"
+    assert not world.write(GOOD + status).load().problems
 
 
 def test_all_faults_are_told_at_once(world: World) -> None:
@@ -551,6 +579,35 @@ def test_what_reads_an_epoch_of_another_run_needs_that_ones_fine_tune(world: Wor
     assert found["r10/finetune"] == (None, ("r8/finetune",), None)
     assert found["base/eval/cap_base"] == ("r8/finetune", ("r8/finetune",), 0)
     assert not blocked(desired)
+
+
+def test_what_can_be_no_path_is_no_ones_output(world: World) -> None:
+    world.write(GOOD).scaffold("r8", "base")
+    step = replace(world.load().step("base/eval/cap_base"), reads=(Path("/a\0b"), Path("/" + "x" * 5000)))
+    assert linked((step,), Document("e", world.directory / "experiment_summary.md", "md", {}, ())) == ((step,), ())
+
+
+def test_evaluations_that_log_into_another_experiment_are_blocked(world: World, tmp_path: Path) -> None:
+    original = tmp_path / "original"
+    (original / "base" / "eval").mkdir(parents=True)
+    (original / "experiment_summary.yaml").touch()
+    (tmp_path / "link").symlink_to(original)
+    world.write(GOOD).scaffold("r8", "base")
+    leads = world.directory / "base" / "eval" / "leads"
+    for place, is_blocked in (
+        (tmp_path / "link" / "base" / "eval" / "logs", True),
+        (tmp_path / "logs", False),
+        (world.directory / "logs", False),
+        (Path("/a\0b"), False),
+    ):
+        leads.write_text(str(place))
+        desired = world.load()
+        assert blocked(desired) == ({"base/eval/cap_base": "ScriptLeadsAway"} if is_blocked else {})
+        told = [problem.message for problem in desired.problems if "another experiment" in problem.message]
+        assert len(told) == is_blocked
+    (tmp_path / "experiment_summary.md").touch()  # around both: no other one
+    leads.write_text(str(tmp_path / "logs"))
+    assert not blocked(world.load())
 
 
 def test_runs_that_begin_from_one_another_are_blocked_and_what_begins_from_them_only_waits(world: World) -> None:

@@ -179,6 +179,8 @@ def test_what_is_in_writing_of_places_inside_the_experiment_moves_with_it():
     ]
     memory = told(*before, opened | {"path": "/q", "by": "u", "what": "moved"})
     assert memory.roots == {"/q/a", "/r"}
+    assert memory.former == ("/p",)
+    assert told(*before, opened | {"path": "/q", "what": "copied"}).former == ()
     (of_step,) = memory.steps.values()
     assert of_step.attempts[0].output_dir == "/q/a/out"
     assert of_step.edits[0].path == Path("/q/a/finetune.yaml")

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from reconciler.errors import SubmissionUncertain, UsageError
 from reconciler.handover import accept_identity
 from reconciler.loop import preview
-from reconciler.model import Condition
+from reconciler.model import Condition, Reading, Stage
 from reconciler.render import explain_text
 from test_pass import lab, start  # noqa: F401 - the fixture
-from worlds import MemoryCluster
+from worlds import MemoryCluster, StandInTool
 
 
 @pytest.fixture
@@ -173,6 +174,36 @@ def test_a_copy_is_not_taken_for_the_moved_experiment_while_the_original_is_ther
     copy.run()
     assert len(lab.cluster.submissions) == 3
     assert copy.conditions()["a/finetune"] is Condition.QUEUED
+
+
+class LeadingBack(StandInTool):
+    """Evaluates in a directory that its script names in full."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__(Stage.EVALUATION)
+        self.place = place
+
+    def read(self, run, disk):
+        steps = super().read(run, disk).steps
+        return Reading(tuple(replace(step, output_dir=self.place / step.run / "eval" / "logs") for step in steps))
+
+
+def test_scripts_that_lead_to_the_place_before_a_move_are_told_of_and_blocked(lab):  # noqa: F811
+    lab.run()
+    moved = replace(lab, directory=lab.directory.with_name("moved"))
+    tools = {"trainer": StandInTool(Stage.FINETUNE), "evaluator": LeadingBack(lab.directory)}
+    lab.directory.rename(moved.directory)
+    scene = replace(moved.scene, tools=tools)
+    told = [deed.message for deed in accept_identity(scene, "moved")]
+    where = f"it leads to {lab.directory / 'base' / 'eval' / 'logs'}, in {lab.directory}, where this experiment was before it was moved"
+    assert any(f"warning: base/eval/cap_base: {where}; change {moved.directory / 'base'}" in line for line in told)
+    stands = {action.step: (action.condition, action.reason.code) for action in preview(scene).actions}
+    assert stands["a/eval/cap_epoch0"] == stands["b/eval/cap_epoch0"] == (Condition.BLOCKED, "ScriptLeadsAway")
+    assert stands["base/eval/cap_base"][0] is Condition.QUEUED  # its job is known
+    lab.directory.symlink_to(moved.directory)
+    assert "ScriptLeadsAway" not in {action.reason.code for action in preview(scene).actions}
+    lab.directory.unlink()
+    assert "ScriptLeadsAway" not in {action.reason.code for action in preview(moved.scene).actions}
 
 
 @pytest.mark.parametrize("is_link", [True, False])

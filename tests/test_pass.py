@@ -204,6 +204,15 @@ def test_a_cluster_that_does_not_even_say_which_it_is_leaves_what_is_known_to_be
     assert len(there.submissions) == 3
 
 
+def test_outputs_that_go_out_of_sight_are_news_once_and_so_is_their_return_none(lab, monkeypatch):
+    lab.run()
+    with monkeypatch.context() as disk:
+        disk.setattr(StandInTool, "check", lambda self, step, disk, deep=False: Outputs(OutputState.UNKNOWN, Reason("Gone", "?")))
+        assert [lab.run().is_news for _ in range(3)] == [True, False, False]
+        assert Condition.UNKNOWN in lab.conditions().values()
+    assert [lab.run().is_news for _ in range(2)] == [False, False]
+
+
 def test_what_could_not_be_done_is_news_once(lab, monkeypatch):
     def full(directory, *, parents=False):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -279,6 +288,26 @@ def test_passes_go_on_over_what_mends_itself_until_nothing_is_left_to_do(lab):
     assert set(seconds) == {lab.policy.poll}
     assert (len(reported), len(complaints)) == (len(seconds) - 1, 1)
     assert len(lab.cluster.submissions) == 5
+
+
+def test_a_half_saved_document_that_lacks_what_was_selected_is_waited_out(lab):
+    half = "".join(line for line in DOCUMENT.splitlines(keepends=True) if not line.startswith("| b |"))
+    texts, complaints = iter([half, DOCUMENT]), []
+
+    def sleep(poll):
+        lab.now += poll
+        lab.document.write_text(text := next(texts, DOCUMENT))
+        if text == DOCUMENT:
+            lab.finish("b/finetune")
+
+    scene = replace(lab.scene, select="b/finetune")
+    seen = go_on(scene, run_pass(scene), lambda seen: None, complaints.append, sleep)
+    assert [action.condition for action in seen.actions] == [Condition.DONE]
+    assert complaints == [
+        "no step matches 'b/finetune' (did you mean `a/finetune`?); the steps are a/finetune, a/eval/cap_epoch0, base/eval/cap_base"
+    ]
+    with pytest.raises(UsageError, match="no step matches 'c'"):
+        run_pass(replace(lab.scene, select="c"))
 
 
 def test_a_file_server_that_hangs_during_the_look_makes_the_look_old(lab):

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from reconciler.batch_script import parse_batch_script
 from reconciler.disk import RealDisk
 from reconciler.errors import DiskUnreadable, Problem
+from reconciler.experiment.document import Document
+from reconciler.experiment.links import linked
 from reconciler.model import Outputs, OutputState, Reason, RunInput, RunKind, Stage, Step, Unknown
 from reconciler.ports import FileInfo
 from reconciler.script_checks import script_problems
@@ -370,6 +372,19 @@ class Closed(RealDisk):
         if path.name == "base":
             raise DiskUnreadable("base: Permission denied")
         return super().stat(path)
+
+
+def test_a_training_begins_from_the_files_that_are_named_wherever_their_epoch_is_said(complete: Sample) -> None:
+    complete.edit(
+        (str(complete.base), str(complete.base.parent)), ("model.safetensors", f"{complete.base.name}/model.safetensors")
+    )
+    step, problems = complete.read()
+    assert not problems
+    assert complete.base / "model.safetensors" in step.reads
+    assert step.need is None
+    maker = replace(step, key="a/finetune", run="a", output_dir=complete.base.parent, reads=(), checkpoints={3: complete.base})
+    (_, later), _ = linked((maker, step), Document("e", complete.base / "experiment_summary.md", "md", {}, ()))
+    assert (later.need, later.sources, later.epoch_needed) == ("a/finetune", ("a/finetune",), 3)
 
 
 def test_what_another_run_made_and_a_training_begins_from_must_be_there_down_to_its_files(complete: Sample) -> None:

@@ -46,6 +46,10 @@ class UsageError(ReconcileError):
     """The command line asks for something that does not exist or may not be done. Exit 2."""
 
 
+class NoSuchStep(UsageError):
+    """No step has this name, in the document as it stands."""
+
+
 class TemporaryError(ReconcileError):
     """The answer could not be had now; never evidence that a thing is absent."""
 

@@ -59,7 +59,8 @@ def _apply(memory: Memory, order: int, event: Event) -> Memory:
     kind = event["event"]
     if kind == "opened":
         if event.get("what") == "moved" and memory.identity is not None:
-            memory = _moved_whole(memory, memory.identity.path, event["path"])
+            memory = replace(memory, former=(*memory.former, memory.identity.path))
+            memory = _moved_whole(memory, memory.former[-1], event["path"])
         identity = Identity(event["cluster"], event["path"], event["user"])
         words = memory.words
         if "by" in event:

@@ -14,6 +14,7 @@ from pathlib import Path
 from reconciler.act import move_aside
 from reconciler.errors import DiskUnreadable, UsageError
 from reconciler.experiment.load import load
+from reconciler.experiment.strays import left_behind
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.loop import Scene, current_identity, environment_facts
@@ -56,7 +57,9 @@ def accept_identity(
         opened = [] if what == "copied" else _open(memory)
         if what in ("cluster", "user") and not jobs_gone:
             _refuse_unseen(memory.identity, here, what, opened)
+        now = left_behind(desired, (*memory.former, memory.identity.path)) if what == "moved" else desired
         told = _told_of_copy(desired, memory) if what == "copied" else ()
+        told += tuple(f"warning: {step.key}: {step.blocked.message}" for step in now.steps if step.blocked is not None)
         known = here if what == "copied" else _changed(memory.identity, here, what)
         message = f"reconciled from now on as {known.user} on {known.cluster} at {known.path}"
         if not confirm(Prospect((*told, f"{what}: {message}"))):

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reconciler.act import Outcome, World, act
-from reconciler.errors import AnotherPass, ClusterUnreachable, InvalidExperiment, TemporaryError, UsageError
+from reconciler.errors import AnotherPass, ClusterUnreachable, InvalidExperiment, NoSuchStep, TemporaryError, UsageError
 from reconciler.experiment.load import load
+from reconciler.experiment.strays import left_behind
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
 from reconciler.limits import Gate
@@ -122,12 +123,12 @@ def go_on(
     scene: Scene, seen: Pass, report: Callable[[Pass], None], complain: Callable[[str], None], sleep: Callable[[float], None]
 ) -> Pass:
     """Further passes, one every ``poll``, until nothing is left to do without a person; returns the last one. What mends itself,
-    a half-saved document included, is complained of and waited out."""
+    a half-saved document included, which may lack what was selected, is complained of and waited out."""
     while any(action.is_pending for action in seen.actions):
         sleep(scene.policy.poll)
         try:
             seen = run_pass(scene)
-        except (TemporaryError, AnotherPass, InvalidExperiment) as error:
+        except (TemporaryError, AnotherPass, InvalidExperiment, NoSuchStep) as error:
             complain(str(error))
         else:
             report(seen)
@@ -141,7 +142,7 @@ def _load(scene: Scene) -> Desired:
 
 
 def _look_and_plan(scene: Scene, desired: Desired, memory: Memory, always_ask: bool = False) -> Pass:
-    desired = with_generations(desired, memory)
+    desired = with_generations(left_behind(desired, memory.former), memory)
     unreachable = _refuse_strangers(memory, scene, desired, always_ask or asks_cluster(desired, memory))
     edges = scene.backend, scene.disk, scene.tools
     now = scene.clock()  # before the look: it may take hours, on a file server that hangs

@@ -307,11 +307,12 @@ class Memory:
     ``written`` maps each cell of the document that we own to the texts that we ever left there, the last one first: a crash,
     an editor or a checkout may bring an older one back. ``states`` is each step's last known word for the Status column.
     ``heard`` tells the warnings of the last pass from others. ``released`` is the order of the last release of the whole
-    experiment; ``words`` is what persons said of it as a whole.
+    experiment; ``words`` is what persons said of it as a whole. ``former`` are the directories that it was moved away from.
     """
 
     steps: Mapping[str, StepMemory] = field(default_factory=dict)
     identity: Identity | None = None
+    former: tuple[str, ...] = ()
     environment: Mapping[str, bool] = field(default_factory=dict)
     roots: frozenset[str] = frozenset()
     names_kept: bool | None = None

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from reconciler.errors import Problem, UsageError
+from reconciler.errors import NoSuchStep, Problem
 from reconciler.spelling import closest
 
 
@@ -256,12 +256,12 @@ class Desired:
         return next((step for step in self.steps if step.key == key), None)
 
     def select(self, *patterns: str) -> tuple[Step, ...]:
-        """The steps that keys, globs or runs name, in document order. Raises UsageError for a pattern that names none."""
+        """The steps that keys, globs or runs name, in document order. Raises NoSuchStep for a pattern that names none."""
         for pattern in patterns:
             if not any(names_step(pattern, step.key) for step in self.steps):
                 known = ", ".join(step.key for step in self.steps[:5]) + (", …" if len(self.steps) > 5 else "")
                 hint = closest(pattern, [name for step in self.steps for name in (step.key, step.run)])
-                raise UsageError(f"no step matches {pattern!r}{hint}; the steps are {known}")
+                raise NoSuchStep(f"no step matches {pattern!r}{hint}; the steps are {known}")
         return tuple(step for step in self.steps if any(names_step(pattern, step.key) for pattern in patterns))
 
 

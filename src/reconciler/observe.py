@@ -206,7 +206,7 @@ def _missing_root(root: Path, memory: Memory, disk: Disk) -> Outputs | None:
             return None
     except DiskUnreadable as error:
         return _unknown("DiskUnknown", str(error))
-    return _unknown("RootMissing", f"neither {root} nor {root.parent} is there; create it if its filesystem is mounted")
+    return _unknown("RootMissing", f"neither {root} nor {root.parent} is there; is its filesystem mounted? If so, create it")
 
 
 def _unknown(code: str, message: str) -> Outputs:

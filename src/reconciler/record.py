@@ -26,6 +26,7 @@ from reconciler.model import (
     Desired,
     Job,
     Observed,
+    OutputState,
     Policy,
     Stage,
     Step,
@@ -86,9 +87,18 @@ def record(
     failures = [f"{outcome.action.step}: {outcome.action.reason.code}" for outcome in outcomes if outcome.result != "applied"]
     if isinstance(observed.queue, Unknown):
         failures.append("the cluster cannot be observed")
+    failures += [f"{step.key}: {code}" for step, outcome in steps if (code := _out_of_sight(step, outcome.action, observed))]
     has_more_to_say = _remember_words(ledger, memory, [*(str(problem) for problem in desired.problems), *notes, *failures])
     has_acted = any(outcome.action.changes_something for outcome in outcomes)
     return Recorded(notes, has_acted or has_moved or has_more_to_say)
+
+
+def _out_of_sight(step: Step, action: Action, observed: Observed) -> str:
+    """Why a step is unknown, where that is for its outputs: its row stays as it is, and a person should hear of it."""
+    outputs = observed.outputs.get(step.key)
+    if action.condition is not Condition.UNKNOWN or outputs is None or outputs.state is not OutputState.UNKNOWN:
+        return ""
+    return outputs.reason.code
 
 
 # --- rows --------------------------------------------------------------------------------------------
@@ -180,7 +190,8 @@ def _write_tables(desired: Desired, rows: Sequence[StatusRow], ledger: Ledger, m
                 ledger.append("unwritten", cells=cells)
             raise
     except (TemporaryError, PermanentError, UnicodeDecodeError) as error:
-        return (f"{target}: the status tables were not written: {error}",)
+        why = str(error).removeprefix(f"{target}: ")
+        return (f"{target}: the status tables were not written: {why}",)
     except OSError as error:
         return (f"{target}: the status tables were not written: {error.strerror}",)
     return conflicts

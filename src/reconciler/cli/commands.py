@@ -56,6 +56,14 @@ def _named(context: click.Context, option: click.Parameter, given: Any) -> Any:
     return given and (given.rstrip("/") or given)
 
 
+def _named_once(context: click.Context, option: click.Parameter, given: tuple[str, ...]) -> str | None:
+    """One name or none: click would take the last of several without a word."""
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)}: --select takes one glob, or the name of one run", context)
+    name: str | None = _named(context, option, given[0] if given else None)
+    return name
+
+
 def _arguments(usage: str) -> Callable[[F], F]:
     """All words after the options; ``usage`` is how they are shown."""
     return click.argument("arguments", metavar=usage, nargs=-1, callback=_named)
@@ -76,7 +84,13 @@ _OUTPUT = click.option(
     default="text",
     help="How results are printed: for people, or in a published form (schemas/).",
 )
-_SELECT = click.option("--select", metavar="GLOB", callback=_named, help="Only these steps: a glob on keys, or a run's name.")
+_SELECT = click.option(
+    "--select",
+    metavar="GLOB",
+    multiple=True,
+    callback=_named_once,
+    help="Only these steps: a glob on keys, or a run's name.",
+)
 _DEEP = click.option("--deep", is_flag=True, help="Verify outputs in full, not only by structure.")
 
 
@@ -247,7 +261,7 @@ def explain(asked: Asked, arguments: tuple[str, ...]) -> int:
 
 
 @reconcile.command()
-@_takes(_EXPERIMENT, _OUTPUT)
+@_takes(_EXPERIMENT, _BACKEND, _OUTPUT)
 @_verbose("List the steps too.")
 @_quiet("Print only what is wrong.")
 def validate(asked: Asked) -> int:
@@ -348,11 +362,11 @@ def _whose(command: F) -> F:
     """The flags that say what has changed about an experiment."""
     for option in (
         click.option("--jobs-gone", is_flag=True, help="Every job that is not known to have ended is gone: you have looked."),
-        click.option("--environment", "what", flag_value="environment", help="This environment is the right one."),
-        click.option("--user", "what", flag_value="user", help="Take the experiment over from another user."),
-        click.option("--cluster", "what", flag_value="cluster", help="Go on on this cluster."),
-        click.option("--copied", "what", flag_value="copied", help="This is a copy; it starts without memory."),
-        click.option("--moved", "what", flag_value="moved", help="The experiment was moved here."),
+        click.option("--environment", "what", flag_value="environment", multiple=True, help="This environment is the right one."),
+        click.option("--user", "what", flag_value="user", multiple=True, help="Take the experiment over from another user."),
+        click.option("--cluster", "what", flag_value="cluster", multiple=True, help="Go on on this cluster."),
+        click.option("--copied", "what", flag_value="copied", multiple=True, help="This is a copy; it starts without memory."),
+        click.option("--moved", "what", flag_value="moved", multiple=True, help="The experiment was moved here."),
     ):
         command = option(command)
     return command
@@ -485,30 +499,32 @@ def rerun(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, now: bo
 @reconcile.command()
 @_says(_MAYBE_STEPS)
 @_whose
-def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: str | None, jobs_gone: bool) -> int:
+def accept(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool, what: tuple[str, ...], jobs_gone: bool) -> int:
     """Let a result stand, or a queued job as it is; with a flag of `adopt`, do what that does."""
-    if what is None:
+    if not what:
         asked, steps = _with_steps(asked, arguments)
         return _give(asked, words.Order("accept", steps, why=why), yes)
     asked, steps = _split(asked, arguments)
     if steps:
-        raise click.UsageError(f"--{what} concerns the experiment as a whole; name no steps with it")
+        raise click.UsageError(f"--{what[0]} concerns the experiment as a whole; name no steps with it")
     return _adopt(asked, why, yes, what, jobs_gone)
 
 
 @reconcile.command()
 @_says(_EXPERIMENT)
 @_whose
-def adopt(asked: Asked, why: str, yes: bool, what: str | None, jobs_gone: bool) -> int:
+def adopt(asked: Asked, why: str, yes: bool, what: tuple[str, ...], jobs_gone: bool) -> int:
     """Say whose experiment this is: moved, copied, on another cluster, taken over from a colleague."""
-    if what is None:
+    if not what:
         raise click.UsageError("say which it is: --moved, --copied, --cluster, --user or --environment")
     return _adopt(asked, why, yes, what, jobs_gone)
 
 
-def _adopt(asked: Asked, why: str, yes: bool, what: str, jobs_gone: bool) -> int:
+def _adopt(asked: Asked, why: str, yes: bool, what: tuple[str, ...], jobs_gone: bool) -> int:
+    if len(what) > 1:
+        raise click.UsageError(f"--{' and --'.join(what)}: say one thing at a time, the first that has changed first")
     scene = _scene(asked)
-    return _say(asked, yes, lambda confirm: handover.accept_identity(scene, what, why, jobs_gone=jobs_gone, confirm=confirm))
+    return _say(asked, yes, lambda confirm: handover.accept_identity(scene, what[0], why, jobs_gone=jobs_gone, confirm=confirm))
 
 
 @reconcile.command()
@@ -523,10 +539,10 @@ def free(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
 @_says(_arguments("[EXPERIMENT] OLD NEW"))
 def rename(asked: Asked, arguments: tuple[str, ...], why: str, yes: bool) -> int:
     """Give a run another name: directory, document and record; what is done stays done."""
-    if len(arguments) not in (2, 3):
+    asked, names = _split(asked, arguments)
+    if len(names) != 2:
         raise click.UsageError("say the run's name and its new one")
-    *experiment, old, new = arguments
-    asked = replace(asked, experiment=Path(*experiment))
+    old, new = names
     return _say(asked, yes, partial(renaming.rename, _scene(asked), old, new, why))
 
 

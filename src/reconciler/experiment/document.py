@@ -156,9 +156,9 @@ def check_names(names: Iterable[Named], faults: Faults, what: str = "run name") 
             )
 
 
-def listed_names(runs: Iterable[RunRow]) -> dict[str, str]:
+def listed_names(names: Iterable[str]) -> dict[str, str]:
     """Each listed run's name, by the form in which equal-looking names are equal."""
-    return {same_name(run.name): run.name for run in runs}
+    return {same_name(name): name for name in names}
 
 
 def listed_run(name: Named, listed: Mapping[str, str], faults: Faults) -> str | None:

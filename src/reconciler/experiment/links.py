@@ -14,6 +14,7 @@ from pathlib import Path
 from reconciler.errors import Problem
 from reconciler.experiment.document import Document
 from reconciler.model import Reason, Stage, Step
+from reconciler.text_limits import can_be_path
 
 
 def linked(steps: Sequence[Step], document: Document) -> tuple[tuple[Step, ...], tuple[Problem, ...]]:
@@ -56,17 +57,18 @@ class _Outputs:
     def real(self, path: Path) -> Path:
         """Each path is asked for once: runs begin from the same few models."""
         if path not in self._real:
-            self._real[path] = Path(os.path.realpath(path))
+            self._real[path] = Path(os.path.realpath(path)) if can_be_path(str(path)) else path
         return self._real[path]
 
 
 def _linked(step: Step, outputs: _Outputs) -> Step:
-    makers = {maker.key: (maker, path) for path in step.reads if (maker := outputs.maker_of(path)) and maker.run != step.run}
-    if not makers:
+    found = [(maker, path) for path in step.reads if (maker := outputs.maker_of(path)) and maker.run != step.run]
+    if not found:
         return step
-    epochs = {key: epoch for key, made in makers.items() for epoch in _epochs_at(*made, outputs)}
+    epochs = {maker.key: epoch for maker, path in found for epoch in _epochs_at(maker, path, outputs)}
     need = step.need or next(iter(epochs), None)
-    return replace(step, need=need, others=tuple(makers), begins_from=epochs.get(need or ""))
+    others = tuple(dict.fromkeys(maker.key for maker, _ in found))
+    return replace(step, need=need, others=others, begins_from=epochs.get(need or ""))
 
 
 def _epochs_at(maker: Step, path: Path, outputs: _Outputs) -> Iterator[int]:

@@ -28,6 +28,7 @@ from reconciler.experiment.document import (
 )
 from reconciler.experiment.links import linked
 from reconciler.experiment.names import same_name
+from reconciler.experiment.strays import kept_apart
 from reconciler.model import (
     CHECKPOINT,
     Desired,
@@ -88,13 +89,17 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
     hidden = tuple(run.name for run, reading in zip(document.runs, readings, strict=True) if reading.hides_steps)
     shared = tuple(_shared_outputs(steps, document))
     linked_steps, circles = linked([_apart(step, shared) for step in steps], document)
+    kept, strays = kept_apart(linked_steps, directory, disk, DOCUMENTS)
     found = (problem for reading in readings for problem in reading.problems)
     return Desired(
         name=document.name,
         directory=directory,
         document=directory / document.path.name,
-        steps=linked_steps,
-        problems=(*document.problems, *found, *shared, *circles, *scene.unlisted(steps), *_patterns_in_path(directory, document)),
+        steps=kept,
+        problems=(
+            *(*document.problems, *found, *shared, *circles, *strays),
+            *(*scene.unlisted(steps), *_patterns_in_path(directory, document)),
+        ),
         hidden=hidden,
     )
 

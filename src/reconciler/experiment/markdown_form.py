@@ -7,7 +7,7 @@ would have to guess, it notes a problem with line, column and value, and never g
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,9 @@ def read_markdown(text: str, path: Path) -> Document:
     tables = _by_section(find_tables(text), name)
     if name is None:
         faults.add(1, "has no `# name` on its first line; the directory's name is taken", warning=True)
-    runs = _read_runs(tables[_RUNS], faults)
+    _warn_of_headings(tables, faults)
+    listed: list[Named] = []
+    runs = _read_runs(tables[_RUNS], listed, faults)
     directory, pattern = _read_output(fields, faults)
     return Document(
         name=name or path.parent.name,
@@ -59,7 +61,7 @@ def read_markdown(text: str, path: Path) -> Document:
         form="markdown",
         tools=_read_tools(fields, faults),
         runs=runs,
-        plan=_read_plan(tables, runs, faults),
+        plan=_read_plan(tables, runs, [name.text for name in listed], faults),
         epochs=_configured_epochs(fields, runs, faults),
         checkpoint_dir=directory,
         naming_pattern=pattern,
@@ -86,6 +88,21 @@ def _by_section(tables: Iterable[Table], title: str | None) -> dict[str, list[Ta
         named = table.headings[:1] and plain(table.headings[0]) == title
         found[_section(table.headings[1:] if named else table.headings, _TABLES)].append(table)
     return found
+
+
+def _warn_of_headings(tables: Mapping[str, list[Table]], faults: Faults) -> None:
+    """A table that nothing is read of, under a heading much like that of one that is missing."""
+    missing = [section for section in (_RUNS, _PLAN, _TASKS) if not tables[section]]
+    missing = [section for section in missing if section != _PLAN or not tables[_MATRIX]]
+    for table in tables[""]:
+        heading = plain(table.headings[-1]) if table.headings else ""
+        hint = (
+            ""
+            if "status" in _Columns.of(table)
+            else closest(re.sub(r"^[\d.)\s]+|\s*\(.*", "", heading.casefold()), missing, likeness=0.85)
+        )
+        if hint:
+            faults.add(table.header.line, f"the table under `{heading:.80}` is not read{hint}", warning=True)
 
 
 def _key(text: str) -> str:
@@ -145,12 +162,12 @@ def _has_unique(columns: _Columns, needed: Iterable[str], table: Table, faults: 
 # --- runs ----------------------------------------------------------------------------------------
 
 
-def _read_runs(found: list[Table], faults: Faults) -> tuple[RunRow, ...]:
+def _read_runs(found: list[Table], seen: list[Named], faults: Faults) -> tuple[RunRow, ...]:
+    """The runs that can be read; ``seen`` gets the names of all that are listed."""
     listing = [table for table in found if _is_run_table(_Columns.of(table))]
     if not listing:
         _explain_no_runs(found, faults)
         return ()
-    seen: list[Named] = []
     rows = tuple(row for table in listing for row in _rows_of(table, seen, faults))
     check_names(seen, faults)
     if not seen and not faults.found:
@@ -230,14 +247,14 @@ def _positive(text: str) -> int | None:
 
 
 def _read_plan(
-    tables: dict[str, list[Table]], runs: tuple[RunRow, ...], faults: Faults
+    tables: dict[str, list[Table]], runs: tuple[RunRow, ...], listed: Sequence[str], faults: Faults
 ) -> dict[str, tuple[PlannedTask, ...]] | None:
     """The evaluations of each run, from every matrix of the plan; None where there is no matrix."""
     matrices = [table for table in (*tables[_PLAN], *tables[_MATRIX]) if _is_matrix(table, faults)]
     if not matrices or not runs:
         return None
     known = _listed_tasks(tables[_TASKS])
-    names = listed_names(runs)
+    names = listed_names(listed)
     plan = Plan(faults.file)
     for table in matrices:
         columns = _Columns.of(table)

@@ -98,7 +98,7 @@ def _plan(root: Any, runs: tuple[RunRow, ...], faults: Faults) -> dict[str, tupl
     if evaluation.get("matrix") is None:
         return None
     known = [task["name"] for task in evaluation.get("tasks") or ()]
-    names = listed_names(runs)
+    names = listed_names(run.name for run in runs)
     plan = Plan(faults.file)
     for index, entry in enumerate(evaluation["matrix"]):
         place: list[str | int] = ["evaluation", "matrix", index]

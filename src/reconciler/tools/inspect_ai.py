@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -39,7 +39,7 @@ from reconciler.model import (
 from reconciler.ports import Disk
 from reconciler.resources import ask_of
 from reconciler.script_checks import script_problems
-from reconciler.script_commands import expand, is_literal, simple_commands
+from reconciler.script_commands import commands_of, is_literal
 from reconciler.text_limits import can_be_path, unfolded
 from reconciler.tools.formats.eval_log import EvalLog, LogDamaged, read_eval_log
 
@@ -47,13 +47,11 @@ _MAX_SCRIPT = 4 << 20  # bytes; slurm.conf, MaxScriptSize
 _SETTINGS = "eval.yaml"
 _MAX_SETTINGS = 256 << 10  # bytes
 _MOST_SETTINGS = 100_000  # values
-_MOST_VARIABLES = 1000
 _LARGEST_TASK = 1 << 20  # bytes; a task file is a page or two
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 _EPOCH_DIRECTORY = re.compile(r"epoch_\d+$")
 _NUMBERED = re.compile(r"(?P<task>.+)_epoch(?P<epoch>0|[1-9][0-9]*)")
 _INSPECT = re.compile(r"(^|/)inspect(_ai)?$")
-_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 
 
 class InspectAI:
@@ -351,26 +349,21 @@ class _Command:
 
 def _parse_command(commands: str, directory: Path, experiment: Path, disk: Disk) -> _Command | None:
     """None where the script has no ``inspect eval`` that can be seen, or several."""
-    variables = {"SLURM_SUBMIT_DIR": str(directory), "PWD": str(directory)}
+
+    def enters(target: Path | None, is_certain: bool) -> bool:
+        return target is not None and _is_entered(target, experiment, disk, is_certain=is_certain)
+
     found: list[_Command] = []
-    for words in simple_commands(commands):
-        words = [expand(word, variables) for word in words]
-        assignments = words[1:] if words[0] == "export" else words
-        if all(_ASSIGNMENT.match(word) for word in assignments):
-            if len(variables) < _MOST_VARIABLES:
-                variables |= {name: value for name, _, value in (word.partition("=") for word in assignments)}
-        elif words[0] == "cd" and len(words) == 2 and is_literal(words[1]):
-            if _is_entered(directory / words[1], experiment, disk):
-                directory = directory / words[1]
-                variables["PWD"] = str(directory)
-        else:
-            at = next((i for i, word in enumerate(words[:-1]) if _INSPECT.search(word) and words[i + 1] == "eval"), None)
-            if at is not None:
-                found.append(_read_command(words[at + 2 :], directory, variables))
+    for command in commands_of(commands, directory, directory, enters):
+        words = command.words
+        at = next((i for i, word in enumerate(words[:-1]) if _INSPECT.search(word) and words[i + 1] == "eval"), None)
+        if at is not None:
+            variables = {**command.variables, **{name: value for name, _, value in (word.partition("=") for word in words[:at])}}
+            found.append(_read_command(words[at + 2 :], command.directory or directory, variables))
     return found[0] if len(found) == 1 else None
 
 
-def _read_command(words: list[str], directory: Path, variables: Mapping[str, str]) -> _Command:
+def _read_command(words: Sequence[str], directory: Path, variables: Mapping[str, str]) -> _Command:
     options = _options(words)
     pairs = [pair.partition("=") for pair in options.get("-T", ()) if "=" in pair]
     model_path = [pair.partition("=")[2] for pair in options.get("-M", ()) if pair.startswith("model_path=")]
@@ -389,7 +382,7 @@ def _read_command(words: list[str], directory: Path, variables: Mapping[str, str
     )
 
 
-def _files_in(words: list[str]) -> Iterator[str]:
+def _files_in(words: Sequence[str]) -> Iterator[str]:
     """The files of Python that the tasks are in, of ``file.py`` and ``file.py@task``, where they are literal."""
     for place, word in enumerate(words):
         name = word.partition("@")[0]
@@ -408,15 +401,16 @@ def _task_files(command: _Command | None, disk: Disk) -> dict[str, str]:
     return versions
 
 
-def _is_entered(directory: Path, experiment: Path, disk: Disk) -> bool:
+def _is_entered(directory: Path, experiment: Path, disk: Disk, *, is_certain: bool) -> bool:
     """A ``cd`` that fails leaves a batch script where it was. What is missing in the experiment or right in a directory above it
-    surely is not there; what is missing elsewhere may be on a filesystem that is not mounted now, and is taken at its word."""
+    surely is not there; what is missing elsewhere may be on a filesystem that is not mounted now: there a script is taken at its
+    word, unless it asks first or has other ways."""
     found = disk.stat(directory)
     if found is not None:
         return found.is_dir
     nearest = next(Path(_real(above)) for above in directory.parents if disk.stat(above) is not None)
     here = Path(_real(experiment))
-    return nearest == Path("/") or not (here.is_relative_to(nearest) or nearest.is_relative_to(here))
+    return is_certain and (nearest == Path("/") or not (here.is_relative_to(nearest) or nearest.is_relative_to(here)))
 
 
 def _last(words: Iterable[str]) -> str | None:
@@ -425,7 +419,7 @@ def _last(words: Iterable[str]) -> str | None:
     return value if value and is_literal(value) else None
 
 
-def _options(words: list[str]) -> dict[str, list[str]]:
+def _options(words: Sequence[str]) -> dict[str, list[str]]:
     """The values of each option, in order, for ``--name value``, ``--name=value`` and ``-Xvalue``."""
     options: dict[str, list[str]] = {}
     for word, following in zip(words, [*words[1:], ""], strict=False):
@@ -437,7 +431,7 @@ def _options(words: list[str]) -> dict[str, list[str]]:
     return options
 
 
-def _task_name(words: list[str]) -> str | None:
+def _task_name(words: Sequence[str]) -> str | None:
     """The registered name in ``file.py@name`` or ``package/name``; None where the file alone, or several, are given."""
     first = words[0] if words and not words[0].startswith("-") else ""
     named = {word.rpartition("@")[2] for word in words if ".py@" in word} or {first.rpartition("/")[2]}

@@ -87,7 +87,9 @@ class Torchtune:
             step = _with_training(step, training, run)
         faults = list(dict.fromkeys(found for found in (script, training) if isinstance(found, _Fault)))
         if isinstance(text, str) and isinstance(script, BatchScript) and isinstance(training, _Training):
-            faults += _led_away(text, script, training, run, disk)
+            led_away = list(_led_away(text, script, training, run, disk))
+            faults += [_Fault("ScriptLeadsAway", problem) for problem in led_away if not problem.warning]
+            problems += [problem for problem in led_away if problem.warning]
         if faults:
             step = replace(step, blocked=Reason(faults[0].code, str(faults[0].problem)))
         return Reading((step,), (*(fault.problem for fault in faults), *problems))
@@ -308,38 +310,51 @@ def _overrides(script: BatchScript, run: RunInput) -> Iterator[Problem]:
             yield Problem(script.path, 0, message, run.name, warning=True)
 
 
-def _led_away(text: str, script: BatchScript, training: _Training, run: RunInput, disk: Disk) -> Iterator[_Fault]:
-    """What the script would really launch, where that is not this run's training: a ``cd`` or ``--config`` that is another run's,
-    since a copy or a renaming, would train over what that one made."""
-    makes_directories = False
-    for command in commands_of(text, script.path.parent, Path(script.workdir), disk):
-        makes_directories = makes_directories or "mkdir" in command.words
-        why = _launched_otherwise(command, training, disk)
-        if command.leads_to is not None and not (command.is_there or makes_directories) and _is_anothers(command.leads_to, run):
-            why = f"leads to {command.leads_to}, which is not there"
-        if why:
+def _led_away(text: str, script: BatchScript, training: _Training, run: RunInput, disk: Disk) -> Iterator[Problem]:
+    """What the script would surely launch instead of this run's training: a ``cd`` or ``--config`` that is another run's, since a
+    copy or a renaming, would train over what that one made. Another configuration in the run's own directory is warned of."""
+
+    def enters(target: Path | None, is_certain: bool) -> bool | None:
+        return True if target is not None and is_certain and _is_directory(target, disk) else None
+
+    for command in commands_of(text, script.path.parent, Path(script.workdir), enters):
+        why, is_ours = _launched_otherwise(command, training, run, disk) if command.is_certain else ("", False)
+        if is_ours:
+            message = f"{why}; unless the job makes it anew, the outputs will not be taken for this run's"
+            yield Problem(script.path, command.line, message, run.name, warning=True)
+        elif why:
             message = f"{why}; accepted: a launch of this run's {_CONFIG}, as after `cd {run.directory}`, or with no `cd` at all"
-            yield _Fault("ScriptLeadsAway", Problem(script.path, command.line, message, run.name))
+            yield Problem(script.path, command.line, message, run.name)
 
 
-def _launched_otherwise(command: Command, training: _Training, disk: Disk) -> str:
-    """How a launch differs from what this run's configuration asks for; empty where it does not, or only the job will know."""
+def _is_directory(path: Path, disk: Disk) -> bool:
+    try:
+        found = disk.stat(path)
+    except DiskUnreadable:
+        return False
+    return found is not None and found.is_dir
+
+
+def _launched_otherwise(command: Command, training: _Training, run: RunInput, disk: Disk) -> tuple[str, bool]:
+    """How a launch differs from what this run's configuration asks for, and whether by another one in the run's own directory,
+    which the job may make; empty where it does not, or only the job will know."""
     here, name = command.directory, _config_named(command.words)
     if here is None or name is None or not is_literal(name) or not can_be_path(name):
-        return ""
+        return "", False
     path, own = here / name, training.config
-    if _is_same_path(path, own) and _is_same_path(here, own.parent):
-        return ""
+    is_same = _is_same_path(path, own)
+    is_ours = not is_same and _is_inside(path, run.directory)
+    if is_same and _is_same_path(here, own.parent):
+        return "", False
     try:
         launched = read_omega_config((disk.read(path, 0, _MAX_CONFIG) or b"").decode("utf-8-sig"))
         output_dir = _directory(launched, "output_dir", here)
     except (DiskUnreadable, UnicodeDecodeError, ConfigFault):
-        return ""  # the job may make it first
+        return "", False  # the job may make it first
     if output_dir is not None and not _is_same_path(output_dir, training.output_dir):
-        where = f" in {here}" if _is_same_path(path, own) else ""
-        return f"launches {path}{where}, which trains into {output_dir}"
+        return f"launches {path}{f' in {here}' if is_same else ''}, which trains into {output_dir}", is_ours
     differences = _differences(launched, training.meaning)
-    return f"launches {path}, which is not {own}: {_differing(differences)}" if differences else ""
+    return f"launches {path}, which is not {own}: {_differing(differences)}" if differences else "", is_ours and bool(differences)
 
 
 def _config_named(words: Sequence[str]) -> str | None:
@@ -352,10 +367,8 @@ def _config_named(words: Sequence[str]) -> str | None:
     return None
 
 
-def _is_anothers(path: Path, run: RunInput) -> bool:
-    """True inside the experiment and outside the run's own directory, where a script may make what it likes."""
-    real, own = Path(os.path.realpath(path)), Path(os.path.realpath(run.directory))
-    return real.is_relative_to(own.parent) and not real.is_relative_to(own)
+def _is_inside(path: Path, directory: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))
 
 
 def _disagreements(training: _Training, run: RunInput) -> Iterator[Problem]:
@@ -428,7 +441,7 @@ def _with_training(step: Step, training: _Training, run: RunInput) -> Step:
         text=training.text,
         batch={_BATCH: meaning.get(_BATCH, "null"), _STEPS: _ONE if meaning.get(_STEPS) in (None, "null") else meaning[_STEPS]},
         config=_CONFIG,
-        reads=(training.base,) if training.base is not None else (),
+        reads=(training.base, *(training.base / name for name in training.base_files)) if training.base is not None else (),
         spec={**step.spec, "training": training},
     )
 
