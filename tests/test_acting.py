@@ -289,9 +289,8 @@ def test_a_site_that_takes_no_more_jobs_is_not_asked_again(bench):
 def test_a_limit_is_met_by_what_is_limited_and_a_full_controller_by_everything(bench, option):
     for error, stopped in ((LimitReached("QOSMaxSubmit"), "a b"), (ControllerFull("too many jobs"), "a b c")):
         here = bench(finetune("a"), finetune("b"), finetune("c"))
-        headers = ("x", "x", "y")
-        steps = zip((finetune("a"), finetune("b"), finetune("c")), headers, strict=True)
-        here.steps = tuple(here.on_disk(step, f"#SBATCH --{option}={value}\n") for step, value in steps)
+        asked = zip((finetune("a"), finetune("b"), finetune("c")), ("x", "x", "y"), strict=True)
+        here.steps = tuple(replace(here.on_disk(step), asks={option: value}) for step, value in asked)
         here.cluster.fails_with = [error]
         outcomes = here.act()
         assert [o.action.step[0] for o in outcomes if o.result == "failed"] == stopped.split()

@@ -31,6 +31,7 @@ from reconciler.files import make_directory, move, read_file
 from reconciler.holding import hold_job, let_go
 from reconciler.interrupts import shielded
 from reconciler.ledger import Ledger
+from reconciler.limits import whose_limits
 from reconciler.memory import Memory
 from reconciler.model import Action, Condition, Desired, Edit, Observed, Policy, Reason, Stage, Step, Token, Verb
 from reconciler.ownership import all_jobs
@@ -83,7 +84,7 @@ class _Pass:
         self._world = world
         self._names_kept = memory.names_kept
         self._stopped: Reason | None = None
-        self._limited: dict[tuple[str | None, ...], Reason] = {}
+        self._limited: dict[tuple[str, ...], Reason] = {}
         begins = [attempt.begins for of_step in memory.steps.values() for attempt in of_step.attempts]
         # Never later than so many submissions can have made it: a clock may have been days ahead for a while.
         latest = world.clock() + world.policy.stagger * len(begins)
@@ -153,7 +154,7 @@ class _Pass:
         of passes that overlap all the same, one alone gets it."""
         try:
             script = parse_batch_script(step.script, _text(step.script))
-            stopped = self._stopped or self._limited.get(_whose_limits(script))
+            stopped = self._stopped or self._limited.get(whose_limits(step))
             if stopped is not None:
                 return _waiting(action, stopped.code, stopped.message, "failed")
             drafts = self._drafts(action, step)
@@ -192,7 +193,7 @@ class _Pass:
             options=action.options,
             keep_open=(self._world.lock,),
         )
-        return self._hand_over(action, step, job, _whose_limits(script))
+        return self._hand_over(action, step, job)
 
     def _stop(self, action: Action, why: Reason) -> Outcome:
         """Nothing more is submitted by this pass. The attempt stays unconfirmed: it may be another pass's."""
@@ -221,14 +222,14 @@ class _Pass:
         )
         return token
 
-    def _hand_over(self, action: Action, step: Step, job: Submission, limits: tuple[str | None, ...]) -> Outcome:
+    def _hand_over(self, action: Action, step: Step, job: Submission) -> Outcome:
         ledger, attempt = self._world.ledger, action.attempt
         try:
             job_id = self._world.backend.submit(job)
         except LimitReached as error:
             ledger.append("limited", step=step.key, attempt=attempt, message=str(error))
             reason = Reason("LimitReached", f"the site accepts no more jobs like this for now: {error}")
-            self._limited[limits] = reason
+            self._limited[whose_limits(step)] = reason
             self._stopped = reason if isinstance(error, ControllerFull) else None
             return _waiting(action, reason.code, reason.message, "failed")
         except NotSubmitted as error:
@@ -374,11 +375,6 @@ def _make_room_for_logs(script: BatchScript) -> None:
 
 
 _NOT_TO_BE_MADE = {errno.EEXIST, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS}
-
-
-def _whose_limits(script: BatchScript) -> tuple[str | None, ...]:
-    """What the site's limits on the number of jobs hang on; a limit that one job meets, others of the same do too."""
-    return tuple(script.value(option) for option in ("account", "qos", "partition"))
 
 
 def _batch_after(step: Step, edits: Sequence[Edit]) -> dict[str, dict[str, str]]:

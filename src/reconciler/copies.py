@@ -40,7 +40,7 @@ def _may_write_to(job: Job, step: Step, disk: Disk, tools: Tools) -> bool:
     that began elsewhere than in its run's directory tells nothing, and is left out."""
     directory = Path(job.workdir)
     try:
-        if disk.stat(directory) is None:
+        if not job.workdir or disk.stat(directory) is None:
             return True
     except DiskUnreadable:
         return True

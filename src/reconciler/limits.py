@@ -163,20 +163,20 @@ class SiteLimits:
     def __init__(self, desired: Desired, known: Mapping[str, StepMemory], policy: Policy, now: float, released: int = 0) -> None:
         groups: dict[tuple[str, ...], list[tuple[Step, StepMemory]]] = {}
         for step in desired.steps:
-            groups.setdefault(_whose_limits(step), []).append((step, known[step.key]))
+            groups.setdefault(whose_limits(step), []).append((step, known[step.key]))
         gates = ((whose, _aside(members, policy, now, released)) for whose, members in groups.items())
         self._gates = {whose: gate for whose, gate in gates if gate is not None}
 
     def refuses(self, step: Step) -> Gate | None:
         """A step that is not asked for yet."""
-        return self._gates.get(_whose_limits(step))
+        return self._gates.get(whose_limits(step))
 
     def takes(self, step: Step) -> None:
         """Whether the site takes it, only the site can tell."""
 
 
-def _whose_limits(step: Step) -> tuple[str, ...]:
-    """What the site's limits on the number of jobs hang on."""
+def whose_limits(step: Step) -> tuple[str, ...]:
+    """What the site's limits on the number of jobs hang on; a limit that one job meets, others of the same do too."""
     return tuple(step.asks.get(option, "") for option in ("account", "qos", "partition"))
 
 
