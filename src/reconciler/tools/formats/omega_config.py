@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from reconciler.model import Written
@@ -24,6 +25,7 @@ _MAX_NODES = 100_000  # aliases of aliases multiply; an honest configuration has
 _MAX_TEXT = 1 << 16
 _MAX_DEPTH = 100
 _LONGEST = 300  # characters of a message
+_REMEMBERED = 64  # configurations; each takes some 200 kB
 _REFERENCE = re.compile(r"(?<!\\)\$\{([^${}:]*)\}")  # the innermost ones; a colon marks a resolver
 _BOOLS = {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}
 _NULLS = {"", "~", "null", "Null", "NULL"}
@@ -76,8 +78,12 @@ class OmegaConfig:
         return dict(_leaves(self.tree, ()))
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def read_omega_config(text: str) -> OmegaConfig:
-    """Read a configuration; ConfigFault where it is no mapping, no YAML, or refers to what is not there."""
+    """Read a configuration; ConfigFault where it is no mapping, no YAML, or refers to what is not there.
+
+    The same text is read once: YAML takes most of the time of a pass, and ``apply --wait`` makes one after the other.
+    """
     from ruamel.yaml import YAML
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
