@@ -217,6 +217,16 @@ def test_of_options_that_contradict_one_another_none_wins(example):
     assert not (example / ".reconcile").exists()
 
 
+def test_a_fault_of_a_run_that_is_done_is_a_warning(example):
+    (example / "reconcile.yaml").write_text("backend: local\nstagger: 0s\npoll: 1s\nsettle: 2s\nmax_in_flight: 2\n")
+    reconcile("apply", example, "--wait", "--select", "1B_base")
+    (example / "1B_base/eval/capitalization_base.slurm").unlink()
+    (example / "r8_lr1e-5/finetune.yaml").write_text("epochs: 0\n")
+    told = reconcile("diff", example).stderr.splitlines()
+    assert [line.startswith("reconcile: warning: ") for line in told if "capitalization of 1B_base" in line] == [True]
+    assert [line.startswith("reconcile: warning: ") for line in told if "r8_lr1e-5/finetune.yaml" in line] == [False]
+
+
 def test_validate_reads_the_settings_as_the_backend_does(example):
     (example / "reconcile.yaml").write_text("poll: 1s\n")
     assert reconcile("validate", example, "--backend", "local").returncode == 0

@@ -87,6 +87,14 @@ class Pass:
         return all(o.action.condition is Condition.DONE for o in self.outcomes) if self.outcomes else self.plan.converged
 
     @property
+    def finished_runs(self) -> frozenset[str]:
+        """The runs of which every step is done: a fault of theirs keeps back nothing."""
+        actions = [outcome.action for outcome in self.outcomes] or self.plan.actions
+        waiting = {action.step for action in actions if action.condition is not Condition.DONE}
+        unfinished = {step.run for step in self.desired.steps if step.key in waiting} | set(self.desired.hidden)
+        return frozenset(step.run for step in self.desired.steps) - unfinished
+
+    @property
     def needs_person(self) -> bool:
         """True where one of the steps to be shown, or a run of which not all steps are known, goes on by a person alone."""
         return bool(self.desired.hidden) or any(action.condition.needs_person for action in self.actions)

@@ -178,8 +178,10 @@ def _paint() -> render.Paint:
 
 
 def _warn(seen: Pass) -> None:
+    finished = seen.finished_runs
     for problem in seen.desired.problems:
-        print(f"reconcile: {'warning: ' if problem.warning else ''}{render.plain(str(problem))}", file=sys.stderr)
+        weight = "warning: " if problem.warning or problem.run in finished else ""
+        print(f"reconcile: {weight}{render.plain(str(problem))}", file=sys.stderr)
 
 
 def _print_json(value: dict[str, Any]) -> None:
