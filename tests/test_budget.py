@@ -19,7 +19,8 @@ from reconciler.ledger import Ledger
 from reconciler.loop import Pass, preview
 from reconciler.model import Ask, Condition, Observed, Phase, Policy, Reason, Verb
 from reconciler.plan import make_plan
-from reconciler.render import Paint, actions_json, diff_text, status_text
+from reconciler.published import actions_json
+from reconciler.render import Paint, diff_text, status_text
 from reconciler.resources import ask_of
 from test_pass import lab  # noqa: F401 - a fixture
 from worlds import ABSENT, COMPLETE, NOW, done, ended, evaluation, event, experiment, finetune, job, plan_for, submitted

@@ -12,7 +12,8 @@ from reconciler.loop import Pass, preview
 from reconciler.model import Observed, Policy
 from reconciler.pausing import pause
 from reconciler.plan import make_plan
-from reconciler.render import Paint, applied_text, diff_text, explain_text, explained
+from reconciler.published import explained
+from reconciler.render import Paint, applied_text, diff_text, explain_text
 from reconciler.schemas import schema
 from test_pass import lab  # noqa: F401 - the fixture
 from worlds import ABSENT, NOW, ended, event, experiment, finetune, name_of, submitted

@@ -15,7 +15,8 @@ from reconciler.batch_script import log_path, log_paths, parse_batch_script
 from reconciler.failures import CLASSES, INFRASTRUCTURE, SIGNS, classify, plain_log
 from reconciler.loop import preview
 from reconciler.model import Ask, Condition, Job, Phase, Policy, Sign, Unknown, Verb
-from reconciler.render import Paint, explained, status_text
+from reconciler.published import explained
+from reconciler.render import Paint, status_text
 from reconciler.schemas import schema
 from reconciler.tracebacks import FORMS
 from test_pass import lab, order  # noqa: F401 - a fixture

@@ -11,7 +11,8 @@ import pytest
 from reconciler.errors import ClusterUnreachable, UsageError
 from reconciler.loop import preview
 from reconciler.orphans import cancel, named, names_orphans_alone, prune
-from reconciler.render import explain_orphan_text, explained_orphan
+from reconciler.published import explained_orphan
+from reconciler.render import explain_orphan_text
 from reconciler.schemas import schema
 from test_pass import DOCUMENT, drop_run_a, lab, order, start  # noqa: F401 - the fixture
 from test_words import deafly, written

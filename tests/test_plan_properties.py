@@ -14,7 +14,8 @@ from reconciler.loop import Pass
 from reconciler.model import Observed, OutputState, Phase, Policy, Reason, Unknown, Verb
 from reconciler.ownership import whose_jobs
 from reconciler.plan import Gate, make_plan
-from reconciler.render import Paint, actions_json, applied_text, diff_text, explain_text, explained, status_json, status_text
+from reconciler.published import actions_json, explained, status_json
+from reconciler.render import Paint, applied_text, diff_text, explain_text, status_text
 from reconciler.schemas import schema
 from reconciler.situation import Situation, remember_ends
 from worlds import NOW, done, ended, evaluation, event, experiment, finetune, job, outputs, submitted

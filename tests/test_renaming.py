@@ -13,7 +13,8 @@ from reconciler.errors import ReconcileError, UsageError
 from reconciler.experiment.renamed_text import mentions, rename_in_document
 from reconciler.loop import preview
 from reconciler.model import Condition, Stage
-from reconciler.render import Paint, explain_text, explained, status_text
+from reconciler.published import explained
+from reconciler.render import Paint, explain_text, status_text
 from reconciler.schemas import schema
 from test_pass import DOCUMENT, lab, order, start  # noqa: F401 - the fixture
 from worlds import StandInTool

@@ -9,7 +9,8 @@ import pytest
 from reconciler.errors import UsageError
 from reconciler.loop import preview, run_pass
 from reconciler.model import Condition, Phase, Verb
-from reconciler.render import Paint, diff_text, explain_text, status_json, status_text
+from reconciler.published import status_json
+from reconciler.render import Paint, diff_text, explain_text, status_text
 from reconciler.staleness import drift
 from test_pass import Lab, lab, order  # noqa: F401 - the fixture
 from worlds import StandInTool, decide, done, finetune, job, submitted

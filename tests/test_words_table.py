@@ -16,7 +16,8 @@ from reconciler.loop import Scene, preview, run_pass
 from reconciler.model import Job, Phase, Stage
 from reconciler.orphans import prune
 from reconciler.pausing import pause, resume
-from reconciler.render import Paint, explain_text, explained, status_json, status_text
+from reconciler.published import explained, status_json
+from reconciler.render import Paint, explain_text, status_text
 from reconciler.schemas import schema
 from reconciler.words import Order, Prospect, Skipped, carry_out
 from test_pass import Lab, drop_run_a, lab, order, start  # noqa: F401 - the fixture

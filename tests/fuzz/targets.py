@@ -20,7 +20,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 
 from fuzz import containers
-from reconciler import render
+from reconciler import published, render
 from reconciler.backends.local import parse_begin
 from reconciler.backends.slurm_cli import parse_sacct, parse_squeue, read_submission
 from reconciler.batch_script import parse_batch_script, parse_time_limit
@@ -127,11 +127,11 @@ def _check_views(seen: Pass) -> None:
     check_shown(render.diff_text(seen, paint, verbose=True))
     check_shown(render.status_text(seen, paint, verbose=True))
     check_shown(render.applied_text(seen, paint))
-    check_shown(render.json_text(render.actions_json(seen)))
-    check_shown(render.json_text(render.status_json(seen)))
+    check_shown(render.json_text(published.actions_json(seen)))
+    check_shown(render.json_text(published.status_json(seen)))
     for step in seen.desired.steps:
         check_shown(render.explain_text(seen, step.key))
-        check_shown(render.json_text(render.explained(seen, step.key)))
+        check_shown(render.json_text(published.explained(seen, step.key)))
 
 
 # --- the document, the settings, the scaffolding -----------------------------------------------------
@@ -145,7 +145,7 @@ def _load_document(name: str, data: bytes) -> None:
     with told():
         desired = load(directory, all_tools(), RealDisk())
         check_shown(render.plain(desired.name))
-        check_shown(render.json_text(render.problems_json(desired.name, desired.steps, desired.problems)))
+        check_shown(render.json_text(published.problems_json(desired.name, desired.steps, desired.problems)))
         for problem in desired.problems:
             check_sentence(str(problem))
         for step in desired.steps:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from reconciler import freeing, handover, orphans, pausing, renaming, render, words
+from reconciler import freeing, handover, orphans, pausing, published, renaming, render, words
 from reconciler.backends import choose
 from reconciler.disk import RealDisk
 from reconciler.errors import InvalidExperiment, UsageError
@@ -203,7 +203,7 @@ def diff(asked: Asked) -> int:
         return code
     _warn(seen)
     if asked.form == "json":
-        _print_json(render.actions_json(seen))
+        _print_json(published.actions_json(seen))
     else:
         print(render.diff_text(seen, _paint(), verbose=asked.verbose))
     _blindness(seen)
@@ -237,7 +237,7 @@ def status(asked: Asked) -> int:
     seen = preview(_scene(asked))
     _warn(seen)
     if asked.form == "json":
-        _print_json(render.status_json(seen))
+        _print_json(published.status_json(seen))
     else:
         print(render.status_text(seen, _paint(), verbose=asked.verbose, quiet=asked.quiet))
     return _blindness(seen)
@@ -253,10 +253,10 @@ def explain(asked: Asked, arguments: tuple[str, ...]) -> int:
     seen, of_orphans, of_steps = orphans.named(_scene(asked), patterns)
     as_json = asked.form == "json"
     for orphan in of_orphans:
-        _print_json(render.explained_orphan(seen, orphan)) if as_json else print(render.explain_orphan_text(seen, orphan))
+        _print_json(published.explained_orphan(seen, orphan)) if as_json else print(render.explain_orphan_text(seen, orphan))
     for step in of_steps:
         if as_json:
-            _print_json(render.explained(seen, step.key))
+            _print_json(published.explained(seen, step.key))
         else:
             print(render.explain_text(seen, step.key, verbose=asked.verbose, quiet=asked.quiet))
     return _blindness(seen)
@@ -275,11 +275,11 @@ def validate(asked: Asked) -> int:
         if asked.form != "json":
             raise
         here = asked.experiment.resolve()
-        _print_json(render.problems_json((here if here.is_dir() else here.parent).name, (), error.problems))
+        _print_json(published.problems_json((here if here.is_dir() else here.parent).name, (), error.problems))
         return 2
     faults = [problem for problem in desired.problems if not problem.warning]
     if asked.form == "json":
-        _print_json(render.problems_json(desired.name, desired.steps, desired.problems))
+        _print_json(published.problems_json(desired.name, desired.steps, desired.problems))
         return 2 if faults else 0
     for problem in desired.problems:
         print(f"{'warning' if problem.warning else 'error'}: {render.plain(str(problem))}")
@@ -323,7 +323,7 @@ def apply(asked: Asked, wait: bool, max_in_flight: int | None, prune: tuple[str,
     if wait:
         seen = go_on(scene, seen, lambda later: _report(later, replace(asked, quiet=True)), _say_aside, time.sleep)
     if asked.form == "json":
-        _print_json(render.actions_json(seen))
+        _print_json(published.actions_json(seen))
     code = apply_exit_code(seen)
     if seen.is_news or not asked.quiet:
         _blindness(seen)
@@ -451,7 +451,7 @@ def _show(prospect: words.Prospect) -> bool:
 
 def _tell(asked: Asked, done: Sequence[words.Deed]) -> int:
     if asked.form == "json":
-        _print_json(render.words_json(done))
+        _print_json(published.words_json(done))
     elif not asked.quiet:
         for each in done:
             print(render.plain(f"{each.step}: {each.message}" if each.step else each.message))
