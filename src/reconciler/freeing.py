@@ -12,15 +12,13 @@ from pathlib import Path
 
 from reconciler.deletion import Finding, delete, examine
 from reconciler.errors import UsageError
-from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
-from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene
 from reconciler.memory import Done
 from reconciler.model import Condition, FileId, Stage, Step, Verb
 from reconciler.sizes import size_text
 from reconciler.staleness import is_trained_anew
-from reconciler.words import Deed, Prospect, Skipped, left_alone, look_at
+from reconciler.words import Deed, Prospect, Skipped, left_alone, under_lock
 
 _SHOWN = 3
 
@@ -48,14 +46,11 @@ def free(scene: Scene, patterns: Sequence[str], why: str, confirm: Callable[[Pro
 
     Raises UsageError where there is nothing that may be freed, ClusterUnreachable where the queue cannot be asked.
     """
-    directory = load(scene.experiment, scene.tools, scene.disk).directory
-    with pass_lock(directory):
-        seen = look_at(scene)
+    with under_lock(scene) as (seen, ledger):
         cases, skipped = _cases(seen, patterns)
         told = (*map(_told, cases), *(f"{each.step}: {each.message}" for each in skipped))
         if not confirm(Prospect(told, asks=any(case.going for case in cases))):
             return ()
-        ledger = Ledger(directory, scene.clock)
         return (*(_free(case, ledger, scene.user, why) for case in cases), *skipped)
 
 

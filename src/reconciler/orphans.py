@@ -12,12 +12,10 @@ from functools import partial
 
 from reconciler.errands import Errand, run, said_of
 from reconciler.errors import ClusterUnreachable, UsageError
-from reconciler.experiment.load import load
 from reconciler.ledger import Ledger
-from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene, preview
 from reconciler.model import Orphan, Step, Unknown, names_step
-from reconciler.words import Considered, Deed, Order, Prospect, consider, look_at, write
+from reconciler.words import Considered, Deed, Order, Prospect, consider, under_lock, write
 
 Confirm = Callable[[Prospect], bool]
 
@@ -27,9 +25,7 @@ def cancel(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tu
 
     Raises UsageError for a name that means neither, and where a step refuses, before anything is done.
     """
-    directory = load(scene.experiment, scene.tools, scene.disk).directory
-    with pass_lock(directory):
-        seen = look_at(scene)
+    with under_lock(scene) as (seen, ledger):
         chosen = [orphan for orphan in seen.plan.orphans if any(_means(seen, name, orphan) for name in names)]
         others = tuple(name for name in names if not names_orphans_alone(seen, name))
         order = Order("cancel", others, why)
@@ -37,9 +33,8 @@ def cancel(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tu
         prospect = Prospect((*map(_told, chosen), *considered.prospect.sentences))
         if not confirm(prospect):
             return ()
-        ledger = Ledger(directory, scene.clock)
         pruned = [_write(scene, ledger, orphan, why) for orphan in chosen]
-        court = write(scene, seen, considered)
+        court = write(scene, ledger, seen, considered)
         said = said_of([*map(_named, chosen), *(case.key for case in considered.cases)])
         run([*(_errand(scene, orphan) for orphan in chosen), *court.errands], said)
         return (*pruned, *court.done, *considered.skipped)
@@ -50,15 +45,12 @@ def prune(scene: Scene, names: Sequence[str], why: str, confirm: Confirm) -> tup
 
     Raises UsageError for a name that is no orphan's and never was a run of this experiment, and for one that the document has.
     """
-    directory = load(scene.experiment, scene.tools, scene.disk).directory
-    with pass_lock(directory):
-        seen = look_at(scene)
+    with under_lock(scene) as (seen, ledger):
         chosen = [orphan for orphan in seen.plan.orphans if any(is_named(orphan, name) for name in names)]
         for name in names:
             _refuse_others(seen, name)
         if chosen and not confirm(Prospect(tuple(_told(orphan) for orphan in chosen))):
             return ()
-        ledger = Ledger(directory, scene.clock)
         pruned = tuple(_write(scene, ledger, orphan, why) for orphan in chosen)
         run([_errand(scene, orphan) for orphan in chosen], said_of([_named(orphan) for orphan in chosen]))
         return pruned

@@ -10,16 +10,13 @@ from collections.abc import Callable
 from functools import partial
 
 from reconciler.errands import Errand, run
-from reconciler.experiment.load import load
 from reconciler.holding import hold_job, let_go
-from reconciler.ledger import Ledger
-from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene
 from reconciler.memory import Attempt
 from reconciler.model import Job, Phase
 from reconciler.moments import moment, shown
 from reconciler.ownership import whose_jobs
-from reconciler.words import Deed, Prospect, look_at, named
+from reconciler.words import Deed, Prospect, named, under_lock
 
 Confirm = Callable[[Prospect], bool]
 _Queued = list[tuple[str, Attempt, Job]]
@@ -29,14 +26,11 @@ def pause(scene: Scene, until: str | None, why: str, confirm: Confirm) -> tuple[
     """Submit nothing, and hold our queued jobs, until ``until`` (as people write it) or until ``resume``."""
     end = None if until is None else moment(until, scene.clock())
     when = "until you resume it" if end is None else f"until {shown(end)}"
-    directory = load(scene.experiment, scene.tools, scene.disk).directory
-    with pass_lock(directory):
-        seen = look_at(scene)
+    with under_lock(scene) as (seen, ledger):
         jobs = [(key, a, job) for key, a, job in _queued(seen) if not job.held and not a.by_hand]
         held = f"; {named([job for _, _, job in jobs])} held meanwhile" if jobs else ""
         if not confirm(Prospect((f"pause {seen.desired.name}: nothing is submitted {when}{held}; what runs runs on",))):
             return ()
-        ledger = Ledger(directory, scene.clock)
         text = "" if end is None else shown(end)
         ledger.append("pause", user=scene.user, why=why, until=end, until_text=text)
         calls = [(job.id, partial(hold_job, ledger, scene.backend, key, attempt.number, job.id)) for key, attempt, job in jobs]
@@ -47,9 +41,7 @@ def pause(scene: Scene, until: str | None, why: str, confirm: Confirm) -> tuple[
 
 def resume(scene: Scene, why: str, confirm: Confirm) -> tuple[Deed, ...]:
     """Let submissions go on, and the jobs start that the pause held; what a person held stays so."""
-    directory = load(scene.experiment, scene.tools, scene.disk).directory
-    with pass_lock(directory):
-        seen = look_at(scene)
+    with under_lock(scene) as (seen, ledger):
         is_paused = seen.memory.pause is not None and seen.memory.pause.is_on(seen.now)
         jobs = [(key, a, job) for key, a, job in _queued(seen) if job.held and a.queue_hold and not _is_on_hold(seen, key)]
         if not is_paused and not jobs:
@@ -57,7 +49,6 @@ def resume(scene: Scene, why: str, confirm: Confirm) -> tuple[Deed, ...]:
         released = f"; {named([job for _, _, job in jobs])} may start" if jobs else ""
         if not confirm(Prospect((f"resume {seen.desired.name}: submissions go on{released}",))):
             return ()
-        ledger = Ledger(directory, scene.clock)
         ledger.append("resume", user=scene.user, why=why)
         calls = [(job.id, partial(let_go, ledger, scene.backend, key, attempt.number, job.id)) for key, attempt, job in jobs]
         run([Errand(job, "released", call, is_taken_up=True) for job, call in calls], "submissions go on")

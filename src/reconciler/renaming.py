@@ -15,18 +15,16 @@ from reconciler.act import move_aside
 from reconciler.config_edit import originals_of
 from reconciler.errors import DiskUnreadable, UsageError
 from reconciler.experiment.document import decode
-from reconciler.experiment.load import load
 from reconciler.experiment.names import ACCEPTED, fault_of, same_name
 from reconciler.experiment.renamed_text import mentions, rename_in_document, rename_in_tables
 from reconciler.files import move, replace_file
 from reconciler.ledger import Ledger
-from reconciler.lock import pass_lock
 from reconciler.loop import Pass, Scene
 from reconciler.memory import Renaming
 from reconciler.model import Condition, Step
 from reconciler.ownership import whose_jobs
 from reconciler.text_limits import can_be_path
-from reconciler.words import Deed, Prospect, look_at, named
+from reconciler.words import Deed, Prospect, named, under_lock
 
 _LARGEST = 1 << 20  # bytes of a scaffolding file that are looked at
 _SHOWN = 3
@@ -43,9 +41,7 @@ def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospe
     Raises UsageError where the run or the new name is not fit, where a job of the run may be live, and where its own scripts
     would break.
     """
-    directory = load(scene.experiment, scene.tools, scene.disk).directory
-    with pass_lock(directory):
-        seen = look_at(scene)
+    with under_lock(scene) as (seen, ledger):
         begun = seen.memory.renaming
         if begun is None:
             _refuse(seen, old, new)
@@ -56,7 +52,6 @@ def rename(scene: Scene, old: str, new: str, why: str, confirm: Callable[[Prospe
         told = tuple(_told(seen, old, new, after))
         if not confirm(Prospect((f"rename {old} to {new}: its directory, its rows, and all that is in writing of it", *told))):
             return ()
-        ledger = Ledger(directory, scene.clock)
         if begun is None:
             ledger.append("renaming", old=old, new=new, user=scene.user, why=why)
         _finish(seen, ledger, Renaming(old, new, begun is not None and begun.is_told), before, after)

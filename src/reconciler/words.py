@@ -8,6 +8,7 @@ nobody sees can be neither cancelled nor held.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from reconciler.errands import run, said_of
@@ -35,6 +36,7 @@ __all__ = [
     "look_at",
     "named",
     "release_experiment",
+    "under_lock",
     "write",
 ]
 
@@ -72,17 +74,24 @@ def carry_out(scene: Scene, order: Order, confirm: Callable[[Prospect], bool]) -
     Raises ClusterUnreachable where the queue cannot be asked, UsageError where the verb makes no sense for a step that is named
     by its key, or for every step that is meant.
     """
-    directory = load(scene.experiment, scene.tools, scene.disk).directory
-    with pass_lock(directory):
-        seen = look_at(scene)
+    with under_lock(scene) as (seen, ledger):
         considered = consider(scene, seen, order)
         if order.stale and not considered.cases and not considered.skipped:
             return (Deed("", "no result is known to be of an older version"),)
         if considered.cases and not confirm(considered.prospect):
             return ()
-        court = write(scene, seen, considered)
+        court = write(scene, ledger, seen, considered)
         run(court.errands, said_of([case.key for case in considered.cases]))
         return (*court.done, *considered.skipped)
+
+
+@contextmanager
+def under_lock(scene: Scene) -> Iterator[tuple[Pass, Ledger]]:
+    """The experiment as it stands, while no pass is under way, and the ledger that a word is written into. Raises AnotherPass,
+    and ClusterUnreachable where the queue cannot be asked."""
+    directory = load(scene.experiment, scene.tools, scene.disk).directory
+    with pass_lock(directory):
+        yield look_at(scene), Ledger(directory, scene.clock)
 
 
 def look_at(scene: Scene) -> Pass:
@@ -207,11 +216,11 @@ def _with_dependents(desired: Desired, keys: set[str]) -> set[str]:
     return found if found == keys else _with_dependents(desired, found)
 
 
-def write(scene: Scene, seen: Pass, considered: Considered) -> Court:
+def write(scene: Scene, ledger: Ledger, seen: Pass, considered: Considered) -> Court:
     """Put what was considered in writing, under the same lock. What the cluster must do at once comes after that, lest a call
     that fails keeps back the word on other steps."""
     order = considered.order
-    court = Court(scene, Ledger(seen.desired.directory, scene.clock), order)
+    court = Court(scene, ledger, order)
     if order.verb == "release":
         _write_learned(court.ledger, seen, [case.key for case in considered.cases])
     for case in considered.cases:
@@ -237,15 +246,12 @@ def release_experiment(
 
     Raises ClusterUnreachable as every word.
     """
-    directory = load(scene.experiment, scene.tools, scene.disk).directory
-    with pass_lock(directory):
-        seen = look_at(scene)
+    with under_lock(scene) as (seen, ledger):
         lifted = " and ".join(_what_it_lifts(seen.plan))
         if not lifted:
             return (Deed("", "no failures stop submissions; there is nothing to release without naming a step"),)
         if not confirm(Prospect((f"release {seen.desired.name}: submissions go on, although {lifted}",))):
             return ()
-        ledger = Ledger(directory, scene.clock)
         _write_learned(ledger, seen, [step.key for step in seen.desired.steps])
         ledger.append("release", user=scene.user, why=why)
     return (Deed("", f"submissions go on, although {lifted}; a failed or held step stays so until it is released itself"),)
