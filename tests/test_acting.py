@@ -399,6 +399,16 @@ def test_a_job_that_a_person_submitted_is_taken_over_as_such(bench):
     assert (adopted["by_hand"], adopted["name"], adopted["attempt"]) == (True, "train", 1)
 
 
+def test_what_is_taken_over_counts_as_made_from_what_its_step_says_then(bench):
+    here = bench()
+    (step,) = here.steps
+    here.steps = (replace(step, batch={"batch_size": "8"}, meaning={step.script.name: "commands 1"}, commands="c"),)
+    here.act(queue=(job(step, name=here.name(step, 3), id="77"),))
+    (adopted,) = here.written("adopted")
+    assert (adopted["batch"], adopted["commands"]) == ({"batch_size": "8"}, "c")
+    assert adopted["meaning"] == {step.script.name: "commands 1"}
+
+
 def test_a_result_is_written_down_with_its_evidence_and_the_definition_that_it_is_of(bench):
     here = bench()
     here.steps = tuple(replace(step, meaning={"lr": "1"}) for step in here.steps)

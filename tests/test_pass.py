@@ -906,7 +906,18 @@ class Elsewhere(StandInTool):
         return replace(step, output_dir=out, root=out.parent, job_name="finetune.slurm")
 
 
-@pytest.mark.parametrize("fate", ["copied", "moved", "its directory cannot be looked at", "given outputs of its own", "ended"])
+@pytest.mark.parametrize(
+    "fate",
+    [
+        "copied",
+        "moved",
+        "its directory cannot be looked at",
+        "tells no directory",
+        "given outputs of its own",
+        "not scaffolded",
+        "ended",
+    ],
+)
 def test_nothing_is_trained_where_the_job_of_a_copy_or_of_the_same_experiment_before_it_was_moved_may_write(lab, tmp_path, fate):
     (lab.directory / "a" / "outputs").write_text(str(tmp_path / "ck-out-a"))
     trainer = Elsewhere(Stage.FINETUNE)
@@ -928,19 +939,23 @@ def test_nothing_is_trained_where_the_job_of_a_copy_or_of_the_same_experiment_be
     shutil.rmtree(there / ".reconcile")
     if fate == "moved":
         shutil.rmtree(lab.directory)
+    elif fate == "tells no directory":
+        lab.cluster.jobs[job.id] = replace(job, workdir="")
+    elif fate == "not scaffolded":
+        (lab.directory / "a" / "finetune.slurm").unlink()
     elif fate == "ended":
         lab.cluster.finish(job.id)
     elif fate.startswith("given"):
         (there / "a" / "outputs").write_text(str(tmp_path / "ck-out-b"))
     run_pass(scene(there))
     action = preview(scene(there)).plan.of("a/finetune")
-    is_waited_for = fate in ("copied", "moved") or fate.startswith("its")
+    is_waited_for = fate in ("copied", "moved", "tells no directory") or fate.startswith("its")
     submitted = [each.script.parent for each in lab.cluster.submissions if each.script.name == "finetune.slurm"]
     assert submitted.count(there / "a") == (0 if is_waited_for else 1)
     assert submitted.count(there / "b") == (0 if fate == "moved" else 1)
     if is_waited_for:
         assert (action.verb, action.reason.code) == (Verb.WAIT, "OutputsInUse")
-        told = f"job {job.id} ({job.name}) of another experiment, in {job.workdir}, may write to {tmp_path / 'ck-out-a'} too"
+        told = f"job {job.id} ({job.name}) of another experiment, in {lab.cluster.jobs[job.id].workdir}, may write to {tmp_path / 'ck-out-a'} too"
         assert action.reason.message.startswith(told)
 
 

@@ -12,8 +12,9 @@ import pytest
 from reconciler.config_edit import draft_edits, make_edits
 from reconciler.errors import DiskUnreadable, PermanentError
 from reconciler.fold import fold
-from reconciler.model import Action, Condition, Edit, Outputs, OutputState, Policy, Raise, Reason, Step, Verb, Written
-from worlds import ABSENT, NOW, TORN, decide, ended, event, finetune, name_of, plan_for
+from reconciler.model import Action, Condition, Edit, Observed, Outputs, OutputState, Policy, Raise, Reason, Step, Verb, Written
+from reconciler.plan import foresee
+from worlds import ABSENT, NOW, TORN, decide, ended, event, experiment, finetune, name_of, plan_for
 
 CONFIG = Path("/exp/a/finetune.yaml")
 
@@ -426,6 +427,14 @@ def test_runs_whose_own_configurations_differ_in_their_batch_keep_it():
         assert (plan.of(STEP.key).verb, "differ in" in plan.of(STEP.key).reason.message) == (Verb.HOLD, True)
     alike = plan_for(STEP, standing(run="b"), events=failed("OutOfMemoryGpu"), seen=seen, policy=policy(shrink_batch=True))
     assert alike.of(STEP.key).edits == SMALLER
+
+
+def test_what_a_word_foresees_keeps_a_batch_that_differs_between_runs_too():
+    other = standing(4, 2, run="b")
+    observed = Observed((), None, {"a/finetune": TORN, "b/finetune": TORN}, uid="1000")
+    memory, asked = fold(failed("OutOfMemoryGpu")), policy(shrink_batch=True)
+    action = foresee(experiment(STEP, other), observed, memory, asked, NOW)[STEP.key]
+    assert (action.verb, "differ in" in action.reason.message) == (Verb.HOLD, True)
 
 
 def test_what_we_changed_ourselves_is_no_difference_between_runs():

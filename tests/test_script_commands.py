@@ -147,6 +147,39 @@ def test_where_commands_surely_run(place: Path, text: str, sure: list[str | None
     assert [path and os.path.normpath(path) for path in found] == [name and os.path.normpath(here / name) for name in sure]
 
 
+@pytest.mark.parametrize(
+    ("text", "targets"),
+    [
+        ("cd b", ["b"]),
+        ("cd /b; cd c", ["/b", "/b/c"]),
+        ("cd $X; cd /b", [None, "/b"]),
+        ("cd $X; cd b", [None, None]),
+        ("cd -", [None]),
+        ("cd", [None]),
+        ("cd b c", [None]),
+        ("cd ~/b", [None]),
+        ("cd 'b\0c'", [None]),
+        ("pushd b", [None]),
+        ("builtin cd b", [None]),
+        ("ls b", []),
+    ],
+)
+def test_where_it_goes_is_asked_of_each_cd(tmp_path: Path, text: str, targets: list[str | None]) -> None:
+    asked: list[Path | None] = []
+    list(commands_of(text, tmp_path, tmp_path, lambda target, certain: asked.append(target) or target is not None or None))
+    assert asked == [name and tmp_path / name for name in targets]
+
+
+def test_a_cd_that_surely_fails_leaves_the_script_where_it_is(tmp_path: Path) -> None:
+    (_, tune) = commands_of("cd b\ntune one", tmp_path, tmp_path, lambda target, certain: False)
+    assert tune.directory == tmp_path
+
+
+def test_each_here_document_has_its_own_end(tmp_path: Path) -> None:
+    text = "cat <<X\na\nX\nb\ncat <<X <<Y\nc\nX\nd\nY\ne\ncat <<Z\nf"
+    assert [found.words[0] for found in commands(text, tmp_path)] == ["cat", "b", "cat", "e", "cat"]
+
+
 def test_each_command_has_the_line_that_it_begins_in(tmp_path: Path) -> None:
     text = "#!/bin/bash\n\na \\\n b\n'c\nd' e; f\ncat <<X\ng\nX\nh |\n\n  i\n"
     assert [(found.words[0], found.line) for found in commands(text, tmp_path)] == [
