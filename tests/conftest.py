@@ -6,6 +6,7 @@ RECONCILE_SHARE=N every Nth case of each test is run, its first always: for a se
 
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -39,6 +40,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if (
+        os.environ.get("RECONCILE_TEST_SLURM") != "1"
+    ):  # simulated commands run by this Python: a shim in its place takes longer than they
+        os.environ["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(number) is signal.SIG_IGN:  # in the background, or under nohup: the commands would inherit it
             signal.signal(number, handler)

@@ -20,6 +20,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from faces import FIXTURES, USER, CommandsHere
@@ -166,12 +167,16 @@ class HalfWay:
 
     def jobs(self) -> dict[str, list[Job]]:
         """Every job that the cluster ever accepted, by step."""
-        keys = {digest(step.key)[:10]: step.key for step in self.desired().steps}
         found: dict[str, list[Job]] = defaultdict(list)
         for job in self.cluster.queue():
             token = Token.parse(job.name)
-            found[keys.get(token.step, "?") if token else "?"].append(job)
+            found[self._keys.get(token.step, "?") if token else "?"].append(job)
         return found
+
+    @cached_property
+    def _keys(self) -> dict[str, str]:
+        """Each step's key by what names it in a job's name; no case changes which steps there are."""
+        return {digest(step.key)[:10]: step.key for step in self.desired().steps}
 
     def live(self) -> dict[str, list[Job]]:
         return {key: [job for job in jobs if not job.state.is_final] for key, jobs in self.jobs().items()}
