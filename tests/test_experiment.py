@@ -587,11 +587,14 @@ def test_what_can_be_no_path_is_no_ones_output(world: World) -> None:
     assert linked((step,), Document("e", world.directory / "experiment_summary.md", "md", {}, ())) == ((step,), ())
 
 
-def test_evaluations_that_log_into_another_experiment_are_blocked(world: World, tmp_path: Path) -> None:
+def test_evaluations_that_log_into_another_experiment_are_blocked(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     original = tmp_path / "original"
     (original / "base" / "eval").mkdir(parents=True)
     (original / "experiment_summary.yaml").touch()
     (tmp_path / "link").symlink_to(original)
+    monkeypatch.chdir(original)
     world.write(GOOD).scaffold("r8", "base")
     leads = world.directory / "base" / "eval" / "leads"
     for place, is_blocked in (

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from reconciler.errors import Problem, SubmissionRefused, UsageError
+from reconciler.errors import Problem, SubmissionRefused, TemporaryError, UsageError
 from reconciler.ledger import Ledger
 from reconciler.loop import preview, run_pass
 from reconciler.model import Action, Condition, Edit, Phase, Reason, Stage, Verb
@@ -301,6 +301,15 @@ def test_a_log_that_cannot_be_written_is_told_and_the_tables_are_written_all_the
     notes = lab.run().notes
     assert any("logs were not written" in note and "run-trainer.log" in note for note in notes)
     assert "PENDING" in lab.document.read_text()
+
+
+def test_a_document_that_may_not_be_written_is_named_once(lab, monkeypatch):
+    def refused(target, content, *, expected):
+        raise TemporaryError(f"{target}: cannot be written: Permission denied")
+
+    monkeypatch.setattr("reconciler.record.replace_file", refused)
+    (note,) = lab.run().notes
+    assert note == f"{lab.document.resolve()}: the status tables were not written: cannot be written: Permission denied"
 
 
 # --- what is news ------------------------------------------------------------------------------------

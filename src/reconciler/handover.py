@@ -59,7 +59,8 @@ def accept_identity(
             _refuse_unseen(memory.identity, here, what, opened)
         now = left_behind(desired, (*memory.former, memory.identity.path)) if what == "moved" else desired
         told = _told_of_copy(desired, memory) if what == "copied" else ()
-        told += tuple(f"warning: {step.key}: {step.blocked.message}" for step in now.steps if step.blocked is not None)
+        if what in ("moved", "copied"):
+            told += tuple(f"warning: {step.key}: {step.blocked.message}" for step in now.steps if step.blocked is not None)
         known = here if what == "copied" else _changed(memory.identity, here, what)
         message = f"reconciled from now on as {known.user} on {known.cluster} at {known.path}"
         if not confirm(Prospect((*told, f"{what}: {message}"))):

@@ -39,17 +39,17 @@ def kept_apart(
 
 
 def left_behind(desired: Desired, former: Collection[str]) -> Desired:
-    """The same experiment; steps that would write to a place that it was moved away from are blocked. A link left there, or being
-    there again, leads to where it is."""
+    """The same experiment; steps that would write to a place that it was moved away from, and that is gone, are blocked."""
+    gone = [place for place in former if not os.path.lexists(place)]
 
     def checked(step: Step) -> Step:
-        place = next((place for place in former if step.output_dir.is_relative_to(place)), None)
-        if place is None or step.blocked or Path(os.path.realpath(step.output_dir)).is_relative_to(desired.directory):
+        place = next((place for place in gone if step.output_dir.is_relative_to(place)), None)
+        if place is None or step.blocked:
             return step
         message = f"it leads to {step.output_dir}, in {place}, where this experiment was before it was moved"
         return replace(step, blocked=Reason(_CODE, f"{message}; change {' or '.join(map(str, (step.script, *step.files)))}"))
 
-    return replace(desired, steps=tuple(checked(step) for step in desired.steps)) if former else desired
+    return replace(desired, steps=tuple(checked(step) for step in desired.steps)) if gone else desired
 
 
 def _finder(directory: Path, disk: Disk, documents: Collection[str]) -> Callable[[Path], Path | None]:
@@ -63,7 +63,9 @@ def _finder(directory: Path, disk: Disk, documents: Collection[str]) -> Callable
             return False
 
     def around(path: Path) -> Path | None:
-        real = Path(os.path.realpath(path)) if can_be_path(str(path)) else Path()
+        if not can_be_path(str(path)):
+            return None
+        real = Path(os.path.realpath(path))
         found = next((place for place in (real, *real.parents) if is_experiment(place)), directory)
         return None if directory.is_relative_to(found) else found
 
