@@ -233,6 +233,16 @@ def test_validate_reads_the_settings_as_the_backend_does(example):
     assert reconcile("validate", example, "--backend", "cli").returncode == 2
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_an_output_that_cannot_be_written_is_said_to_be_the_output(example, form):
+    command = [sys.executable, "-m", "reconciler", "diff", str(example), "--output", form]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        told = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert told.returncode == 3
+    assert "reconcile: the output cannot be written: No space left on device" in told.stderr
+    assert "Errno" not in told.stderr
+
+
 def test_rename_without_the_new_name_asks_for_it(example):
     told = reconcile("rename", example, "r8_lr1e-5")
     assert (told.returncode, "say the run's name and its new one" in told.stderr) == (2, True)

@@ -17,7 +17,7 @@ import click
 from reconciler import freeing, handover, orphans, pausing, published, renaming, render, words
 from reconciler.backends import choose
 from reconciler.disk import RealDisk
-from reconciler.errors import InvalidExperiment, UsageError
+from reconciler.errors import InvalidExperiment, TemporaryError, UsageError
 from reconciler.experiment.load import DOCUMENTS, find_document, load
 from reconciler.experiment.settings import read_settings
 from reconciler.files import home
@@ -184,8 +184,18 @@ def _warn(seen: Pass) -> None:
         print(f"reconcile: {weight}{render.plain(str(problem))}", file=sys.stderr)
 
 
+def _print(text: str = "") -> None:
+    """A line of the answer. Raises TemporaryError where it cannot be written, which is no fault of the experiment's disk."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise TemporaryError(f"the output cannot be written: {error.strerror}") from error
+
+
 def _print_json(value: dict[str, Any]) -> None:
-    print(render.json_text(value))
+    _print(render.json_text(value))
 
 
 # --- looking ---------------------------------------------------------------------------------------------
@@ -205,7 +215,7 @@ def diff(asked: Asked) -> int:
     if asked.form == "json":
         _print_json(published.actions_json(seen))
     else:
-        print(render.diff_text(seen, _paint(), verbose=asked.verbose))
+        _print(render.diff_text(seen, _paint(), verbose=asked.verbose))
     _blindness(seen)
     return code
 
@@ -239,7 +249,7 @@ def status(asked: Asked) -> int:
     if asked.form == "json":
         _print_json(published.status_json(seen))
     else:
-        print(render.status_text(seen, _paint(), verbose=asked.verbose, quiet=asked.quiet))
+        _print(render.status_text(seen, _paint(), verbose=asked.verbose, quiet=asked.quiet))
     return _blindness(seen)
 
 
@@ -253,12 +263,12 @@ def explain(asked: Asked, arguments: tuple[str, ...]) -> int:
     seen, of_orphans, of_steps = orphans.named(_scene(asked), patterns)
     as_json = asked.form == "json"
     for orphan in of_orphans:
-        _print_json(published.explained_orphan(seen, orphan)) if as_json else print(render.explain_orphan_text(seen, orphan))
+        _print_json(published.explained_orphan(seen, orphan)) if as_json else _print(render.explain_orphan_text(seen, orphan))
     for step in of_steps:
         if as_json:
             _print_json(published.explained(seen, step.key))
         else:
-            print(render.explain_text(seen, step.key, verbose=asked.verbose, quiet=asked.quiet))
+            _print(render.explain_text(seen, step.key, verbose=asked.verbose, quiet=asked.quiet))
     return _blindness(seen)
 
 
@@ -282,12 +292,12 @@ def validate(asked: Asked) -> int:
         _print_json(published.problems_json(desired.name, desired.steps, desired.problems))
         return 2 if faults else 0
     for problem in desired.problems:
-        print(f"{'warning' if problem.warning else 'error'}: {render.plain(str(problem))}")
+        _print(f"{'warning' if problem.warning else 'error'}: {render.plain(str(problem))}")
     for step in desired.steps if asked.verbose else ():
-        print(render.plain(step.key))
+        _print(render.plain(step.key))
     if not asked.quiet:
         warnings = len(desired.problems) - len(faults)
-        print(f"{render.plain(desired.name)}: {len(desired.steps)} steps, {len(faults)} errors, {warnings} warnings")
+        _print(f"{render.plain(desired.name)}: {len(desired.steps)} steps, {len(faults)} errors, {warnings} warnings")
     return 2 if faults else 0
 
 
@@ -337,7 +347,7 @@ def _report(seen: Pass, asked: Asked) -> None:
     for note in seen.notes:
         print(f"reconcile: {render.plain(note)}", file=sys.stderr)
     if asked.form == "text":
-        print(render.applied_text(seen, _paint(), verbose=asked.verbose), flush=True)
+        _print(render.applied_text(seen, _paint(), verbose=asked.verbose))
 
 
 def apply_exit_code(seen: Pass) -> int:
@@ -454,9 +464,9 @@ def _tell(asked: Asked, done: Sequence[words.Deed]) -> int:
         _print_json(published.words_json(done))
     elif not asked.quiet:
         for each in done:
-            print(render.plain(f"{each.step}: {each.message}" if each.step else each.message))
+            _print(render.plain(f"{each.step}: {each.message}" if each.step else each.message))
         if not done:
-            print("nothing was done")
+            _print("nothing was done")
     return 0
 
 
