@@ -105,6 +105,8 @@ def _batch_scripts() -> list[bytes]:
         *(path.read_bytes() for path in sorted(EXAMPLE.glob("r8*/**/*.slurm"))),
         b"#!/bin/bash\n#SBATCH -J x -t 1-02:03:04 --begin=now+3hours\n#SBATCH --output='a b/%5j.out' # c\nset -e\nA=1; export B=$A\n"
         b'cd "$B"\ninspect eval t.py@cap -T a=$A --model hf/local -M model_path=/o/epoch_0 --limit=2 \\\n --log-dir logs > x\n',
+        b"#!/bin/bash\n(cd //runs/x && ls) | cat\ncd //runs/x || exit 1\ninspect eval t.py\n",
+        b"#!/bin/bash\nif true; then\n  cd a\nfi\nf() { cat <<E\nit's\nE\n}\ncase $x in (a) tune run x;; esac\ntune run x --config a.yaml &\n",
     ]
 
 

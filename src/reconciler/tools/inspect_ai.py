@@ -408,7 +408,7 @@ def _is_entered(directory: Path, experiment: Path, disk: Disk, *, is_certain: bo
     found = disk.stat(directory)
     if found is not None:
         return found.is_dir
-    nearest = next(Path(_real(above)) for above in directory.parents if disk.stat(above) is not None)
+    nearest = next((Path(_real(above)) for above in directory.parents if disk.stat(above) is not None), Path("/"))
     here = Path(_real(experiment))
     return is_certain and (nearest == Path("/") or not (here.is_relative_to(nearest) or nearest.is_relative_to(here)))
 
