@@ -294,8 +294,8 @@ def test_a_job_starts_at_its_begin_time_and_not_before(bench: Bench) -> None:
 
 def test_the_processes_of_other_users_may_be_hidden(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """With hidepid=1 the directory of a foreign process is there, and nothing in it can be read."""
-    job_id = bench.submit("sleep 60")
-    bench.running(job_id)
+    job_id = bench.submit("echo $$ > pid\nexec sleep 60")
+    bench.pid()  # it is there, and makes no other
     start = JobDirectory(bench.state / "jobs" / job_id).start()
     assert start is not None
     ours = find_processes(start)
