@@ -17,7 +17,7 @@ from reconciler.failures import LOG_TAIL, needs_log
 from reconciler.memory import Memory, StepMemory
 from reconciler.model import DISK_QUOTA, Desired, Job, Observed, Outputs, OutputState, Phase, Reason, Step, Unknown
 from reconciler.ownership import whose_jobs
-from reconciler.ports import Backend, Disk, Doubt, Tools
+from reconciler.ports import Backend, Disk, Doubt, Tools, surely_directory
 from reconciler.situation import CLOCK_SKEW
 
 _RECENT = 3600.0  # s; sacct shows what was live at any time since (man sacct, --starttime)
@@ -147,7 +147,7 @@ def _objections(steps: Sequence[Step], outputs: Mapping[str, Outputs], tools: To
 def roots_seen(desired: Desired, memory: Memory, disk: Disk) -> tuple[str, ...]:
     """Output roots that are there now and that nothing in writing says were; once seen, their absence is unknown."""
     unwritten = {str(step.root) for step in desired.steps if step.blocked is None} - memory.roots
-    return tuple(sorted(root for root in unwritten if _is_directory(Path(root), disk)))
+    return tuple(sorted(root for root in unwritten if surely_directory(Path(root), disk)))
 
 
 def _ask_queue(backend: Backend) -> tuple[Job, ...] | Unknown:
@@ -211,14 +211,6 @@ def _missing_root(root: Path, memory: Memory, disk: Disk) -> Outputs | None:
 
 def _unknown(code: str, message: str) -> Outputs:
     return Outputs(OutputState.UNKNOWN, Reason(code, message))
-
-
-def _is_directory(path: Path, disk: Disk) -> bool:
-    try:
-        found = disk.stat(path)
-    except DiskUnreadable:
-        return False
-    return found is not None and found.is_dir
 
 
 def _ended_abnormally(memory: StepMemory) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from reconciler.errors import DiskUnreadable
 from reconciler.model import Job, Outputs, Reading, RunInput, Sign, Stage, Step
 
 
@@ -35,6 +36,15 @@ class Disk(Protocol):
 
     def why_not_writable(self, path: Path) -> str:
         """Why the file at ``path`` could not be replaced, or made; empty where nothing is in the way. Writes nothing."""
+
+
+def surely_directory(path: Path, disk: Disk) -> bool:
+    """True where a directory is there to be seen."""
+    try:
+        found = disk.stat(path)
+    except DiskUnreadable:
+        return False
+    return found is not None and found.is_dir
 
 
 class Tool(Protocol):

@@ -31,7 +31,7 @@ from reconciler.model import (
     defined_by,
     digest,
 )
-from reconciler.ports import Disk
+from reconciler.ports import Disk, surely_directory
 from reconciler.resources import ask_of
 from reconciler.script_checks import script_problems
 from reconciler.script_commands import Command, commands_of, is_literal
@@ -315,7 +315,7 @@ def _led_away(text: str, script: BatchScript, training: _Training, run: RunInput
     copy or a renaming, would train over what that one made. Another configuration in the run's own directory is warned of."""
 
     def enters(target: Path | None, is_certain: bool) -> bool | None:
-        return True if target is not None and is_certain and _is_directory(target, disk) else None
+        return True if target is not None and is_certain and surely_directory(target, disk) else None
 
     for command in commands_of(text, script.path.parent, Path(script.workdir), enters):
         why, is_ours = _launched_otherwise(command, training, run, disk) if command.is_certain else ("", False)
@@ -325,14 +325,6 @@ def _led_away(text: str, script: BatchScript, training: _Training, run: RunInput
         elif why:
             message = f"{why}; accepted: a launch of this run's {_CONFIG}, as after `cd {run.directory}`, or with no `cd` at all"
             yield Problem(script.path, command.line, message, run.name)
-
-
-def _is_directory(path: Path, disk: Disk) -> bool:
-    try:
-        found = disk.stat(path)
-    except DiskUnreadable:
-        return False
-    return found is not None and found.is_dir
 
 
 def _launched_otherwise(command: Command, training: _Training, run: RunInput, disk: Disk) -> tuple[str, bool]:
