@@ -19,12 +19,13 @@ _MOST_VARIABLES = 1000
 _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+_ARITHMETIC = r"\(\( (?: [^()\n] | \( (?:[^()\n] | \([^()\n]*\))* \) )* \)\)"  # on one line; what is in it is no command
 _TOKEN = re.compile(
-    r"""(?P<blank>(?:[ \t\r]|\\\n)+)
+    rf"""(?P<blank>(?:[ \t\r]|\\\n)+)
       | (?P<comment>\#[^\n]*)
       | (?P<redirection>\d*(?:<<<|<<-?|>>|>\||<>|[<>]&?|&>>?))
-      | (?P<separator>&&|\|\||;;&?|;&|\|&|[;&|()\n])
-      | (?P<word>(?:[^\s\\'";&|()<>]+ | \\. | '[^']*' | "[^"\\]*(?:\\.[^"\\]*)*" )+)""",
+      | (?P<word>(?:[^\s\\'";&|()<>]+ | \\. | '[^']*' | "[^"\\]*(?:\\.[^"\\]*)*" | {_ARITHMETIC})+)
+      | (?P<separator>&&|\|\||;;&?|;&|\|&|[;&|()\n])""",
     re.VERBOSE | re.DOTALL,
 )
 _PART = re.compile(r"""\\(.) | '([^']*)' | "([^"\\]*(?:\\.[^"\\]*)*)" | ([^\\'"]+)""", re.VERBOSE | re.DOTALL)
