@@ -66,9 +66,10 @@ contract: $(STAMP) ## check that imports point one way
 # SUITE= takes the Slurm of this machine; a Debian suite gets a root of its own, made by debootstrap and removed afterwards.
 SUITE ?=
 BACKEND ?= cli
+TESTS ?= tests/slurm
 test-slurm: $(STAMP) ## run the tests against a real Slurm, started for them (SUITE=trixie, BACKEND=pyslurm: see tests/slurm/conftest.py)
 	RECONCILE_TEST_SLURM=1 RECONCILE_TEST_SLURM_ROOT=$(SUITE) RECONCILE_TEST_BACKEND=$(BACKEND) \
-	  $(BIN)/python -m pytest --durations=10 tests/slurm
+	  $(BIN)/python -m pytest --durations=10 $(TESTS)
 
 build: $(STAMP) ## build the wheel and the source distribution into dist/
 	$(BIN)/python -m build
