@@ -591,6 +591,7 @@ def test_an_evaluation_whose_checkpoint_is_out_of_sight_lacks_it(
     hide(world.checkpoints[0])
     lacks = TOOL.check(world.step(), DISK).lacks
     assert isinstance(lacks, expected)
+    assert isinstance(lacks, Unknown) or lacks.code == "CheckpointGone"
     assert str(world.checkpoints[0].parent) in (lacks.why if isinstance(lacks, Unknown) else lacks.message)
 
 
@@ -882,6 +883,7 @@ def test_a_submission_is_labelled_as_existing_tools_know_it(world: World) -> Non
         ("inspect eval $WHERE/task.py@tiny", []),
         ("inspect eval package/tiny --solver task.py", []),
         ("inspect eval dir@tiny", []),
+        ("inspect eval package/tiny --extra=../eval/task.py@tiny", []),
     ],
 )
 def test_the_version_of_a_task_file_is_known_where_the_script_names_it(world: World, command: str, expected: list[str]) -> None:
@@ -890,7 +892,8 @@ def test_the_version_of_a_task_file_is_known_where_the_script_names_it(world: Wo
     task.write_text("def tiny(): ...\n")
     first = world.step()
     assert [name for name in first.inputs if name != "checkpoint"] == expected
-    task.write_text("def tiny(): return 1\n")
-    second = world.step()
-    assert (first.inputs != second.inputs) is bool(expected)
-    assert first.definition == second.definition
+    for text in ("def tiny(): return 1\n", "Def tiny(): ...\n"):
+        task.write_text(text)
+        second = world.step()
+        assert (first.inputs != second.inputs) is bool(expected)
+        assert first.definition == second.definition

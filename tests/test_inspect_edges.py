@@ -3,6 +3,7 @@
 # ruff: noqa: F811 - the fixtures are another module's
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,21 @@ from reconciler.disk import RealDisk
 from reconciler.errors import DiskUnreadable
 from reconciler.model import OutputState, RunKind
 from reconciler.ports import FileInfo
-from reconciler.tools.inspect_ai import TOOL
-from test_inspect_ai import DISK, KILLED, LIMITED, Denied, World, sample_log, samples, state, trained_run, world  # noqa: F401
+from reconciler.tools.inspect_ai import _MAX_SCRIPT, _MAX_SETTINGS, TOOL
+from test_inspect_ai import (  # noqa: F401
+    DISK,
+    KILLED,
+    LIMITED,
+    Denied,
+    World,
+    archive_of,
+    header_of,
+    sample_log,
+    samples,
+    state,
+    trained_run,
+    world,
+)
 
 COMPLETE, INCOMPLETE, ABSENT = OutputState.COMPLETE, OutputState.INCOMPLETE, OutputState.ABSENT
 
@@ -45,7 +59,7 @@ def judged(world: World, command: str, model: str = " --model mockllm/model", **
         ("inspect eval tasks.py@other", ABSENT),
         ("inspect eval package/other", ABSENT),
         ("inspect eval other", ABSENT),
-        ("inspect eval tasks.py@tiny tasks.py@other", COMPLETE),
+        ("inspect eval tasks.py@tiny " + " ".join(f"tasks.py@other{n}" for n in range(99)), COMPLETE),
         ("inspect eval a@b/tasks.py@tiny", COMPLETE),
     ],
 )
@@ -71,6 +85,7 @@ def test_the_task_that_a_command_names_tells_whose_a_log_is(world: World, comman
         ("inspect eval t.py --log-dir '~/x'", "logs"),
         ("inspect eval t.py --log-dir", "logs"),
         ("export INSPECT_LOG_DIR=x\ninspect eval", "x"),
+        ("INSPECT_LOG_DIR=lr=1 inspect eval", "lr=1"),
     ],
 )
 def test_the_directory_of_the_logs_is_known_in_every_spelling(world: World, command: str, logs: str) -> None:
@@ -189,7 +204,7 @@ def test_no_limit_in_eval_yaml_is_the_whole_dataset(samples: Path, world: World)
 def test_a_cell_whose_script_tells_nothing_owns_the_logs_beside_it(world: World) -> None:
     world.script("tiny_epoch0/cell.slurm", "./evaluate.sh")
     cell = world.directory / "eval" / "tiny_epoch0"
-    world.log("labelled", cell / "logs", world.checkpoints[0], eval={"task": "something else"})
+    world.log("labelled", cell / "logs", world.checkpoints[0], eval={"task": "something else", "task_registry_name": "a/label"})
     assert TOOL.check(world.read(("tiny", 0)).steps[0], DISK).state is COMPLETE
 
 
@@ -309,8 +324,119 @@ def test_what_a_step_is_made_of_is_told_item_by_item(world: World) -> None:
     assert step.job_name == "eval"
     assert step.asks["time"] == "10:00"
     assert step.workdir == step.written_workdir == str(world.directory / "eval")
+    assert step.reads == (world.checkpoints[0], world.checkpoints[0])
+    assert step.ask is not None
+    assert step.ask.seconds == 600
+    assert [str(log) for log in step.logs] == [str(world.directory / "eval" / "slurm-%j.out")]
     base = world.step("tiny", None, kind=RunKind.CONTROL)
     assert set(base.meaning) == {"task", "script"}
+
+
+def test_the_task_is_part_of_what_is_evaluated_whatever_the_script_says(world: World) -> None:
+    for name in ("tiny_epoch0.slurm", "other_epoch0.slurm"):
+        world.script(name, "./evaluate.sh")
+    one, other = world.read(("tiny", 0), ("other", 0)).steps
+    assert one.definition != other.definition
+
+
+def test_what_lies_in_eval_and_is_no_script_of_either_layout_is_none(world: World) -> None:
+    world.script("tiny_epoch0.slurm")
+    for name in ("logs", "kept.slurm"):
+        world.script(f"{name}/cell.slurm")
+    (warning,) = world.read(("tiny", 0)).problems
+    assert (warning.file, warning.line, warning.run, warning.warning) == (
+        world.directory / "eval" / "kept.slurm",
+        0,
+        "r8",
+        True,
+    )
+
+
+class Bounded(RealDisk):
+    """The real disk, where nothing is read without a limit."""
+
+    def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes | None:
+        assert length is not None, f"all of {path} is read, whatever its size"
+        return super().read(path, offset, length)
+
+
+def test_files_are_read_up_to_a_limit_and_what_is_larger_is_no_script(world: World) -> None:
+    script = world.script("tiny_epoch0/cell.slurm", "inspect eval task.py@tiny")
+    settings = script.with_name("eval.yaml")
+    (script.with_name("task.py")).write_text("def tiny(): ...\n")
+
+    def blocked() -> str:
+        (step,) = TOOL.read(world.run(("tiny", 0)), Bounded()).steps
+        return step.blocked.message if step.blocked is not None else ""
+
+    for file, most, comment in ((script, _MAX_SCRIPT, b"\n"), (settings, _MAX_SETTINGS, b"#")):
+        start = file.read_bytes() if file.exists() else b""
+        file.write_bytes(start + comment * (most - len(start)))
+        assert blocked() == ""
+        file.write_bytes(start + comment * (most - len(start) + 1))
+        assert "is larger than" in blocked()
+        file.write_bytes(start)
+
+
+def test_a_script_need_be_no_utf8(world: World) -> None:
+    script = world.script("tiny_epoch0.slurm", "inspect eval task.py@tiny")
+    script.write_bytes(script.read_bytes() + b"# Gr\xfc\xdfe\n")
+    assert world.step().job_name == "eval"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("day: 2026-11-27\n", ""),
+        ("a: &a [" + "1, " * 400 + "]\nb: [" + "*a, " * 400 + "]\n", "unfold into too many values"),
+    ],
+)
+def test_an_eval_yaml_holds_dates_and_no_bombs(world: World, text: str, told: str) -> None:
+    world.script("tiny_epoch0/cell.slurm").with_name("eval.yaml").write_text(text)
+    (step,) = world.read(("tiny", 0)).steps
+    assert (step.blocked is not None) is bool(told)
+    assert told in (step.blocked.message if step.blocked is not None else "")
+    assert told or step.meaning["eval.yaml:day"] == '"2026-11-27"'
+
+
+def test_the_order_in_which_settings_are_written_is_their_layout(world: World) -> None:
+    settings = world.script("tiny_epoch0/cell.slurm").with_name("eval.yaml")
+    definitions = set()
+    for text in ("a: 1\nb: 2\n", "b: 2\na: 1\n"):
+        settings.write_text(text)
+        definitions.add(world.read(("tiny", 0)).steps[0].definition)
+    assert len(definitions) == 1
+
+
+def test_of_two_words_on_requeueing_the_last_counts(world: World) -> None:
+    script = world.script("tiny_epoch0.slurm")
+    script.write_text("#!/bin/bash\n#SBATCH --no-requeue\n#SBATCH --requeue\ntrue\n")
+    assert world.step().requeue
+
+
+def test_an_epoch_of_a_model_that_was_not_trained_here_is_the_model(world: World) -> None:
+    model = world.checkpoints[0].parent
+    run = world.run(("tiny", 3), kind=RunKind.EVAL_ONLY, checkpoints={}, checkpoint_path=model)
+    world.script("tiny_epoch3.slurm", "./evaluate.sh")
+    (step,) = TOOL.read(run, DISK).steps
+    assert step.reads == (model,)
+
+
+def test_of_several_failed_logs_the_one_written_last_is_told(world: World) -> None:
+    for name, created in (("b", "2026-11-23T16:00:00+00:00"), ("a", "2026-11-24T16:00:00+00:00")):
+        world.log(name, model_path=world.checkpoints[0], status="error", eval={"created": created})
+    assert "_a.eval" in TOOL.check(world.step(), DISK).reason.message
+
+
+def test_a_path_that_can_be_none_is_no_crash_and_only_itself(world: World) -> None:
+    world.script("tiny_base.slurm", "inspect eval tasks.py@tiny -M 'model_path=/x\0a'", epoch=None)
+    for path, found in (("/x\0b", ABSENT), ("/x\0a", COMPLETE)):
+        world.log("tiny", eval={"model_args": {"model_path": path}, "task_args": {}, "task_args_passed": {}})
+        log = next(world.logs.iterdir())
+        header = header_of(log)
+        header["eval"]["model_args"] = {"model_path": path}
+        log.write_bytes(archive_of({"header.json": json.dumps(header).encode()}))
+        assert TOOL.check(world.step("tiny", None, kind=RunKind.CONTROL), DISK).state is found
 
 
 def test_an_eval_yaml_beside_scripts_of_the_older_layout_is_none_of_theirs(world: World) -> None:
@@ -363,7 +489,10 @@ def test_evaluations_whose_scripts_nobody_can_see_are_blocked_where_they_are_exp
     assert (base.task, base.epoch, base.need) == ("other", None, None)
     for step in (hidden, base):
         assert step.blocked is not None
-        assert step.blocked.code == "ScaffoldingUnreadable"
+        assert (step.blocked.code, step.blocked.message) == (
+            "ScaffoldingUnreadable",
+            f"{world.directory / 'eval'}: Permission denied",
+        )
 
 
 @pytest.mark.parametrize("planned", [True, False])
@@ -430,14 +559,15 @@ def test_a_cell_that_cannot_be_read_names_the_file_that_is_at_fault(world: World
 def test_a_failing_disk_leaves_an_evaluation_unknown(world: World) -> None:
     step = world.step()
     outputs = TOOL.check(step, Denied("logs"))
-    assert (outputs.state, outputs.reason.code) == (OutputState.UNKNOWN, "DiskUnreadable")
+    assert state(outputs) == (OutputState.UNKNOWN, "DiskUnreadable")
+    assert outputs.reason.message == f"{world.logs}: Permission denied"
 
 
 def test_where_two_scripts_could_be_meant_every_accepted_place_is_named(world: World) -> None:
     (step,) = world.read(("tiny", 1), document=world.directory.parent / "experiment_summary.yaml").steps
     assert step.blocked is not None
     places = ["tiny_epoch1/cell.slurm", "tiny/cell.slurm", "tiny_epoch1.slurm"]
-    assert all(place in step.blocked.message for place in places)
+    assert step.blocked.message.endswith("accepted: " + " or ".join(str(world.directory / "eval" / place) for place in places))
 
 
 @pytest.mark.parametrize(("model", "is_ours"), [("", True), (" --model mockllm/model", True), (" --model openai/gpt-4o", False)])

@@ -232,6 +232,20 @@ def test_a_held_replacement_obeys_a_persons_word():
     assert (cancelled.verb, cancelled.job) == (Verb.CANCEL, "102")
 
 
+def test_a_held_replacement_stays_held_while_nothing_may_start():
+    pause = {"event": "pause", "at": NOW - 1, "user": "ana"}
+    action = decide(STEP, events=[*REPLACED, pause], queue=(HELD,), accounting=())
+    assert (action.verb, action.job, action.attempt, action.release) == (Verb.WAIT, "102", 2, False)
+    assert (action.reason.code, action.condition) == ("Paused", Condition.WAITING)
+
+
+def test_who_accepted_a_result_is_told():
+    by_ana = event("done", STEP, NOW - 9, definition=STEP.definition, by_person=True, user="ana", why="good enough")
+    assert decide(STEP, events=[by_ana]).reason.message.startswith("accepted by ana: good enough")
+    by_someone = event("done", STEP, NOW - 9, definition=STEP.definition, by_person=True)
+    assert decide(STEP, events=[by_someone]).reason.message == "accepted by a person"
+
+
 def test_a_replacement_that_runs_is_no_longer_held_and_is_left_to_run():
     """A pass died between freeing the job and saying so."""
     plan = plan_for(STEP, events=REPLACED, queue=(job(STEP, attempt=2),), accounting=(), seen={STEP.key: COMPLETE})

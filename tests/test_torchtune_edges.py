@@ -64,6 +64,10 @@ def test_nothing_is_gone_on_from_that_the_trainer_would_not_find_whole(sample: C
             "its adapter",
             "adapter_model.pt is not where the trainer looks for it (stashed away?), so epoch_0 would be trained again",
         ),
+        (
+            "what its state counts",
+            "recipe_state.pt counts 3 epochs, and epoch_2 is none of those to be saved, so epoch_0 would be trained again",
+        ),
         ("its epoch", ""),
     ],
 )
@@ -77,6 +81,8 @@ def test_why_whole_epochs_cannot_be_gone_on_from_is_said(sample: Callable[[str],
     elif lost == "its adapter":
         (epoch / "adapter_weights").mkdir()
         (epoch / "adapter_model.pt").rename(epoch / "adapter_weights" / "adapter_model.pt")
+    elif lost == "what its state counts":
+        count_epochs(killed, 3)
     else:
         truncate(epoch / "adapter_model.safetensors", 100)
     outputs = killed.check()
@@ -94,13 +100,18 @@ def test_an_epoch_that_the_state_does_not_count_is_said_to_be_trained_again(comp
 
 def test_an_epoch_before_the_last_that_does_not_verify_would_never_be_trained_again(complete: Sample) -> None:
     complete.set(epochs=3)
-    with zipfile.ZipFile(complete.output / "recipe_state" / "recipe_state.pt", "w") as state:
-        state.writestr("state/data.pkl", pickle.dumps({"epochs_run": 2}, protocol=2))
+    count_epochs(complete, 2)
     assert (complete.check().resumable, complete.check().resume_note) == (2, "")
     truncate(complete.output / "epoch_0" / "adapter_model.safetensors", 100)
     outputs = complete.check()
     assert outputs.resumable == 0
     assert outputs.resume_note.startswith("epoch_0, which recipe_state/recipe_state.pt counts, does not verify, so epoch_1 would")
+
+
+def count_epochs(sample: Sample, epochs: int) -> None:
+    """A state of the trainer's that counts so many."""
+    with zipfile.ZipFile(sample.output / "recipe_state" / "recipe_state.pt", "w") as state:
+        state.writestr("state/data.pkl", pickle.dumps({"epochs_run": epochs}, protocol=2))
 
 
 @pytest.mark.parametrize("name", ["epoch_9_old", "epoch_1.bak", "epoch_01", "epoch_best"])

@@ -257,7 +257,7 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
             **{f"eval.yaml:{k}": v for k, v in settings.items()},
         },
         inputs=_task_files(command, disk),
-        spec={"wanted": wanted, "rivals": ()},
+        spec={"wanted": wanted},
         reads=tuple(path for path in (wanted.model_path, wanted.script_path) if path is not None),
         job_name=script.job_name,
         workdir=script.workdir,

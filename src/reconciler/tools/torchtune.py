@@ -496,9 +496,8 @@ def _lacks(training: _Training, disk: Disk) -> Reason | Unknown | None:
         return Unknown(str(error))
     if not missing:
         return None
-    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-    named = ", ".join(str(base / name) for name in missing[:_SHOWN])
-    return Reason("CheckpointGone", f"it begins from {named}{more}, which is not there; make it again, or put it back")
+    named = _some([str(base / name) for name in missing], ", ")
+    return Reason("CheckpointGone", f"it begins from {named}, which is not there; make it again, or put it back")
 
 
 def _look(directory: Path, disk: Disk) -> _Traces | None:
@@ -552,9 +551,7 @@ def _differences(launched: OmegaConfig | str, wanted: Mapping[str, str]) -> dict
 
 
 def _differing(differences: Mapping[str, tuple[str, str]]) -> str:
-    changed = [f"{key} {was} → {now}" for key, (was, now) in differences.items()]
-    more = [f"and {len(changed) - _SHOWN} more"] if len(changed) > _SHOWN else []
-    return ", ".join(changed[:_SHOWN] + more)
+    return _some([f"{key} {was} → {now}" for key, (was, now) in differences.items()], ", ")
 
 
 def _means_same(one: str, other: str) -> bool:
@@ -695,7 +692,7 @@ def _in_the_way(traces: _Traces) -> str:
     return f"{traces.directory / traces.odd[0]} would be taken for an epoch by a trainer that goes on; give it another name"
 
 
-def _some(findings: list[str]) -> str:
+def _some(findings: list[str], separator: str = "; ") -> str:
     """The first few findings in one sentence."""
     more = [f"and {len(findings) - _SHOWN} more"] if len(findings) > _SHOWN else []
-    return "; ".join(findings[:_SHOWN] + more)
+    return separator.join(findings[:_SHOWN] + more)
