@@ -442,6 +442,30 @@ def test_a_drift_tells_what_was_added_and_what_was_taken_away():
     assert all(change in action.reason.message for change in action.changes)
 
 
+def test_a_drift_of_which_no_item_is_known_is_told_all_the_same():
+    action = decide(STEP, events=[done(replace(STEP, definition="old", meaning={}))])
+    assert (action.reason.message, action.changes) == (
+        "done under another definition: its definition changed; accept or rerun it",
+        (),
+    )
+
+
+def test_older_versions_are_told_beside_what_changed_of_the_definition():
+    now = replace(STEP, inputs={"file a": "2", "file b": "2"}, meaning={"lr": "1"})
+    old = {**done(replace(STEP, definition="old", meaning={"lr": "2"})), "inputs": {"file a": "1", "file b": "1"}}
+    action = decide(now, events=[old])
+    assert action.changes == ("lr 2 → 1", "file a changed since", "file b changed since")
+    assert action.reason.message.endswith("; used an older version of its file a and its file b; accept or rerun it")
+
+
+def test_who_asked_for_it_again_is_told():
+    before = ended(STEP, "UserError")
+    by_ana = event("rerun", STEP, NOW, user="ana", why="new data")
+    assert decide(STEP, events=[*before, by_ana]).reason.message.startswith("asked for again by ana: new data")
+    by_someone = event("rerun", STEP, NOW)
+    assert decide(STEP, events=[*before, by_someone]).reason.message.startswith("asked for again by a person")
+
+
 def test_a_persons_word_is_told_with_who_gave_it_and_why():
     for verb, told in (("hold", "held by ana: the data are wrong"), ("cancel", "cancelled by ana: the data are wrong")):
         word = event(verb, STEP, NOW, user="ana", why="the data are wrong")
@@ -458,6 +482,9 @@ def test_a_failure_is_told_with_its_job_its_exit_code_and_what_it_left():
     assert (
         f"{told}; its log: /exp/a/{name_of(STEP)}-101.out; mend" in decide(logged, events=ended(STEP, "UserError")).reason.message
     )
+    logged, accounting = replace(STEP, logs=("/exp/%j.out", "/exp/%u.err")), (job(STEP, Phase.ENDED, user="ana"),)
+    both = decide(logged, events=ended(STEP, "UserError"), accounting=(typed_in(user="eve"), *accounting)).reason.message
+    assert "; its log: /exp/101.out and /exp/ana.err; mend" in both
     cancelled = decide(STEP, events=ended(STEP, "CancelledByPerson")).reason.message
     assert cancelled.endswith("; `reconcile release a/finetune` submits it again")
 
@@ -484,7 +511,8 @@ def test_a_queued_job_is_told_with_slurms_reason_and_a_held_one_with_who_holds_i
 
 def test_a_running_evaluation_is_not_told_with_the_progress_of_an_earlier_log():
     step = evaluation()
-    for newest, told in ((NOW - 5000, "is running"), (NOW - 10, "is running, 5 of 5 samples")):
+    skewed = NOW - 100 - CLOCK_SKEW
+    for newest, told in ((skewed - 1, "is running"), (skewed, "is running, 5 of 5 samples")):
         found = replace(outputs(OutputState.INCOMPLETE, newest=newest), progress="5 of 5 samples")
         action = decide(step, events=submitted(step), queue=(job(step, started=NOW - 100),), seen={step.key: found})
         assert action.reason.message.endswith(told)

@@ -185,18 +185,22 @@ def test_a_verdict_tells_all_that_a_plan_needs_of_it(sample: Callable[[str], Sam
     newest = max(path.stat().st_mtime_ns / 1e9 for path in complete.output.rglob("*"))
     whole = complete.check()
     assert (whole.reason.code, whole.newest, whole.has_work, whole.torn) == ("Verified", newest, False, ())
+    assert whole.whole == 2
     sealed = complete.check(Sealed(lambda path: path.name == "adapter_model.safetensors"))
     assert (sealed.state, sealed.reason.code, sealed.newest) == (OutputState.UNKNOWN, "DiskUnreadable", newest)
     assert sealed.progress == "epoch 0/2"
     killed = sample(KILLED)
     broken = killed.check()
     assert (broken.reason.code, broken.has_work, broken.marked, broken.evidence) == ("Incomplete", True, False, ())
+    assert broken.whole == 1
     assert broken.newest == max(path.stat().st_mtime_ns / 1e9 for path in killed.output.rglob("*"))
     nothing = sample("failed_exception").check()
     assert (nothing.has_work, nothing.resumable, nothing.torn, nothing.torn_to_resume) == (True, 0, (), ())
     complete.edit(("epochs: 2", "epochs: 3"))
     other = complete.check()
     assert (other.state, other.reason.code, other.newest) == (OutputState.MISMATCH, "Drifted", newest)
+    assert (other.has_work, other.differs) == (True, ("epochs",))
+    assert other.torn == tuple(complete.output / name for name in ("epoch_0", "epoch_1", "recipe_state", "torchtune_config.yaml"))
     shutil.rmtree(complete.output)
     gone = complete.check()
     assert (gone.state, gone.reason.code) == (OutputState.ABSENT, "NoOutputs")
@@ -373,6 +377,7 @@ def beside(complete: Sample) -> Sample:
     rewrite(home / "other" / "finetune.yaml", lambda text: text.replace(str(complete.output), str(home / "ck-out-other")))
     variant = complete.config.read_text().replace("seed: 14", "seed: 15")
     (complete.run.directory / "variant.yaml").write_text(variant)
+    shutil.copy(complete.config, complete.run.directory / "same.yaml")
     return complete
 
 
@@ -386,7 +391,11 @@ def write_script(sample: Sample, commands: str) -> None:
     [
         (f"cd {OTHER}\ntune run r --config finetune.yaml", 5, "which trains into /r/complete/ck-out-other"),
         (f"cd {OTHER} || exit 1  # home\n\ntune run r --config=finetune.yaml", 6, "trains into /r/complete/ck-out-other"),
-        (f"tune run r \\\n  --config {OTHER}/finetune.yaml", 4, f"launches {OTHER}/finetune.yaml"),
+        (
+            f"tune run r \\\n  --config {OTHER}/finetune.yaml",
+            4,
+            f"launches {OTHER}/finetune.yaml, which trains into /r/complete/",
+        ),
         (f'D={OTHER}\ncd "$D" && srun tune run r --config finetune.yaml', 5, "trains into /r/complete/ck-out-other"),
         ('cd "$SLURM_SUBMIT_DIR/../other"\ntune run r --config finetune.yaml', 5, "trains into /r/complete/ck-out-other"),
         (f"(cd {OTHER} && tune run r --config finetune.yaml) | tee log", 4, "trains into /r/complete/ck-out-other"),
@@ -399,7 +408,7 @@ def test_a_script_that_launches_another_training_than_its_runs_blocks_it_with_it
     step, (problem,) = beside.read()
     assert step.blocked is not None
     assert step.blocked.code == "ScriptLeadsAway"
-    assert (problem.file, problem.line, problem.warning) == (step.script, line, False)
+    assert (problem.file, problem.line, problem.run, problem.warning) == (step.script, line, "complete", False)
     assert words.replace("/r/complete", str(beside.run.directory.parent)) in problem.message
     assert f"accepted: a launch of this run's finetune.yaml, as after `cd {beside.run.directory}`" in problem.message
 
@@ -408,7 +417,7 @@ def test_another_configuration_in_the_runs_own_directory_is_warned_of_since_the_
     write_script(beside, "cp finetune.yaml variant.yaml\ntune run r --config variant.yaml")
     step, (problem,) = beside.read()
     assert step.blocked is None
-    assert (problem.file, problem.line, problem.warning) == (step.script, 5, True)
+    assert (problem.file, problem.line, problem.run, problem.warning) == (step.script, 5, "complete", True)
     assert f"variant.yaml, which is not {beside.config}: seed 15 → 14; unless the job makes it anew" in problem.message
 
 
@@ -416,7 +425,32 @@ def test_where_outputs_go_from_the_directory_of_the_launch_counts_from_there(bes
     beside.edit((f"output_dir: {beside.output}", "output_dir: artifacts"))
     write_script(beside, f"cd {OTHER}\ntune run r --config /r/complete/run/finetune.yaml")
     _, (problem,) = beside.read()
-    assert f"which trains into {beside.run.directory.parent / 'other' / 'artifacts'}" in problem.message
+    other = beside.run.directory.parent / "other"
+    launched = f"launches {beside.run.directory.parent / 'run' / 'finetune.yaml'} in {other}, which trains into {other}/artifacts"
+    assert launched in problem.message
+
+
+def test_another_runs_configuration_that_trains_into_this_runs_outputs_blocks_it(beside: Sample) -> None:
+    shutil.copy(beside.run.directory / "variant.yaml", beside.run.directory.parent / "other" / "finetune.yaml")
+    write_script(beside, f"tune run r --config {OTHER}/finetune.yaml")
+    step, (problem,) = beside.read()
+    assert step.blocked is not None
+    assert f"other/finetune.yaml, which is not {beside.config}: seed 15 → 14; accepted" in problem.message
+
+
+class Bounded(Sealed):
+    """The real disk, where nothing is read without a limit."""
+
+    def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes | None:
+        assert length is not None, f"all of {path} is read, whatever its size"
+        return super().read(path, offset, length)
+
+
+def test_nothing_is_read_without_a_limit(beside: Sample) -> None:
+    write_script(beside, "tune run r --config variant.yaml")
+    disk = Bounded(lambda path: False)
+    (step,) = TOOL.read(beside.run, disk).steps
+    assert TOOL.check(step, disk).state is OutputState.COMPLETE
 
 
 @pytest.mark.parametrize(
@@ -448,6 +482,9 @@ def test_where_outputs_go_from_the_directory_of_the_launch_counts_from_there(bes
         "cd sub\ntune run r --config finetune.yaml",
         "tune run r --config",
         "cp finetune.yaml variant.yml; tune run r --config variant.yml",
+        "tune run r --config same.yaml",
+        f"sweep run --config {OTHER}/finetune.yaml",
+        "tune run r --config 'a\0b.yaml'",
     ],
 )
 def test_a_script_of_which_only_the_job_knows_where_it_leads_blocks_nothing(beside: Sample, commands: str) -> None:
@@ -484,6 +521,17 @@ def test_a_launch_that_left_nothing_but_its_log_was_one(complete: Sample) -> Non
     for log in (complete.output / "logs").iterdir():
         log.unlink()
     assert complete.check().state is OutputState.ABSENT
+
+
+def test_epochs_of_which_nothing_else_is_left_are_a_trainings(complete: Sample) -> None:
+    for name in ("recipe_state", "logs"):
+        shutil.rmtree(complete.output / name)
+    complete.launched.unlink()
+    outputs = complete.check()
+    assert (outputs.state, outputs.has_work) == (BROKEN, True)
+    shutil.rmtree(complete.output / "epoch_1")
+    (complete.output / "epoch_0").rename(complete.output / "recipe_state")
+    assert complete.check().has_work
 
 
 @pytest.mark.parametrize("where", ["config", "launched"])

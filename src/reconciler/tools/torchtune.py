@@ -578,7 +578,7 @@ def _judge(training: _Training, traces: _Traces, disk: Disk, deep: bool) -> Outp
     whole = sum(not verdict.faults and not verdict.doubts for verdict in verdicts.values())
     progress = f"epoch {whole}/{len(training.saved)}"
     if faults:
-        first, note = _resumes_from(training, traces, verdicts, disk) if traces.epochs else (0, "")
+        first, note = _resumes_from(training, traces, verdicts, disk)
         return Outputs(
             OutputState.INCOMPLETE,
             Reason("Incomplete", _some(faults)),

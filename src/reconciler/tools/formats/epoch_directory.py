@@ -175,7 +175,7 @@ def _read_json(path: Path, disk: Disk) -> dict[str, Any] | str:
     if found.size > _MAX_JSON:
         return f"is implausibly large ({found.size} bytes)"
     try:
-        content = json.loads(disk.read(path) or b"")
+        content = json.loads(disk.read(path, 0, _MAX_JSON) or b"")
     except (ValueError, RecursionError):
         return f"is cut short or no JSON ({found.size} bytes)"
     return content if isinstance(content, dict) else "holds no JSON object"
