@@ -442,6 +442,13 @@ def test_a_drift_tells_what_was_added_and_what_was_taken_away():
     assert all(change in action.reason.message for change in action.changes)
 
 
+@pytest.mark.parametrize("word", ["release", "rerun"])
+def test_what_was_refused_before_a_persons_word_counts_no_more(word):
+    refusals = [e for number in (1, 2, 3) for e in refused(number, NOW - 5000 + number)]
+    assert decide(STEP, events=refusals).reason.code == "SubmissionRefused"
+    assert decide(STEP, events=[*refusals, event(word, STEP, NOW - 50)]).verb is Verb.SUBMIT
+
+
 def test_a_drift_of_which_no_item_is_known_is_told_all_the_same():
     action = decide(STEP, events=[done(replace(STEP, definition="old", meaning={}))])
     assert (action.reason.message, action.changes) == (

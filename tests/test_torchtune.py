@@ -637,7 +637,7 @@ def test_outputs_inside_the_run_count_from_the_run(complete: Sample) -> None:
     complete.edit((f"output_dir: {complete.output}", "output_dir: artifacts"))
     step, problems = complete.read()
     assert problems == ()
-    assert step.output_dir == complete.run.directory / "artifacts"
+    assert (step.output_dir, step.root) == (complete.run.directory / "artifacts", complete.run.directory)
     assert step.root == complete.run.directory
 
 
@@ -746,11 +746,11 @@ def test_a_slash_or_a_link_is_no_disagreement(complete: Sample, tmp_path: Path) 
         assert TOOL.read(replace(complete.run, epochs=2, checkpoint_dir=Path(spelled)), DISK).problems == ()
 
 
-def test_settings_on_the_command_line_are_warned_of(complete: Sample) -> None:
+@pytest.mark.parametrize("behind", ["", " || echo tune run", " || echo --config"])
+def test_settings_on_the_command_line_are_warned_of(complete: Sample, behind: str) -> None:
     script = complete.run.directory / "finetune.slurm"
-    rewrite(
-        script, lambda text: text.replace("--config finetune.yaml", "--config finetune.yaml \\\n  epochs=3 optimizer.lr=1e-5")
-    )
+    launch = f"--config finetune.yaml \\\n  epochs=3 optimizer.lr=1e-5{behind}"
+    rewrite(script, lambda text: text.replace("--config finetune.yaml", launch))
     (problem,) = complete.read()[1]
     assert problem.warning
     assert "epochs=3 optimizer.lr=1e-5" in problem.message

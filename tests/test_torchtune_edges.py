@@ -16,7 +16,7 @@ import pytest
 
 from reconciler.errors import DiskUnreadable
 from reconciler.model import Edit, OutputState, Step, Written
-from reconciler.tools.torchtune import TOOL
+from reconciler.tools.torchtune import _MAX_CONFIG, TOOL
 from test_torchtune import DISK, Sample, Sealed, complete, rewrite, sample, truncate, unpacked  # noqa: F401 - the fixtures
 
 BROKEN = OutputState.INCOMPLETE
@@ -292,6 +292,7 @@ def test_a_batch_that_cannot_be_edited_whole_is_not_offered_and_the_edit_is_prin
         (("batch_size: 0",), []),
         (("batch_size: many",), []),
         (("batch_size: 4", "gradient_accumulation_steps: many"), []),
+        (("batch_size: 4", "gradient_accumulation_steps: 0"), []),
     ],
 )  # fmt: skip
 def test_half_the_batch_is_accumulated_over_twice_the_steps(
@@ -501,6 +502,73 @@ def test_a_disagreement_names_both_and_where_it_stands(complete: Sample, tmp_pat
     assert str(tmp_path / "elsewhere") in where.message
     assert "2" in how_many.message
     assert "5" in how_many.message
+
+
+def test_a_step_tells_all_of_its_script_and_its_configuration(complete: Sample) -> None:
+    script = complete.run.directory / "finetune.slurm"
+    script.write_text(
+        "#SBATCH --job-name=train\n#SBATCH --time=10:00\n#SBATCH --output=x-%j.out\ntune run r --config finetune.yaml\n"
+    )
+    step, problems = complete.read()
+    assert problems == ()
+    assert (step.job_name, step.asks["time"], step.ask.seconds) == ("train", "10:00", 600)
+    assert [str(log) for log in step.logs] == [str(complete.run.directory / "x-%j.out")]
+    assert step.meaning["finetune.slurm"] == f"commands {step.commands[:8]}"
+    assert len(step.commands) > 8
+    assert (step.config, step.text) == ("finetune.yaml", complete.config.read_text())
+
+
+@pytest.mark.parametrize(
+    ("lines", "batch"),
+    [
+        (("batch_size: 4", f"{STEPS}: 8"), {"batch_size": "4", STEPS: "8"}),
+        (("batch_size: 4", f"{STEPS}: null"), {"batch_size": "4", STEPS: "1"}),
+    ],
+)
+def test_a_step_tells_its_batch_and_over_how_many_steps_it_is_accumulated(
+    complete: Sample, lines: tuple[str, ...], batch: dict[str, str]
+) -> None:
+    assert settled(complete, *lines).batch == batch
+    complete.edit(("batch_size: 4\n", ""))
+    assert complete.read()[0].batch == {**batch, "batch_size": "null"}
+
+
+def test_where_the_training_will_make_the_directory_of_its_logs_there_is_nothing_to_warn_of(complete: Sample) -> None:
+    shutil.rmtree(complete.output)
+    script = complete.run.directory / "finetune.slurm"
+    script.write_text(f"#SBATCH --output={complete.output}/%j.out\ntune run r --config finetune.yaml\n")
+    assert complete.read()[1] == ()
+
+
+@pytest.mark.parametrize("lost", ["missing", "unreadable"])
+@pytest.mark.parametrize("name", ["finetune.slurm", "finetune.yaml"])
+def test_scaffolding_that_is_not_there_to_be_read_is_told_with_its_path(complete: Sample, name: str, lost: str) -> None:
+    path, disk = complete.run.directory / name, Sealed(lambda seen: lost == "unreadable" and seen == path)
+    if lost == "missing":
+        path.unlink()
+    (problem,) = (reading := TOOL.read(complete.run, disk)).problems
+    assert (problem.file, problem.line, problem.run) == (path, 0, "complete")
+    assert ("Permission denied" if lost == "unreadable" else "is missing; run `complete`") in problem.message
+    (step,) = reading.steps
+    assert step.blocked is not None
+    assert step.blocked.message == str(problem)
+
+
+def test_a_configuration_of_the_largest_size_is_read(complete: Sample) -> None:
+    size = _MAX_CONFIG - len(complete.config.read_bytes())
+    rewrite(complete.config, lambda text: text + "#" * (size - 1) + "\n")
+    assert complete.read()[0].blocked is None
+    rewrite(complete.config, lambda text: text + "\n")
+    (problem,) = complete.read()[1]
+    assert f"is larger than {_MAX_CONFIG // 1024} KiB" in problem.message
+
+
+@pytest.mark.parametrize("value", ["3", "{a: 1}", "''"])
+def test_epochs_to_save_that_are_no_list_are_a_fault_with_a_line(complete: Sample, value: str) -> None:
+    complete.set(epochs_to_save=value)
+    (problem,) = complete.read()[1]
+    assert "`epochs_to_save` is" in problem.message
+    assert problem.line > 0
 
 
 @pytest.mark.parametrize(
