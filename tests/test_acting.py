@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.act import Outcome, World, act, move_aside
+from reconciler.act import Outcome, World, _make_room_for_logs, act, move_aside
 from reconciler.errors import (
     ClusterUnreachable,
     ControllerFull,
     DiskUnreadable,
     LimitReached,
+    NotSubmitted,
     SubmissionRefused,
     SubmissionUncertain,
 )
@@ -168,7 +169,7 @@ def test_a_pass_that_stood_still_does_nothing_more_on_what_it_saw(bench):
         here.now = NOW + stood
         (outcome,) = here.act()
         assert outcome.action.reason.code == code
-        assert len(here.cluster.submissions) == (code == "Submitted")
+        assert len(here.cluster.submissions) == len(here.written("intent")) == (code == "Submitted")
         shutil.rmtree(here.ledger.path.parent)
 
 
@@ -329,6 +330,15 @@ def test_the_first_jobs_name_is_read_back_once_in_an_experiments_life(bench):
     assert here.cluster.asked == 0
 
 
+def test_an_earlier_job_that_is_shown_by_its_name_settles_that_names_are_kept(bench):
+    here = bench(finetune("a"), finetune("b"))
+    before = submitted(here.steps[0])
+    here.cluster.queue = None  # not asked for
+    outcomes = here.act(before, queue=(job(here.steps[0], name=before[0]["name"]),))
+    assert [o.action.reason.code for o in outcomes] == ["JobRunning", "Submitted"]
+    assert here.written("names") == [{"event": "names", "kept": True}]
+
+
 def test_a_site_that_shows_another_name_gets_one_job(bench):
     here = bench(finetune("a"), finetune("b"))
 
@@ -359,6 +369,14 @@ def test_where_the_first_name_cannot_be_read_back_the_next_pass_goes_on(bench, s
     outcomes = here.act()
     assert [told(o)[::3] for o in outcomes] == [("applied", "Submitted"), ("failed", "NameUnconfirmed")]
     assert here.written("names") == []
+
+
+def test_a_machine_that_is_short_of_something_submits_nothing_and_costs_no_attempt(bench):
+    here = bench(finetune("a"), finetune("b"))
+    here.cluster.fails_with = [NotSubmitted("no more processes")]
+    outcomes = here.act()
+    assert [told(o)[::3] for o in outcomes] == [("failed", "MachineShort")] * 2
+    assert [(e["event"], e["step"]) for e in here.written()] == [("intent", "a/finetune"), ("withdrawn", "a/finetune")]
 
 
 # --- the past ----------------------------------------------------------------------------------------
@@ -604,6 +622,15 @@ def test_an_edit_is_in_writing_and_made_before_its_job_and_the_original_is_kept(
     assert len(here.cluster.submissions) == 1
 
 
+def test_the_batch_that_a_job_will_have_is_in_writing(bench, tmp_path):
+    here = bench(finetune("a", batch={"batch_size": "4", "steps": "null"}))
+    config = tmp_path / "a" / "finetune.yaml"
+    config.write_text("batch_size: 4\n")
+    here.act(change=lambda action: replace(action, edits=(batch(config),)))
+    (intent,) = here.written("intent")
+    assert intent["batch"] == {"batch_size": "2", "steps": "null"}
+
+
 @pytest.mark.parametrize(
     "text", ["- no map of values\n", "batch_size: ${bs}\nbs: 4\n", "batch_size: 8\n", "a: &b 4\nbatch_size: *b\n", "a: [\n"]
 )
@@ -679,6 +706,35 @@ def test_a_ledger_that_cannot_be_read_any_more_stops_everything(bench):
     (outcome,) = here.act(meanwhile=meanwhile)
     assert told(outcome) == ("unknown", Verb.WAIT, Condition.UNKNOWN, "DiskUnknown")
     assert "ledger.jsonl" in outcome.action.reason.message
+
+
+def test_a_pass_that_is_not_alone_writes_down_no_result(bench):
+    here = bench()
+    other = Ledger(here.directory, lambda: NOW)
+    seen = {"a/finetune": outputs(OutputState.COMPLETE)}
+    (outcome,) = here.act(seen=seen, meanwhile=lambda: other.append("release"))
+    assert told(outcome) == ("unknown", Verb.WAIT, Condition.UNKNOWN, "NotAlone")
+    assert here.written("done") == []
+
+
+@pytest.mark.parametrize("moment", ["claim", "make room for logs"])
+def test_a_pass_that_stands_still_before_or_after_an_edit_submits_nothing(bench, tmp_path, monkeypatch, moment):
+    here = bench()
+    config = tmp_path / "a" / "finetune.yaml"
+    config.write_text("batch_size: 4\n")
+
+    def slow(real, *arguments):
+        here.now += 400
+        return real(*arguments)
+
+    if moment == "claim":
+        monkeypatch.setattr(here.ledger, "claim", partial(slow, here.ledger.claim))
+    else:
+        monkeypatch.setattr("reconciler.act._make_room_for_logs", partial(slow, _make_room_for_logs))
+    (outcome,) = here.act(change=lambda action: replace(action, edits=(batch(config),)))
+    assert told(outcome) == ("unknown", Verb.WAIT, Condition.UNKNOWN, "LookedTooLongAgo")
+    assert here.cluster.submissions == []
+    assert config.read_text() == ("batch_size: 4\n" if moment == "claim" else "batch_size: 2\n")
 
 
 @pytest.mark.parametrize("moment", ["claim", "move_aside"])

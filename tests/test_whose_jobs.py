@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from reconciler.batch_script import parse_batch_script
+from reconciler.copies import jobs_of_copies
+from reconciler.disk import RealDisk
 from reconciler.fold import fold
-from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Token, Unknown, Verb
+from reconciler.memory import Memory
+from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Reason, Token, Unknown, Verb
 from reconciler.ownership import all_jobs, whose_jobs
 from reconciler.situation import CLOCK_SKEW, Situation, remember_ends
 from worlds import (
@@ -395,3 +399,15 @@ def test_what_a_pass_goes_on_with_is_what_the_next_one_reads(events, queue, acco
     read = fold([*events, *({"at": NOW, **e} for e in situation.learned)]).of(STEP.key).attempts
     in_no_order = [[replace(a, order=0, end=a.end and replace(a.end, order=0)) for a in attempts] for attempts in (known, read)]
     assert in_no_order[0] == in_no_order[1]
+
+
+@pytest.mark.parametrize("blocked", [None, Reason("NotScaffolded", "no script")])
+def test_a_training_that_may_be_submitted_waits_for_the_job_of_a_copy_and_nothing_else_does(blocked):
+    training, its_evaluation = replace(finetune(), blocked=blocked), evaluation()
+    theirs = [
+        replace(job(step), name=Token.of(Path("/copy"), step.key, 1).job_name(step.job_name))
+        for step in (training, its_evaluation)
+    ]
+    desired = experiment(training, its_evaluation)
+    found = jobs_of_copies(desired, desired.steps, Memory(), theirs, RealDisk(), {})
+    assert found == ({} if blocked else {training.key: theirs[0]})
