@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from reconciler.act import Outcome, World, _make_room_for_logs, act, move_aside
+import reconciler.act
+from reconciler.act import Outcome, World, act, move_aside
 from reconciler.errors import (
     ClusterUnreachable,
     ControllerFull,
@@ -717,11 +718,8 @@ def test_a_pass_that_is_not_alone_writes_down_no_result(bench):
     assert here.written("done") == []
 
 
-@pytest.mark.parametrize("moment", ["claim", "make room for logs"])
-def test_a_pass_that_stands_still_before_or_after_an_edit_submits_nothing(bench, tmp_path, monkeypatch, moment):
-    here = bench()
-    config = tmp_path / "a" / "finetune.yaml"
-    config.write_text("batch_size: 4\n")
+def stand_still(here: Bench, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
+    """On coming to a moment of a submission, a pass stands still for longer than a look lasts."""
 
     def slow(real, *arguments):
         here.now += 400
@@ -730,7 +728,15 @@ def test_a_pass_that_stands_still_before_or_after_an_edit_submits_nothing(bench,
     if moment == "claim":
         monkeypatch.setattr(here.ledger, "claim", partial(slow, here.ledger.claim))
     else:
-        monkeypatch.setattr("reconciler.act._make_room_for_logs", partial(slow, _make_room_for_logs))
+        monkeypatch.setattr(f"reconciler.act.{moment}", partial(slow, getattr(reconciler.act, moment)))
+
+
+@pytest.mark.parametrize("moment", ["claim", "_make_room_for_logs"])
+def test_a_pass_that_stands_still_before_or_after_an_edit_submits_nothing(bench, tmp_path, monkeypatch, moment):
+    here = bench()
+    config = tmp_path / "a" / "finetune.yaml"
+    config.write_text("batch_size: 4\n")
+    stand_still(here, monkeypatch, moment)
     (outcome,) = here.act(change=lambda action: replace(action, edits=(batch(config),)))
     assert told(outcome) == ("unknown", Verb.WAIT, Condition.UNKNOWN, "LookedTooLongAgo")
     assert here.cluster.submissions == []
@@ -742,15 +748,7 @@ def test_a_pass_that_stands_still_in_the_middle_of_a_submission_does_not_go_on_w
     here = bench(finetune("a"), finetune("b"))
     torn = tmp_path / "torn"
     torn.write_text("half")
-
-    def slow(real, *arguments):
-        here.now += 400
-        return real(*arguments)
-
-    if moment == "claim":
-        monkeypatch.setattr(here.ledger, "claim", partial(slow, here.ledger.claim))
-    else:
-        monkeypatch.setattr("reconciler.act.move_aside", partial(slow, move_aside))
+    stand_still(here, monkeypatch, moment)
     outcomes = here.act(change=lambda action: replace(action, move_aside=(torn,)))
     assert [told(o)[3] for o in outcomes] == ["LookedTooLongAgo"] * 2
     assert here.cluster.submissions == []
