@@ -72,8 +72,9 @@ def test_a_job_that_asks_for_more_than_the_partition_gives_needs_a_person(person
     cluster.run("scontrol", "update", "PartitionName=main", "MaxTime=1")
     try:
         person.reconcile("apply", experiment, **QUICK)
-        until(lambda: "CannotStart" in {code for code, _ in reasons(person, experiment).values()})
-        assert person.reconcile("diff", experiment).returncode == 4
+        # Only once the scheduler has looked at every one of its jobs: until then one of them is in the queue as any other.
+        until(lambda: person.reconcile("diff", experiment).returncode == 4)
+        assert "CannotStart" in {code for code, _ in reasons(person, experiment).values()}
     finally:
         cluster.run("scontrol", "update", "PartitionName=main", "MaxTime=INFINITE")
     # The queue tells the old reason until the scheduler has looked again.

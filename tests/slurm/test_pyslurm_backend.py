@@ -81,7 +81,7 @@ def test_a_job_is_the_same_whichever_way_it_was_submitted(person, options):
 
 
 def test_a_script_that_the_api_cannot_say_goes_through_sbatch_and_is_the_same_job(person):
-    answers = submitted_both_ways(person, "--cpus-per-task=1 --gpus-per-task=0")
+    answers = submitted_both_ways(person, "--cpus-per-task=1 --gpus-per-task=0 --time=5")
     assert answers["pyslurm"] == answers["cli"]
 
 
