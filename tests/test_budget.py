@@ -191,6 +191,50 @@ def test_what_has_no_known_bound_is_not_submitted_under_a_budget(step, told):
     assert plan_for(step).of(step.key).verb is Verb.SUBMIT
 
 
+def whole_node(step, **more):
+    """The facts of an attempt that got all GPUs of its node."""
+    return submitted(step, ask={"gpus": None, "seconds": HOUR, "where": ""}, **more)
+
+
+@pytest.mark.parametrize(
+    ("world", "told"),
+    [
+        pytest.param({"events": whole_node(A), "queue": (job(A),)}, ["JobRunning", "BudgetInUse"], id="in flight"),
+        pytest.param({"events": whole_node(A)[:1], "accounting": None}, ["Unconfirmed", "BudgetInUse"], id="one unconfirmed"),
+        pytest.param(
+            {"events": [*whole_node(A)[:1], event("lost", A, NOW - 300, attempt=1), event("hold", A, NOW - 9)]},
+            ["HeldByPerson", "BudgetInUse"], id="a lost submission that may be there",
+        ),
+        pytest.param(
+            {"events": [*whole_node(A)[:1], event("lost", A, NOW - 300, attempt=1)]},
+            ["SubmissionLost", "BudgetInUse"], id="the one that replaces it is the same job, and asks for what is known",
+        ),
+    ],
+)  # fmt: skip
+def test_a_job_that_got_what_the_site_gave_may_cost_anything_while_it_may_run(world, told):
+    assert codes(A, B, budget=1000.0, **world) == told
+    assert codes(A, B, budget=None, **world)[1] == "NotStarted"
+
+
+def test_a_job_of_an_unknown_number_of_gpus_by_hand_may_cost_anything_while_it_runs():
+    asks_for_a_node = replace(A, ask=Ask(None, HOUR))
+    assert codes(asks_for_a_node, B, budget=1000.0, queue=(job(A),)) == ["LiveJobFound", "BudgetInUse"]
+
+
+def test_what_has_ended_with_an_unknown_number_of_gpus_is_told_and_stops_nothing():
+    def unknown(step, attempt=1, failure="UserError"):
+        return [*whole_node(step, attempt=attempt), *over(step, attempt=attempt, failure=failure)[2:]]
+
+    events = [*unknown(A), *over(B), *unknown(B, 2), *unknown(B, 3)]
+    assert codes(A, B, C, events=events)[2] == "NotStarted"
+    seen = bill(A, B, C, events=events)
+    assert (seen.spent, seen.untold) == (1.0, 3)
+    assert "1 spent besides 3 jobs of which nobody knows how many GPUs the site gave" in told(seen)
+    assert "besides 1 job of" in told(bill(A, B, events=unknown(A)))
+    never_ran = [*whole_node(A), *ended(A, "CancelledByPerson")[2:]]
+    assert bill(A, B, events=never_ran).untold == 0
+
+
 def test_nobody_takes_from_under_a_step_what_it_waits_for():
     small, large, last = finetune("a", ask=ONE), finetune("b", ask=Ask(4, HOUR)), finetune("c", ask=ONE)
     assert codes(small, large, last, budget=4.5) == ["NotStarted", "BudgetInUse", "BudgetInUse"]
@@ -241,7 +285,15 @@ def test_the_bill_is_told_in_text_and_json_and_not_at_all_where_nothing_costs():
     line = "about 0.5 GPU hours to come (of 1 step by what like ones took), 1 step of unknown cost, 0.5 spent; the budget is 40"
     assert line in diff_text(seen, Paint())
     assert line in status_text(seen, Paint())
-    cost = {"unit": "gpu-hours", "budget": 40.0, "spent": 0.5, "in_flight": 0.0, "likely": 0.5, "unknown": ["c/finetune"]}
+    cost = {
+        "unit": "gpu-hours",
+        "budget": 40.0,
+        "spent": 0.5,
+        "untold": 0,
+        "in_flight": 0.0,
+        "likely": 0.5,
+        "unknown": ["c/finetune"],
+    }
     assert actions_json(seen)["cost"] == cost
     assert told(bill(finetune(), evaluation())) == ""
     endless = bill(finetune("c", ask=Ask(1, None)), events=submitted(steps[2]), queue=(job(steps[2]),))

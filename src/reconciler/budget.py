@@ -25,12 +25,14 @@ _ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Bill:
-    """GPU hours. ``spent``: of jobs that have ended. ``in_flight``: what those that have not may use at most (infinite where one
-    has no time limit). ``likely``: what everything that is not done will probably use, jobs in flight included. ``by_experience``
-    counts the steps of which that is known from like runs, ``unknown`` names those of which nobody knows what they may cost."""
+    """GPU hours. ``spent``: of jobs that have ended. ``untold`` jobs have ended of which nobody knows how many GPUs the site gave
+    them. ``in_flight``: what those that have not may use at most (infinite where one has no time limit, or no number of GPUs).
+    ``likely``: what everything that is not done will probably use, jobs in flight included. ``by_experience`` counts the steps of
+    which that is known from like runs, ``unknown`` names those of which nobody knows what they may cost."""
 
     budget: float | None = None
     spent: float = 0.0
+    untold: int = 0
     in_flight: float = 0.0
     likely: float = 0.0
     by_experience: int = 0
@@ -44,9 +46,11 @@ class Bill:
 
 @dataclass(frozen=True)
 class _Use:
-    """What one step's jobs have used, may still use, and may use should a submission that was never seen be there after all."""
+    """What one step's jobs have used, may still use, and may use should a submission that was never seen be there after all.
+    Of ``untold`` jobs that have ended nobody knows what they used."""
 
     spent: float = 0.0
+    untold: int = 0
     in_flight: float = 0.0
     in_doubt: float = 0.0
 
@@ -77,12 +81,13 @@ class Budget:
                 "raise `budget`, or shorten its --time"
             )
             return Gate(Reason("BudgetReached", message))
-        others = self.in_flight + self.taken - self.uses[step.key].in_doubt
+        # The step's own submission in doubt and the one that replaces it are one job.
+        others = self.taken + sum(use.in_flight + (use.in_doubt if key != step.key else 0.0) for key, use in self.uses.items())
         if self.is_saving or self.spent + others + most > budget + _ROUNDING:
             self.is_saving = True
             message = (
                 f"it may take {_hours(most)} GPU hours; of the budget of {_hours(budget)}, {_hours(self.spent)} are spent and "
-                f"{_hours(others)} may still be used by jobs in flight"
+                f"{_hours(others)} GPU hours may still be used by jobs in flight"
             )
             return Gate(Reason("BudgetInUse", message), needs_person=False)
         return None
@@ -109,6 +114,11 @@ def at_most(ask: Ask) -> float | None:
     return None if ask.gpus is None or ask.seconds is None else ask.gpus * ask.seconds / _HOUR
 
 
+def _up_to(ask: Ask) -> float:
+    hours = at_most(ask)
+    return math.inf if hours is None else hours
+
+
 def uses_of(desired: Desired, known: Mapping[str, StepMemory], memory: Memory, ours: Ownership, now: float) -> dict[str, _Use]:
     """What each step's jobs use, those of steps that the document does not have any more too."""
     asks = {step.key: step.ask for step in desired.steps}
@@ -118,21 +128,23 @@ def uses_of(desired: Desired, known: Mapping[str, StepMemory], memory: Memory, o
 
 def _use(attempts: Sequence[Attempt], jobs: Sequence[Job], ask: Ask, now: float) -> _Use:
     spent = in_flight = in_doubt = 0.0
+    untold = 0
     live = [job for job in jobs if job.is_live]
     for attempt in attempts:
         asked = attempt.ask or ask
-        gpus = asked.gpus or 0
-        spent += gpus * (attempt.worked + (_took(attempt, attempt.end, asked) if attempt.end else 0.0)) / _HOUR
+        took = attempt.worked + (_took(attempt, attempt.end, asked) if attempt.end else 0.0)
+        spent += (asked.gpus or 0) * took / _HOUR
+        untold += asked.gpus is None and took > 0
         its = [job for job in live if job.name == attempt.name and attempt.job in (None, job.id)]
         if attempt.is_open or (its and attempt.end is None):
             so_far = max((now - job.started for job in its if job.started is not None), default=0.0)
-            in_flight += gpus * max(so_far, math.inf if asked.seconds is None else asked.seconds) / _HOUR if gpus else 0.0
+            in_flight += max((asked.gpus or 0) * so_far / _HOUR, _up_to(asked))
         elif attempt.lost and attempt.job is None:
             is_replaced = any(later.number > attempt.number and later.job is not None for later in attempts)
-            in_doubt = 0.0 if is_replaced else at_most(asked) or 0.0
+            in_doubt = 0.0 if is_replaced else _up_to(asked)
     names, ids = {attempt.name for attempt in attempts if attempt.job is None}, {attempt.job for attempt in attempts}
     unwritten = [job for job in live if job.name not in names and job.id not in ids]
-    return _Use(spent, in_flight + len(unwritten) * (at_most(ask) or 0.0), in_doubt)
+    return _Use(spent, untold, in_flight + sum(_up_to(ask) for _ in unwritten), in_doubt)
 
 
 def _took(attempt: Attempt, end: End, asked: Ask) -> float:
@@ -161,6 +173,7 @@ def bill_of(desired: Desired, decided: Mapping[str, Action], known: Mapping[str,
     return Bill(
         budget.policy.budget,
         budget.spent,
+        sum(use.untold for use in budget.uses.values()),
         budget.in_flight,
         sum(hours for hours in expected.values() if hours is not None),
         by_experience,
@@ -205,6 +218,9 @@ def told(bill: Bill) -> str:
     if bill.unknown:
         parts.append(f"{_steps(len(bill.unknown))} of unknown cost")
     parts.append(f"{_hours(bill.spent)} spent")
+    if bill.untold:
+        jobs = "1 job" if bill.untold == 1 else f"{bill.untold} jobs"
+        parts[-1] += f" besides {jobs} of which nobody knows how many GPUs the site gave"
     if bill.in_flight:
         parts.append(f"at most {_hours(bill.in_flight)} in flight")
     return ", ".join(parts) + ("" if bill.budget is None else f"; the budget is {_hours(bill.budget)}")

@@ -46,6 +46,7 @@ def _cost(bill: budget.Bill) -> dict[str, Any]:
         "unit": "gpu-hours",
         "budget": bill.budget,
         "spent": round(bill.spent, 4),
+        "untold": bill.untold,
         "in_flight": round(bill.in_flight, 4) if math.isfinite(bill.in_flight) else None,
         "likely": round(bill.likely, 4),
         "unknown": list(bill.unknown),
