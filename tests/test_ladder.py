@@ -366,7 +366,7 @@ def test_a_step_backs_off_from_the_end_of_its_last_failure_longer_after_each():
 
 def test_each_wait_before_a_retry_is_twice_the_one_before_and_no_two_steps_wait_the_same_time():
     policy = Policy(backoff=60)
-    for tries, base in ((0, 60), (1, 60), (2, 120), (3, 240), (6, 1920), (7, 3600 / 1.1), (30, 3600 / 1.1)):
+    for tries, base in ((0, 60), (1, 60), (2, 120), (3, 240), (6, 1920), (7, 3600 / 1.1), (30, 3600 / 1.1), (5000, 3600 / 1.1)):
         waits = [backoff(policy, f"{run}/finetune", tries) for run in range(50)]
         assert all(base <= wait <= base * 1.1 for wait in waits)
         assert len({round(wait, 6) for wait in waits}) > 40
@@ -455,6 +455,18 @@ def test_a_drift_of_which_no_item_is_known_is_told_all_the_same():
         "done under another definition: its definition changed; accept or rerun it",
         (),
     )
+
+
+def test_a_result_that_verifies_is_of_what_its_job_was_submitted_with():
+    now = replace(evaluation(), definition="new", meaning={"limit": "10"}, inputs={"task file": "1"})
+    before = submitted(replace(now, definition="old"), meaning={"limit": "5"}, inputs={"task file": "1"})
+    world = {"seen": {now.key: COMPLETE}, "events": [done(STEP, NOW - 2000), *before]}
+    drifted = plan_for(STEP, now, accounting=(job(now, Phase.ENDED),), **world).of(now.key)
+    assert (drifted.verb, drifted.condition, drifted.changes) == (Verb.MARK_DONE, Condition.DRIFTED, ("limit 5 → 10",))
+    world["events"] += submitted(now, 2, NOW - 800, meaning={"limit": "10"}, inputs={"task file": "0"})
+    outdated = plan_for(STEP, now, accounting=(job(now, Phase.ENDED), job(now, Phase.ENDED, 2)), **world).of(now.key)
+    assert (outdated.verb, outdated.condition) == (Verb.MARK_DONE, Condition.DRIFTED)
+    assert outdated.changes == ("task file changed since",)
 
 
 def test_older_versions_are_told_beside_what_changed_of_the_definition():

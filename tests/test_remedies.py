@@ -44,7 +44,7 @@ QUICK: dict[str, Any] = {"backoff": 0.0, "settle": 0.0}
 
 
 def policy(**more: Any) -> Policy:
-    return Policy(**QUICK, **more)
+    return Policy(**{**QUICK, **more})
 
 
 def failed(failure: str, number: int = 1, at: float = NOW - 900, **intent: Any) -> list[dict[str, Any]]:
@@ -175,6 +175,16 @@ def test_attempts_that_advanced_it_do_not_count_and_one_that_did_not_holds_it():
     assert (action.verb, action.condition, action.reason.code) == (Verb.HOLD, Condition.FAILED, "TimeLimit")
     assert "no further epoch" in action.reason.message
     assert after(stuck, left(5, of=9), resume=True, time=TIME).options == {"time": "90"}
+
+
+def test_the_wait_after_an_attempt_that_advanced_it_is_the_first_wait_however_many_went_before():
+    events = [e for n in range(1, 6) for e in failed("TimeLimit", n, NOW - 9000 + n, from_epoch=n - 1)]
+    waits, over = (failed("TimeLimit", 6, NOW - ago, from_epoch=5) for ago in (599, 661))
+    assert after([*events, *waits], left(6, of=9), resume=True, backoff=600.0).reason.code == "BackingOff"
+    assert after([*events, *over], left(6, of=9), resume=True, backoff=600.0).verb is Verb.SUBMIT
+    settings: dict[str, Any] = {"resume": True, "backoff": 600.0, "retry": {"NodeFailure": 3}}
+    lost = [*failed("NodeFailure", 6, NOW - 5000, from_epoch=5), *failed("NodeFailure", 7, NOW - 661, from_epoch=5)]
+    assert after([*events, *lost], left(5, of=9), **settings).reason.code == "BackingOff"
 
 
 @pytest.mark.parametrize("failure", ["CancelledByPerson", "CancelledByAdmin", "UserError", "Unknown", "CompletedWithoutEvidence"])

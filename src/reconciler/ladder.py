@@ -40,6 +40,7 @@ from reconciler.staleness import as_submitted, changed_since, drift, is_trained_
 
 _MAX_REFUSALS = 3
 _MAX_BACKOFF = 3600.0
+_MAX_DOUBLINGS = 60  # of one second, more than the age of the universe; a thousand are more than a float holds
 _MAX_CLOCK_AHEAD = 3600.0  # s, of a file server before this host
 
 Rule = Callable[[Situation], Action | None]
@@ -345,8 +346,7 @@ def _are_retries_spent(s: Situation) -> Action | None:
     remedy = _remedy(s)
     if remedy.is_new:
         return None
-    did_advance = advanced(attempts, s.outputs) if s.policy.resume else frozenset()
-    if remedy.refusal or _count([a for a in attempts if a.number not in did_advance], failure) > s.policy.retry.get(failure, 0):
+    if remedy.refusal or _times_failed(s, attempts, failure) > s.policy.retry.get(failure, 0):
         advice = remedy.refusal or suggestion(failure, s.step)
         told = [f"job {last.job}: {_why_failed(s, last)}", advice, _log_of(s, last), _next_word(s, failure)]
         return s.decide(Verb.HOLD, Condition.FAILED, failure, "; ".join(filter(None, told)))
@@ -363,7 +363,7 @@ def _is_backing_off(s: Situation) -> Action | None:
         tries, since, why = len(_trailing_refusals(attempts)), last.at, f"refused: {last.refused}"
     else:
         assert last.end is not None
-        tries, since, why = _count(attempts, last.end.failure), last.end.at, _why_failed(s, last)
+        tries, since, why = _times_failed(s, attempts, last.end.failure), last.end.at, _why_failed(s, last)
     delay = backoff(s.policy, s.step.key, tries)
     if s.now >= since + delay:
         return None
@@ -509,7 +509,8 @@ _RULES: tuple[tuple[str, Rule], ...] = (
 def backoff(policy: Policy, key: str, tries: int) -> float:
     """Seconds before try ``tries`` + 1: doubled each time, plus up to a tenth by the step's own jitter; an hour at most."""
     jitter = 1 + int(digest(key, str(tries))[:4], 16) / 0xFFFF / 10
-    return min(policy.backoff * 2.0 ** (max(tries, 1) - 1), _MAX_BACKOFF / 1.1) * jitter
+    doublings = min(max(tries, 1), _MAX_DOUBLINGS + 1) - 1
+    return min(policy.backoff * 2.0**doublings, _MAX_BACKOFF / 1.1) * jitter
 
 
 def need_blocked(need: Action) -> Reason:
@@ -595,8 +596,10 @@ def _trailing_refusals(attempts: Sequence[Attempt]) -> list[Attempt]:
     return refusals
 
 
-def _count(attempts: Sequence[Attempt], failure: str) -> int:
-    return sum(1 for a in attempts if a.end is not None and a.end.failure == failure)
+def _times_failed(s: Situation, attempts: Sequence[Attempt], failure: str) -> int:
+    """How often it failed so, not counting the attempts that brought it further."""
+    did_advance = advanced(attempts, s.outputs) if s.policy.resume else frozenset()
+    return sum(1 for a in attempts if a.end is not None and a.end.failure == failure and a.number not in did_advance)
 
 
 def _remedy(s: Situation) -> Remedy:
