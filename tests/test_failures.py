@@ -194,6 +194,8 @@ def test_log_files_are_named_as_slurm_names_them():
     assert log_path("/e/%u-%j", "7", "n", "") is None
     assert log_paths(("/e/%N", "/e/%j", "/e/%x"), "7", "n", "") == (Path("/e/7"), Path("/e/n"))
     assert str(log_path("/e/100%%", "7", "n", "ana")) == "/e/100%"
+    assert str(log_path("/e/%4j-%03A-%12J-%9x%%", "7", "n", "ana")) == "/e/0007-007-0000000007-n%"
+    assert log_path("/e/%3a-%j", "7", "n", "ana") is None
 
 
 STEP = finetune()

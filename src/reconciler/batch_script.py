@@ -56,6 +56,8 @@ _PREFIX = "#SBATCH"
 _MEGABYTES = {"K": 1 / 1024, "": 1.0, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 _DAYS_FIRST = re.compile(r"([0-9]+)-([0-9]+)(?::([0-9]+))?(?::([0-9]+))?")
 _CLOCK = re.compile(r"([0-9]+)(?::([0-9]+))?(?::([0-9]+))?")
+_SPECIFIER = re.compile(r"%([0-9]*)([a-zA-Z%])")
+_MOST_ZEROS = 10  # the width that Slurm fills at most
 _LONGEST_TIME = 40  # characters; a number of hundreds of digits is no time
 
 
@@ -194,12 +196,20 @@ def log_paths(patterns: Sequence[str], job: str, name: str, user: str) -> tuple[
 def log_path(pattern: str, job: str, name: str, user: str) -> Path | None:
     """The file of a job's output; None where only the job itself knows (``%N``, ``%a``, …), and where its
     name has a ``user`` that is not known ("")."""
-    known = {"%%": "%", "%j": job, "%J": job, "%A": job, "%x": name, "%n": "0", "%t": "0", "%s": "batch"}
-    known |= {"%u": user} if user else {}
-    parts = re.split(r"(%%|%0?\d*[a-zA-Z])", pattern)
-    if any(part.startswith("%") and part not in known for part in parts):
-        return None
-    return Path("".join(known.get(part, part) for part in parts))
+    known = {"j": job, "J": job, "A": job, "x": name, "n": "0", "t": "0", "s": "batch", **({"u": user} if user else {})}
+    asked = {found[2] for found in _SPECIFIER.finditer(pattern)}
+    return None if asked - known.keys() - {"%"} else Path(fill_in(pattern, known))
+
+
+def fill_in(pattern: str, known: Mapping[str, str]) -> str:
+    """A file name pattern of man sbatch with the values of the letters that are ``known``; a width, as in ``%5j``, fills a number
+    with zeros."""
+
+    def fill(found: re.Match[str]) -> str:
+        value = known.get(found[2], "%" if found[0] == "%%" else found[0])
+        return value.zfill(min(int(found[1][:4]), _MOST_ZEROS)) if found[1] and value.isdecimal() else value
+
+    return _SPECIFIER.sub(fill, pattern)
 
 
 def parse_time_limit(text: str | None) -> float | None:

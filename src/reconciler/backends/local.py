@@ -22,7 +22,7 @@ from pathlib import Path
 
 from reconciler.backends import local_supervisor
 from reconciler.backends.local_supervisor import MARK, End, JobDirectory, Record, Start, locked, write_atomically
-from reconciler.batch_script import BatchScript, parse_batch_script, parse_time_limit
+from reconciler.batch_script import BatchScript, fill_in, parse_batch_script, parse_time_limit
 from reconciler.errors import ClusterUnreachable, SubmissionRefused, could_not_submit
 from reconciler.files import home, read_file
 from reconciler.model import Job, Phase
@@ -217,8 +217,9 @@ class LocalBackend:
         now = time.time()
         user, name = _user(), job.name or script.job_name
         workdir = os.path.realpath(job.directory / (script.value("chdir") or ""))
-        output = _expand(script.value("output") or "slurm-%j.out", job_id, name, user, self._host)
-        error = _expand(script.value("error"), job_id, name, user, self._host) if script.value("error") else output
+        known = {"j": job_id, "A": job_id, "x": name, "u": user, "N": self._host.partition(".")[0], "n": "0", "t": "0"}
+        output = fill_in(script.value("output") or "slurm-%j.out", known)
+        error = fill_in(own, known) if (own := script.value("error")) else output
         return Record(
             name=name,
             script=os.path.abspath(job.script),  # noqa: PTH100 (a symlink is shown under its own name)
@@ -358,17 +359,6 @@ def parse_begin(text: str, now: float) -> float:
     except (ValueError, OverflowError) as error:
         accepted = "now+N[seconds|minutes|hours|days|weeks], YYYY-MM-DD[THH:MM[:SS]]"
         raise SubmissionRefused(f"Invalid --begin specification: {text} (accepted: {accepted})") from error
-
-
-def _expand(pattern: str | None, job_id: str, name: str, user: str, host: str) -> str:
-    """A file name pattern of man sbatch; a width, as in ``%5j``, fills with zeros."""
-    meaning = {"%": "%", "j": job_id, "A": job_id, "x": name, "u": user, "N": host.partition(".")[0], "n": "0", "t": "0"}
-
-    def fill(match: re.Match[str]) -> str:
-        value = meaning[match[2]]
-        return value.zfill(int(match[1])) if match[1] and value.isdecimal() else value
-
-    return re.sub(rf"%(\d*)([{''.join(meaning)}])", fill, pattern or "")
 
 
 # --- what a job is told ------------------------------------------------------------------------------
