@@ -774,8 +774,8 @@ def test_an_eval_yaml_that_is_no_mapping_blocks_its_evaluation_and_names_its_lin
     file = world.directory / "eval" / "tiny_epoch0" / "eval.yaml"
     file.write_text(text)
     reading = world.read(("tiny", 0))
-    assert reading.steps[0].blocked is not None
     assert [(problem.file, problem.line, problem.run) for problem in reading.problems] == [(file, line, "r8")]
+    assert reading.steps[0].blocked == Reason("ConfigInvalid", str(reading.problems[0]))
 
 
 @pytest.mark.parametrize(

@@ -374,7 +374,7 @@ def test_files_are_read_up_to_a_limit_and_what_is_larger_is_no_script(world: Wor
         file.write_bytes(start + comment * (most - len(start)))
         assert blocked() == ""
         file.write_bytes(start + comment * (most - len(start) + 1))
-        assert "is larger than" in blocked()
+        assert blocked().startswith(f"{file}: is larger than")
         file.write_bytes(start)
 
 

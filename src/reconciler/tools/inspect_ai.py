@@ -232,11 +232,12 @@ def _read_script(run: RunInput, evaluation: EvaluationInput, place: _Place, disk
         script = parse_batch_script(place.script, text)
         problems = list(script_problems(script, run.name, disk))
         command = _parse_command(script.commands, place.script.parent, run.directory.parent, disk)
-    except (DiskUnreadable, _SettingsInvalid) as error:
+    except _Invalid as invalid:
+        problem = Problem(invalid.file, invalid.line, str(invalid), run.name)
+        return replace(step, blocked=Reason("ConfigInvalid", str(problem))), [problem]
+    except DiskUnreadable as error:
         fault = Reason("ScaffoldingUnreadable", str(error))
-        line = error.line if isinstance(error, _SettingsInvalid) else 0
-        file = place.script.parent / _SETTINGS if line else place.script
-        return replace(step, blocked=fault), [Problem(file, line, fault.message, run.name)]
+        return replace(step, blocked=fault), [Problem(place.script, 0, fault.message, run.name)]
     wanted = _wanted(run, evaluation, place, command, settings)
     blocked = _no_such_epoch(run, evaluation, place)
     if blocked:
@@ -275,7 +276,7 @@ def _script_text(path: Path, disk: Disk) -> str:
     if content is None:
         raise DiskUnreadable(f"{path}: is not there any more")
     if len(content) > _MAX_SCRIPT:
-        raise _SettingsInvalid(f"{path} is larger than {_MAX_SCRIPT >> 20} MiB; is it the right file?", 0)
+        raise _Invalid(path, 0, f"is larger than {_MAX_SCRIPT >> 20} MiB; is it the right file?")
     return content.decode("utf-8", "surrogateescape")
 
 
@@ -290,21 +291,23 @@ def _no_such_epoch(run: RunInput, evaluation: EvaluationInput, place: _Place) ->
     return Reason("NoSuchEpoch", f"{run.name} will save no epoch {evaluation.epoch} (epochs count from 0; saved: {saved})")
 
 
-class _SettingsInvalid(Exception):
-    """An ``eval.yaml`` that is no YAML mapping; ``line`` counts from 1."""
+class _Invalid(Exception):
+    """A script that is none, or an ``eval.yaml`` that is no YAML mapping; ``line`` counts from 1, 0 means the file as a whole."""
 
-    def __init__(self, message: str, line: int) -> None:
+    def __init__(self, file: Path, line: int, message: str) -> None:
         super().__init__(message)
+        self.file = file
         self.line = line
 
 
 def _read_settings(place: _Place, disk: Disk) -> dict[str, str]:
     """The meaning of the cell's ``eval.yaml``, each top-level key with its value as JSON; empty where there is none."""
-    content = disk.read(place.script.parent / _SETTINGS, 0, _MAX_SETTINGS + 1) if place.is_cell else None
+    file = place.script.parent / _SETTINGS
+    content = disk.read(file, 0, _MAX_SETTINGS + 1) if place.is_cell else None
     if content is None:
         return {}
     if len(content) > _MAX_SETTINGS:
-        raise _SettingsInvalid(f"eval.yaml is larger than {_MAX_SETTINGS >> 10} KiB; is it the right file?", 1)
+        raise _Invalid(file, 0, f"is larger than {_MAX_SETTINGS >> 10} KiB; is it the right file?")
     from ruamel.yaml import YAML  # heavy, and needed by the newer layout alone
     from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -316,9 +319,9 @@ def _read_settings(place: _Place, disk: Disk) -> dict[str, str]:
         return {str(key): json.dumps(value, sort_keys=True, default=str) for key, value in settings.items()}
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise _SettingsInvalid(f"not valid YAML: {error.problem}", line) from error
+        raise _Invalid(file, line, f"not valid YAML: {error.problem}") from error
     except (YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise _SettingsInvalid(f"expected a YAML mapping of settings: {str(error)[:300]}", 1) from error
+        raise _Invalid(file, 1, f"expected a YAML mapping of settings: {str(error)[:300]}") from error
 
 
 def _check_size(settings: object) -> None:
