@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -63,6 +64,31 @@ def test_apply_wait_brings_the_example_to_its_end(example):
     assert (example / "experiment_summary.md").read_text().count("COMPLETED") == 9
     explained = reconcile("explain", example, "r8_lr1e-5/finetune")
     assert "evidence" in explained.stdout
+
+
+def test_apply_wait_reads_the_settings_anew_before_each_pass_and_waits_out_their_faults(example, tmp_path):
+    settings, quick = example / "reconcile.yaml", "backend: local\nstagger: 0s\npoll: 1s\nsettle: 2s\n"
+    settings.write_text(f"{quick}max_in_flight: 1\n")
+    said = tmp_path / "said"
+    command = [sys.executable, "-m", "reconciler", "apply", str(example), "--wait"]
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr) as waiting,
+    ):
+        assert waiting.stdout.readline()  # the first pass is over
+        settings.write_text("stagger: 5 parsecs\nsettle: 5 parsecs\n")
+        end = time.monotonic() + 60
+        while said.read_text().count("parsecs") < 2:
+            assert time.monotonic() < end, said.read_text()
+            time.sleep(0.1)
+        settings.write_text(f"{quick}max_in_flight: 9\n")
+        shown = waiting.stdout.read().decode()
+        assert waiting.wait(60) == 0
+    told = said.read_text().splitlines()
+    assert all(line.startswith(f"reconcile: {settings}:") for line in told[:2])
+    assert "\\u" not in said.read_text()
+    assert shown.count("submitted as job") >= 4
+    assert reconcile("diff", example).returncode == 0
 
 
 @pytest.mark.parametrize("words", [["diff"], ["status"], ["validate", "-v"]], ids=" ".join)

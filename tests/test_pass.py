@@ -20,6 +20,7 @@ from reconciler.errors import (
     AnotherPass,
     ClusterUnreachable,
     DiskUnreadable,
+    InvalidExperiment,
     LedgerDamaged,
     LimitReached,
     NotSubmitted,
@@ -283,11 +284,35 @@ def test_passes_go_on_over_what_mends_itself_until_nothing_is_left_to_do(lab):
         if key:
             lab.finish(key)
 
-    seen = go_on(lab.scene, run_pass(lab.scene), reported.append, complaints.append, sleep)
+    seen = go_on(lambda: lab.scene, lab.policy.poll, run_pass(lab.scene), reported.append, complaints.append, sleep)
     assert seen.converged
     assert set(seconds) == {lab.policy.poll}
     assert (len(reported), len(complaints)) == (len(seconds) - 1, 1)
     assert len(lab.cluster.submissions) == 5
+
+
+def test_passes_go_on_by_the_settings_as_they_are_and_wait_out_a_fault_of_theirs(lab):
+    keys, seconds, complaints = iter(["a/finetune", None, "b/finetune"]), [], []
+
+    def sleep(poll):
+        seconds.append(poll)
+        lab.now += poll
+        lab.policy = replace(lab.policy, poll=len(seconds) * 10.0, max_in_flight=1)
+        if key := next(keys, None):
+            lab.finish(key)
+        elif len(seconds) > 2:
+            raise StopIteration
+
+    def look_around():
+        if len(seconds) == 2:
+            raise InvalidExperiment(Problem(lab.directory / "reconcile.yaml", 1, "no settings"))
+        return lab.scene
+
+    with pytest.raises(StopIteration):
+        go_on(look_around, 5.0, run_pass(lab.scene), lambda seen: None, complaints.append, sleep)
+    assert seconds == [5.0, 10.0, 10.0, 30.0]
+    assert complaints == [f"{lab.directory / 'reconcile.yaml'}:1: no settings"]
+    assert len(lab.cluster.submissions) == 3  # base's job is in the queue: no evaluation beside it
 
 
 def test_a_half_saved_document_that_lacks_what_was_selected_is_waited_out(lab):
@@ -301,7 +326,7 @@ def test_a_half_saved_document_that_lacks_what_was_selected_is_waited_out(lab):
             lab.finish("b/finetune")
 
     scene = replace(lab.scene, select="b/finetune")
-    seen = go_on(scene, run_pass(scene), lambda seen: None, complaints.append, sleep)
+    seen = go_on(lambda: scene, lab.policy.poll, run_pass(scene), lambda seen: None, complaints.append, sleep)
     assert [action.condition for action in seen.actions] == [Condition.DONE]
     assert complaints == [
         "no step matches 'b/finetune' (did you mean `a/finetune`?); the steps are a/finetune, a/eval/cap_epoch0, base/eval/cap_base"

@@ -128,13 +128,21 @@ def run_pass(scene: Scene) -> Pass:
 
 
 def go_on(
-    scene: Scene, seen: Pass, report: Callable[[Pass], None], complain: Callable[[str], None], sleep: Callable[[float], None]
+    look_around: Callable[[], Scene],
+    poll: float,
+    seen: Pass,
+    report: Callable[[Pass], None],
+    complain: Callable[[str], None],
+    sleep: Callable[[float], None],
 ) -> Pass:
-    """Further passes, one every ``poll``, until nothing is left to do without a person; returns the last one. What mends itself,
-    a half-saved document included, which may lack what was selected, is complained of and waited out."""
+    """Further passes, the first after ``poll`` (s), then one every ``poll`` of the settings, until nothing is left to do without
+    a person; returns the last one. Each reads everything anew, the settings too (``look_around``). What mends itself, a
+    half-saved document included, which may lack what was selected, is complained of and waited out."""
     while any(action.is_pending for action in seen.actions):
-        sleep(scene.policy.poll)
+        sleep(poll)
         try:
+            scene = look_around()
+            poll = scene.policy.poll
             seen = run_pass(scene)
         except (TemporaryError, AnotherPass, InvalidExperiment, NoSuchStep) as error:
             complain(str(error))

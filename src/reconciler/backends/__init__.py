@@ -29,7 +29,7 @@ def choose(name: str, slots: int | None, say: Callable[[str], None]) -> Backend:
         )
     has_api = importlib.util.find_spec("pyslurm") is not None
     if name == "pyslurm" and not has_api:
-        how = "`pip install 'reconciler[pyslurm]'` builds it for this Slurm; --backend cli does without"
+        how = "install the release of it that is for this Slurm into reconcile's environment; --backend cli does without"
         raise UsageError(f"pyslurm is not installed here: {how}")
     if name not in ("auto", "pyslurm", "cli"):
         raise UsageError(f"no backend is called {name!r}; there are auto, pyslurm, cli and local")

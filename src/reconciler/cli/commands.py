@@ -123,13 +123,13 @@ def reconcile() -> None:
     """Bring a fine-tuning experiment to the state that its document describes."""
 
 
-def _settings(asked: Asked) -> Policy:
+def _settings(asked: Asked, **flags: object) -> Policy:
     directory = find_document(asked.experiment).parent.resolve()
-    return read_settings(directory, {"backend": asked.backend} if asked.backend else {}, home(), all_tools())
+    return read_settings(directory, {"backend": asked.backend or None, **flags}, home(), all_tools())
 
 
-def _scene(asked: Asked) -> Scene:
-    policy = _settings(asked)
+def _scene(asked: Asked, **flags: object) -> Scene:
+    policy = _settings(asked, **flags)
     chosen = choose(policy.backend, policy.max_in_flight, _say_aside)
     if chosen.name == "local" and policy.max_in_flight is None:
         policy = replace(policy, max_in_flight=1)
@@ -148,8 +148,9 @@ def _scene(asked: Asked) -> Scene:
     )
 
 
-def _say_aside(line: str) -> None:
-    print(f"reconcile: {render.plain(line)}", file=sys.stderr)
+def _say_aside(text: str) -> None:
+    for line in text.split("\n"):  # several faults are one error
+        print(f"reconcile: {render.plain(line)}", file=sys.stderr)
 
 
 def _user() -> str:
@@ -322,16 +323,15 @@ def apply(asked: Asked, wait: bool, max_in_flight: int | None, prune: tuple[str,
     """Do one pass: submit, take over, mark done, and write the status tables."""
     if why is not None and not prune:
         raise click.UsageError("--reason tells why --prune cancels; there is nothing else to tell it of")
-    scene = _scene(asked)
-    if max_in_flight is not None:
-        policy = replace(scene.policy, max_in_flight=max_in_flight)
-        scene = replace(scene, policy=policy, backend=choose(scene.backend.name, max_in_flight, _say_aside))
+    look_around = partial(_scene, asked, max_in_flight=max_in_flight)
+    scene = look_around()
     if prune:
         orphans.prune(scene, prune, why or "pruned", _show)
     seen = run_pass(scene)
     _report(seen, asked)
     if wait:
-        seen = go_on(scene, seen, lambda later: _report(later, replace(asked, quiet=True)), _say_aside, time.sleep)
+        report = partial(_report, asked=replace(asked, quiet=True))
+        seen = go_on(look_around, scene.policy.poll, seen, report, _say_aside, time.sleep)
     if asked.form == "json":
         _print_json(published.actions_json(seen))
     code = apply_exit_code(seen)
