@@ -358,13 +358,15 @@ def test_a_model_with_adapters_is_known_by_its_name_or_its_settings(complete: Sa
         ("tune run recipe --config finetune.yaml", None),
         ("LR=1 tune run recipe --config finetune.yaml", None),
         ("echo --config x=1", None),
+        ("echo 'tune run recipe --config finetune.yaml lr=1'", None),
+        ("srun tune run recipe --config=finetune.yaml lr='1e-5'", "lr=1e-5"),
     ],
 )
 def test_settings_on_the_command_line_are_found_wherever_it_is_broken(complete: Sample, command: str, found: str | None) -> None:
     (complete.run.directory / "finetune.slurm").write_text(f"#!/bin/bash\n{command}\n")
     problems = complete.read()[1]
     assert [p.message.split("`")[1] for p in problems] == ([found] if found else [])
-    assert all((p.file.name, p.line, p.run, p.warning) == ("finetune.slurm", 0, "complete", True) for p in problems)
+    assert all((p.file.name, p.line, p.run, p.warning) == ("finetune.slurm", 2, "complete", True) for p in problems)
 
 
 OTHER = "/r/complete/other"  # as the tests below write where the samples are

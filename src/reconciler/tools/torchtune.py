@@ -77,17 +77,20 @@ class Torchtune:
             missing or _read_training(run, disk),
         )
         script = parse_batch_script(run.directory / _SCRIPT, text) if isinstance(text, str) else text
-        step, problems = _bare_step(run), []
+        step = _bare_step(run)
+        problems: list[Problem] = []
         if isinstance(script, BatchScript):
             made = training.output_dir if isinstance(training, _Training) else None
-            problems += [*script_problems(script, run.name, disk, made=made), *_overrides(script, run)]
+            problems += script_problems(script, run.name, disk, made=made)
             step = _with_script(step, script)
         if isinstance(training, _Training):
             problems += _disagreements(training, run)
             step = _with_training(step, training, run)
         faults = list(dict.fromkeys(found for found in (script, training) if isinstance(found, _Fault)))
-        if isinstance(text, str) and isinstance(script, BatchScript) and isinstance(training, _Training):
-            led_away = list(_led_away(text, script, training, run, disk))
+        if isinstance(text, str) and isinstance(script, BatchScript):
+            commands = list(_commands(text, script, disk))
+            problems += _overrides(commands, script, run)
+            led_away = list(_led_away(commands, script, training, run, disk)) if isinstance(training, _Training) else []
             faults += [_Fault("ScriptLeadsAway", problem) for problem in led_away if not problem.warning]
             problems += [problem for problem in led_away if problem.warning]
         if faults:
@@ -300,24 +303,29 @@ def _trains_adapters(config: OmegaConfig) -> bool:
     return any(name.startswith("lora_") for name in model) or "lora" in component or "dora" in component
 
 
-def _overrides(script: BatchScript, run: RunInput) -> Iterator[Problem]:
-    """Settings on the command line: the launch then differs from ``finetune.yaml``, and so do its outputs."""
-    for line in script.commands.replace("\\\n", " ").splitlines():
-        _, tune, arguments = line.partition("tune run")
-        found = [word for word in arguments.partition("--config")[2].split() if tune and _OVERRIDE.fullmatch(word)]
-        if found:
-            message = f"`{' '.join(found)}` overrides {_CONFIG}, and the outputs will not be taken for this run's; put it there"
-            yield Problem(script.path, 0, message, run.name, warning=True)
-
-
-def _led_away(text: str, script: BatchScript, training: _Training, run: RunInput, disk: Disk) -> Iterator[Problem]:
-    """What the script would surely launch instead of this run's training: a ``cd`` or ``--config`` that is another run's, since a
-    copy or a renaming, would train over what that one made. Another configuration in the run's own directory is warned of."""
-
+def _commands(text: str, script: BatchScript, disk: Disk) -> Iterator[Command]:
     def enters(target: Path | None, is_certain: bool) -> bool | None:
         return True if target is not None and is_certain and surely_directory(target, disk) else None
 
-    for command in commands_of(text, script.path.parent, Path(script.workdir), enters):
+    return commands_of(text, script.path.parent, Path(script.workdir), enters)
+
+
+def _overrides(commands: Sequence[Command], script: BatchScript, run: RunInput) -> Iterator[Problem]:
+    """Settings on the command line: the launch then differs from ``finetune.yaml``, and so do its outputs."""
+    for command in commands:
+        _, following = _config_of(command.words)
+        found = [word for word in following if _OVERRIDE.fullmatch(word)]
+        if found:
+            message = f"`{' '.join(found)}` overrides {_CONFIG}, and the outputs will not be taken for this run's; put it there"
+            yield Problem(script.path, command.line, message, run.name, warning=True)
+
+
+def _led_away(
+    commands: Sequence[Command], script: BatchScript, training: _Training, run: RunInput, disk: Disk
+) -> Iterator[Problem]:
+    """What the script would surely launch instead of this run's training: a ``cd`` or ``--config`` that is another run's, since a
+    copy or a renaming, would train over what that one made. Another configuration in the run's own directory is warned of."""
+    for command in commands:
         why, is_ours = _launched_otherwise(command, training, run, disk) if command.is_certain else ("", False)
         if is_ours:
             message = f"{why}; unless the job makes it anew, the outputs will not be taken for this run's"
@@ -330,7 +338,7 @@ def _led_away(text: str, script: BatchScript, training: _Training, run: RunInput
 def _launched_otherwise(command: Command, training: _Training, run: RunInput, disk: Disk) -> tuple[str, bool]:
     """How a launch differs from what this run's configuration asks for, and whether by another one in the run's own directory,
     which the job may make; empty where it does not, or only the job will know."""
-    here, name = command.directory, _config_named(command.words)
+    here, (name, _) = command.directory, _config_of(command.words)
     if here is None or name is None or not is_literal(name) or not can_be_path(name):
         return "", False
     path, own = here / name, training.config
@@ -349,14 +357,15 @@ def _launched_otherwise(command: Command, training: _Training, run: RunInput, di
     return f"launches {path}, which is not {own}: {_differing(differences)}" if differences else "", is_ours and bool(differences)
 
 
-def _config_named(words: Sequence[str]) -> str | None:
-    """The configuration of a ``tune run``; None where that names none, and of other commands."""
+def _config_of(words: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """The configuration of a ``tune run`` and the words after it; None and none where that names none, and of other commands."""
     at = next((place for place, word in enumerate(words[:-1]) if Path(word).name == "tune" and words[place + 1] == "run"), None)
-    for word, following in zip(words[at:], [*words[at:][1:], ""], strict=True) if at is not None else ():
-        option, equals, value = word.partition("=")
+    for place in range(at, len(words)) if at is not None else ():
+        option, equals, value = words[place].partition("=")
         if option == "--config":
-            return value if equals else following
-    return None
+            following = words[place + 1 :]
+            return (value, following) if equals else (next(iter(following), ""), following[1:])
+    return None, ()
 
 
 def _is_inside(path: Path, directory: Path) -> bool:
