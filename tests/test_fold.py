@@ -118,9 +118,9 @@ def test_a_job_that_nobody_wrote_down_is_an_attempt_of_its_own():
 def test_a_result_is_remembered_with_its_evidence_and_who_said_so():
     done = {"event": "done", "definition": "d"}
     files = [{"path": "/out/x", "size": 1, "mtime_ns": 2}]
-    assert step(done).done == Done("d", 1, generation="d")
+    assert step(done).done == Done("d", 1, generation="d", at=20.0)
     full = step({**done, "evidence": files, "meaning": {"lr": "1"}, "by_person": True}).done
-    assert full == Done("d", 1, True, tuple(files), {"lr": "1"}, Word("accept", 1, at=20.0), generation="d")
+    assert full == Done("d", 1, True, tuple(files), {"lr": "1"}, Word("accept", 1, at=20.0), generation="d", at=20.0)
 
 
 def test_a_hold_outlives_the_result_and_a_cancellation_does_not_nor_a_hold_of_what_was_accepted():
@@ -135,7 +135,7 @@ def test_a_hold_outlives_the_result_and_a_cancellation_does_not_nor_a_hold_of_wh
 def test_a_release_and_a_rerun_take_back_what_was_said_before():
     before = [{"event": "done", "definition": "d"}, {"event": "hold"}]
     released = step(*before, {"event": "release"})
-    assert (released.word, released.released, released.done) == (None, 3, Done("d", 1, generation="d"))
+    assert (released.word, released.released, released.done) == (None, 3, Done("d", 1, generation="d", at=20.0))
     assert (
         step(*before, {"event": "release", "hold_only": True}).word,
         step({"event": "release", "hold_only": True}).released,

@@ -11,9 +11,9 @@ import pytest
 from reconciler.failures import sentence
 from reconciler.fold import fold
 from reconciler.ladder import _RULES, backoff, drift
+from reconciler.memory import CLOCK_SKEW
 from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Reason, Unknown, Verb
 from reconciler.plan import make_plan
-from reconciler.situation import CLOCK_SKEW
 from worlds import (
     COMPLETE,
     NOW,

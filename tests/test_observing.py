@@ -19,10 +19,10 @@ from reconciler.errors import AccountingDisabled, AnotherPass, ClusterUnreachabl
 from reconciler.fold import fold
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
+from reconciler.memory import CLOCK_SKEW
 from reconciler.model import Observed, Outputs, OutputState, Phase, Reason, Sign, Step, Unknown
 from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
 from reconciler.ports import Doubt, FileInfo
-from reconciler.situation import CLOCK_SKEW
 from worlds import ABSENT, NOW, done, ended, evaluation, event, experiment, finetune, job, name_of, submitted
 
 STEP = finetune()

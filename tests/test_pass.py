@@ -272,6 +272,31 @@ def test_a_pass_killed_after_acceptance_is_followed_by_adoption_not_by_a_second_
     assert list(lab.conditions().values()).count(Condition.QUEUED) == 3
 
 
+def test_a_finished_run_that_slurm_starts_again_is_what_its_job_leaves_then(lab):
+    lab.run()
+    lab.finish("a/finetune")
+    lab.run()
+    lab.finish("a/eval/cap_epoch0")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.DONE
+    first = next(job for job in lab.cluster.jobs.values() if job.workdir.endswith("/a"))
+    lab.now += 1000
+    lab.cluster.jobs[first.id] = replace(first, state="RUNNING", phase=Phase.RUNNING, started=lab.now, ended=None)
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.RUNNING
+    lab.now += 1000
+    (lab.directory / "a/out/finetune/result").write_text("half")
+    os.utime(lab.directory / "a/out/finetune/result", (lab.now, lab.now))
+    lab.cluster.jobs[first.id] = replace(lab.cluster.jobs[first.id], state="NODE_FAIL", phase=Phase.ENDED, ended=lab.now)
+    before = len(lab.cluster.submissions)
+    for _ in range(5):
+        lab.run(100)
+    assert [job.name for job in lab.cluster.submissions[before:]] == [first.name.replace("-1", "-2")]
+    lab.finish("a/finetune")
+    lab.run()
+    assert lab.conditions()["a/finetune"] is Condition.DONE
+
+
 def test_passes_go_on_over_what_mends_itself_until_nothing_is_left_to_do(lab):
     keys = iter([None, "a/finetune", "b/finetune", "base/eval/cap_base", "a/eval/cap_epoch0", "b/eval/cap_epoch0"])
     seconds, complaints, reported = [], [], []

@@ -7,7 +7,9 @@ from itertools import permutations
 
 import pytest
 
+from reconciler.fold import fold
 from reconciler.ladder import backoff
+from reconciler.memory import CLOCK_SKEW
 from reconciler.model import Condition, OutputState, Phase, Policy, Reason, Token, Unknown, Verb
 from reconciler.plan import Gate
 from worlds import (
@@ -306,6 +308,110 @@ def test_a_requeued_job_is_the_same_attempt_and_its_own_end_counts():
     over = plan_for(STEP, events=[*preempted, event("reopened", STEP, NOW - 50, attempt=1)], queue=(failed,))
     assert [e["failure"] for e in over.learned if e["event"] == "ended"] == ["Unknown"]
     assert over.of(STEP.key).verb is not Verb.SUBMIT
+
+
+AT_ONCE = Policy(settle=0)
+FINISHED = [*submitted(STEP, at=NOW - 9000), event("ended", STEP, NOW - 8000, attempt=1, job="101", state="COMPLETED", failure="",
+            ended=NOW - 8000, started=NOW - 8500), done(STEP, NOW - 7900)]  # fmt: skip
+BY_HAND = event("adopted", STEP, NOW - 700, attempt=2, job="102", name=name_of(STEP, 2), by_hand=True, begun=NOW - 800)
+REQUEUED = event("reopened", STEP, NOW - 700, attempt=1)
+
+
+def over_again(attempt: int, state: str = "CANCELLED", **more):
+    facts = {"started": NOW - 600, "ended": NOW - 100, "cancelled_by": "1000", **more}
+    return job(STEP, Phase.ENDED, attempt=attempt, state=state, **facts)
+
+
+@pytest.mark.parametrize(("began", "number"), [(REQUEUED, 1), (BY_HAND, 2)], ids=["requeued", "by hand"])
+def test_what_a_job_wrote_over_a_result_is_looked_at_and_one_that_never_ran_wrote_nothing(began, number):
+    evaluated = evaluation()
+    world = {"events": [*FINISHED, done(evaluated, NOW - 7000), began], "seen": {STEP.key: TORN}, "policy": AT_ONCE}
+    live = plan_for(STEP, evaluated, queue=(job(STEP, attempt=number),), **world)
+    assert live.of(STEP.key).reason.code == "JobRunning"
+    cancelled = plan_for(STEP, evaluated, queue=(over_again(number),), **world)
+    assert cancelled.of(STEP.key).reason.code == "OutputsMissing"
+    whole = {**world, "seen": {STEP.key: COMPLETE}}
+    again = plan_for(STEP, evaluated, queue=(over_again(number, "COMPLETED"),), **whole).of(STEP.key)
+    assert (again.verb, again.reason.code) == (Verb.MARK_DONE, "Verified")
+    never_ran = plan_for(STEP, evaluated, queue=(over_again(number, started=None),), **world)
+    assert (never_ran.of(STEP.key).verb, never_ran.of(STEP.key).condition) == (Verb.KEEP, Condition.DONE)
+    for seen, condition in ((cancelled, Condition.FAILED), (never_ran, Condition.DONE)):
+        written = {**world, "events": [*world["events"], *({"at": NOW, **e} for e in seen.learned)]}
+        assert plan_for(STEP, evaluated, **written).of(STEP.key).condition is condition
+        assert plan_for(STEP, evaluated, **written).learned == ()
+
+
+def test_whole_epochs_of_two_trainings_are_no_result_before_a_person_says_so():
+    world = {"events": [*FINISHED, REQUEUED], "seen": {STEP.key: COMPLETE}, "policy": AT_ONCE}
+    broken_off = plan_for(STEP, queue=(over_again(1),), **world)
+    written = [*world["events"], *({"at": NOW, **e} for e in broken_off.learned)]
+    for action in (broken_off.of(STEP.key), decide(STEP, **{**world, "events": written})):
+        assert (action.verb, action.condition, action.reason.code) == (Verb.HOLD, Condition.HELD, "WrittenOver")
+        assert "job 101 wrote over a finished result and ended CANCELLED" in action.reason.message
+    accepted = [*written, {**done(STEP, NOW), "by_person": True}]
+    assert decide(STEP, **{**world, "events": accepted}).condition is Condition.DONE
+    again = [*written, event("rerun", STEP, NOW, newest=NOW - 5), *submitted(STEP, 2, NOW)]
+    over = job(STEP, Phase.ENDED, attempt=2, state="FAILED")
+    assert decide(STEP, **{**world, "events": again}, queue=(over,)).verb is Verb.MARK_DONE
+
+
+def test_logs_of_two_evaluations_are_files_of_their_own():
+    step = replace(evaluation(), need=None)
+    first = event("ended", step, NOW - 8000, attempt=1, job="101", state="COMPLETED", failure="", ended=NOW - 8000)
+    events = [*submitted(step, at=NOW - 9000), first, done(step, NOW - 7900), event("reopened", step, NOW - 700, attempt=1)]
+    over = job(step, Phase.ENDED, state="CANCELLED", cancelled_by="1000", started=NOW - 600, ended=NOW - 100)
+    assert decide(step, events=events, queue=(over,), seen={step.key: COMPLETE}).verb is Verb.MARK_DONE
+
+
+def test_what_was_evaluated_before_a_job_wrote_over_its_checkpoint_is_of_an_older_one():
+    evaluated = evaluation()
+    before = [*FINISHED, done(evaluated, NOW - 7000), REQUEUED]
+    end = event("ended", STEP, NOW - 90, attempt=1, job="101", state="COMPLETED", failure="", ended=NOW - 100, started=NOW - 600)
+    told = plan_for(STEP, evaluated, events=[*before, end, done(STEP, NOW - 80)]).of(evaluated.key)
+    assert told.condition is Condition.DONE
+    assert "a/finetune was trained anew since" in told.reason.message
+    never_ran = {**end, "state": "CANCELLED", "started": None}
+    assert "anew" not in plan_for(STEP, evaluated, events=[*before, never_ran]).of(evaluated.key).reason.message
+
+
+def test_a_result_is_of_the_last_of_several_jobs_that_may_have_written_over_it():
+    other = {**BY_HAND, "attempt": 3, "job": "103", "name": name_of(STEP, 3)}
+    ran = event(
+        "ended", STEP, NOW - 90, attempt=2, job="102", state="FAILED", failure="Unknown", ended=NOW - 100, started=NOW - 600
+    )
+    never = event("ended", STEP, NOW - 90, attempt=3, job="103", state="CANCELLED", failure="CancelledByPerson", ended=NOW - 100)
+    seen = {STEP.key: TORN}
+    for ends, condition in (([never, ran], Condition.VERIFYING), ([ran, never], Condition.VERIFYING)):
+        assert decide(STEP, events=[*FINISHED, BY_HAND, other, *ends], seen=seen, policy=AT_ONCE).condition is condition
+    none_ran = [{**never, "attempt": 2, "job": "102"}, never]
+    assert decide(STEP, events=[*FINISHED, BY_HAND, other, *none_ran], seen=seen).condition is Condition.DONE
+
+
+def test_a_job_that_came_to_light_after_its_end_wrote_nothing_over_a_later_result():
+    before = [*FINISHED, {**BY_HAND, "begun": NOW - 9500}]
+    end = event("ended", STEP, NOW - 90, attempt=2, job="102", state="FAILED", failure="Unknown", started=NOW - 9400)
+    long_before, at_the_time = ({**end, "ended": NOW - 7900 - CLOCK_SKEW + more} for more in (-1.0, 0.0))
+    assert decide(STEP, events=[*before, long_before], seen={STEP.key: TORN}, policy=AT_ONCE).condition is Condition.DONE
+    assert decide(STEP, events=[*before, at_the_time], seen={STEP.key: TORN}, policy=AT_ONCE).condition is Condition.VERIFYING
+
+
+def test_what_was_freed_of_a_checkpoint_is_not_said_of_the_one_after_it():
+    freed = event("free", STEP, NOW - 5000, epochs=[0], bytes=10, user="ana")
+    ran = event("ended", STEP, NOW - 90, attempt=1, job="101", state="COMPLETED", failure="", ended=NOW - 100, started=NOW - 600)
+    assert fold([*FINISHED, freed, REQUEUED]).of(STEP.key).freed is not None
+    assert fold([*FINISHED, freed, REQUEUED, ran]).of(STEP.key).freed is None
+    taken_back = fold([*FINISHED, freed, REQUEUED, {**ran, "state": "CANCELLED", "started": None}]).of(STEP.key)
+    assert (taken_back.freed is not None, taken_back.done is not None) == (True, True)
+
+
+@pytest.mark.parametrize("word", ["rerun", "done"])
+def test_a_word_or_a_new_result_outlives_what_may_be_written_over(word):
+    facts = {"definition": "def"} if word == "done" else {}
+    memory = fold([*FINISHED, REQUEUED, event(word, STEP, NOW - 50, **facts)]).of(STEP.key)
+    assert (memory.overtaken, memory.done is not None) == (None, word == "done")
+    if word == "rerun":
+        back = fold([*FINISHED, REQUEUED, event("rerun", STEP, NOW - 50), event("restored", STEP, NOW - 40)]).of(STEP.key)
+        assert (back.done, back.overtaken, back.anew) == (None, fold(FINISHED).of(STEP.key).done, 0)
 
 
 def test_a_job_that_only_the_accounting_calls_running_is_given_up_after_grace():

@@ -11,10 +11,10 @@ from reconciler.batch_script import parse_batch_script
 from reconciler.copies import jobs_of_copies
 from reconciler.disk import RealDisk
 from reconciler.fold import fold
-from reconciler.memory import Memory
+from reconciler.memory import CLOCK_SKEW, Memory
 from reconciler.model import Condition, Job, Observed, OutputState, Phase, Policy, Reason, Token, Unknown, Verb
 from reconciler.ownership import all_jobs, whose_jobs
-from reconciler.situation import CLOCK_SKEW, Situation, remember_ends
+from reconciler.situation import Situation, remember_ends
 from worlds import (
     COMPLETE,
     HERE,

@@ -25,8 +25,10 @@ from reconciler.memory import (
     Rerun,
     StepMemory,
     Word,
+    overtaken,
     reopened,
     unedited,
+    with_end,
 )
 from reconciler.model import Ask, Edit
 
@@ -158,12 +160,18 @@ def _moved(step: StepMemory, path: str, to: str) -> StepMemory:
     """What was in a directory has moved with it, also of a result that a rerun gave up and that may be taken back."""
     attempts = tuple(replace(attempt, output_dir=_there(attempt.output_dir, path, to)) for attempt in step.attempts)
     edits = tuple(replace(edit, path=Path(_there(str(edit.path), path, to))) for edit in step.edits)
-    done, rerun = step.done, step.rerun
+    done, before, rerun = step.done, step.overtaken, step.rerun
     if done is not None:
-        done = replace(done, evidence=tuple({**file, "path": _there(file["path"], path, to)} for file in done.evidence))
+        done = _result_moved(done, path, to)
+    if before is not None:
+        before = _result_moved(before, path, to)
     if rerun is not None and rerun.replaced is not None:
         rerun = replace(rerun, replaced=_moved(rerun.replaced, path, to))
-    return replace(step, attempts=attempts, edits=edits, done=done, rerun=rerun)
+    return replace(step, attempts=attempts, edits=edits, done=done, overtaken=before, rerun=rerun)
+
+
+def _result_moved(done: Done, path: str, to: str) -> Done:
+    return replace(done, evidence=tuple({**file, "path": _there(file["path"], path, to)} for file in done.evidence))
 
 
 def _there(name: str, path: str, to: str) -> str:
@@ -192,14 +200,18 @@ def _without(written: Mapping[str, tuple[str, ...]], cells: Mapping[str, str]) -
 
 
 def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> StepMemory:
-    if kind in ("intent", "adopted"):
+    if kind == "intent":
         return _with_attempt(step, kind, order, event)
+    if kind == "adopted":
+        return overtaken(_with_attempt(step, kind, order, event))
     if kind == "reopened":
-        return replace(step, attempts=tuple(reopened(a) if a.number == event["attempt"] else a for a in step.attempts))
+        attempts = tuple(reopened(a) if a.number == event["attempt"] else a for a in step.attempts)
+        return overtaken(replace(step, attempts=attempts))
     if kind in _OUTCOMES:
         changes = _OUTCOMES[kind](order, event)
         attempts = tuple(replace(a, **changes) if a.number == event["attempt"] else a for a in step.attempts)
-        return replace(step, attempts=attempts)
+        changed = replace(step, attempts=attempts)
+        return with_end(changed, changes["end"]) if kind == "ended" else changed
     if kind == "done":
         evidence = tuple(event.get("evidence", ()))
         by_person = bool(event.get("by_person"))
@@ -208,10 +220,12 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         definition = event["definition"]
         made = step.done if by_person else None
         generation, made_from = (made.generation, made.made_from) if made is not None else (definition, inputs)
-        done = Done(definition, order, by_person, evidence, event.get("meaning", {}), word, inputs, generation, made_from)
+        meaning, at = event.get("meaning", {}), float(event["at"])
+        done = Done(definition, order, by_person, evidence, meaning, word, inputs, generation, made_from, at)
         # A hold outlives the result: nothing is to follow it. What was to be cancelled has ended by itself.
         standing = step.word if step.word is not None and step.word.verb == "hold" and not done.by_person else None
-        return replace(step, done=done, word=standing, attempts=step.attempts if by_person else _with_result(step))
+        attempts = step.attempts if by_person else _with_result(step)
+        return replace(step, done=done, overtaken=None, word=standing, attempts=attempts)
     if kind == "edited":
         place = 0 if event.get("copied") else order
         edit = Edit(Path(event["path"]), event["key"], event["before"], event["after"], order=place, at=float(event["at"]))
@@ -233,7 +247,7 @@ def _apply_to_step(step: StepMemory, kind: str, order: int, event: Event) -> Ste
         return replace(step, freed=replace(step.freed, is_over=True))
     if kind == "rerun":
         rerun = Rerun(float(event["at"]), order, event.get("newest"), _word(kind, order, event), step.given_up or step)
-        return replace(step, word=None, released=order, done=None, rerun=rerun, freed=None)
+        return replace(step, word=None, released=order, done=None, overtaken=None, anew=order, rerun=rerun, freed=None)
     if kind == "restored" and step.given_up is not None:
         return _restored(step, step.given_up)
     return step
@@ -248,6 +262,8 @@ def _restored(step: StepMemory, then: StepMemory) -> StepMemory:
     return replace(
         step,
         done=then.done,
+        overtaken=then.overtaken,
+        anew=then.anew,
         word=step.word if is_newer else then.word,
         released=step.released if is_released else then.released,
         rerun=then.rerun,

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from reconciler.batch_script import log_paths
 from reconciler.failures import CANCELLED, class_of_refusal, sentence
-from reconciler.memory import LATEST, Attempt, Done, Rerun, StepMemory, Word
+from reconciler.memory import CLOCK_SKEW, LATEST, Attempt, Done, Rerun, StepMemory, Word
 from reconciler.model import (
     NEED_BLOCKED,
     NEED_UNMET,
@@ -35,7 +35,7 @@ from reconciler.pending import never_starts, tell
 from reconciler.plain_values import sealed
 from reconciler.queue_holds import watch_hold
 from reconciler.remedies import Remedy, advanced, remedy_for, suggestion
-from reconciler.situation import CLOCK_SKEW, Situation, attempt_of
+from reconciler.situation import Situation, attempt_of
 from reconciler.staleness import as_submitted, changed_since, drift, is_trained_anew, outdated_inputs, shortened
 
 _MAX_REFUSALS = 3
@@ -278,6 +278,17 @@ def _is_verified(s: Situation) -> Action | None:
         return _are_needs_unmet(s)
     last = s.memory.last_begun
     ended = last is not None and last.end is not None and last.end.state == "COMPLETED"
+    if (
+        last is not None
+        and last.end is not None
+        and last.end.order == s.memory.anew
+        and not ended
+        and s.step.stage is Stage.FINETUNE
+    ):
+        message = (
+            f"job {last.job} wrote over a finished result and ended {last.end.state}; what is there may be of both trainings"
+        )
+        return s.decide(Verb.HOLD, Condition.HELD, "WrittenOver", f"{message}; rerun it, or accept what is there")
     if not s.outputs.marked and not ended and s.now - _last_written(s) < s.policy.settle:
         message = f"the outputs verify, and must stay quiet for {s.policy.settle:.0f} s before they count"
         return s.decide(Verb.WAIT, Condition.VERIFYING, "Settling", message)

@@ -17,6 +17,9 @@ from reconciler.sizes import size_text
 LATEST = sys.maxsize
 """The order of what this pass has just learned and not yet written."""
 
+CLOCK_SKEW = 300.0
+"""Seconds that the clocks of two hosts of one cluster may differ: beyond that munge refuses them (man munge, TTL)."""
+
 WITHOUT_EVIDENCE = "CompletedWithoutEvidence"
 """The class of a COMPLETED job of whose log nothing else is told, should its outputs be missing. It is not written down with the
 job's end: most such jobs did their work."""
@@ -121,7 +124,7 @@ def unedited(edits: tuple[Edit, ...], key: str, now: str | None) -> tuple[Edit, 
 
 @dataclass(frozen=True)
 class Done:
-    """A step's result, once verified (or accepted by a person), under which definition and by which files.
+    """A step's result, verified (or accepted by a person) ``at`` a time (epoch s), under which definition and by which files.
 
     ``generation`` is the definition that it was really made from, ``made_from`` the inputs: a person's word may let it stand
     under others, and what was made from it stays so.
@@ -136,6 +139,7 @@ class Done:
     inputs: Mapping[str, str] = field(default_factory=dict)
     generation: str = ""
     made_from: Mapping[str, str] = field(default_factory=dict)
+    at: float = 0.0
 
     def is_of(self, definition: str) -> bool:
         """True where it stands under this definition, or was made from it."""
@@ -227,10 +231,14 @@ class StepMemory:
     cancelled by us.
     Attempts up to ``taken`` were made under this key by a run that has another name now.
     ``word`` is the ``hold`` or ``cancel`` that stands, ``words`` is all of them. ``edits`` are those of the run's configuration
-    that we set out to make and neither took back nor found gone (``remember_edits``)."""
+    that we set out to make and neither took back nor found gone (``remember_edits``).
+    ``overtaken`` is a result over which a job may write that lives since: requeued by Slurm, or submitted by hand. From the order
+    ``anew`` on, what is there is another result than before, by a rerun or by such a job."""
 
     attempts: tuple[Attempt, ...] = ()
     done: Done | None = None
+    overtaken: Done | None = None
+    anew: int = 0
     word: Word | None = None
     released: int = 0
     rerun: Rerun | None = None
@@ -261,9 +269,9 @@ class StepMemory:
 
     @property
     def last_result(self) -> Done | None:
-        """Its result, or the last one that a rerun gave up; None where it never had one."""
+        """Its result, or the last one that a rerun gave up or a job may write over; None where it never had one."""
         before = self.rerun.replaced if self.rerun is not None else None
-        return self.done or (before.last_result if before is not None else None)
+        return self.done or self.overtaken or (before.last_result if before is not None else None)
 
     def word_against(self, attempt: Attempt) -> Word | None:
         """The ``cancel`` or ``rerun`` by which a job of this attempt, should it be live, is to be cancelled. One that a person
@@ -280,6 +288,23 @@ class StepMemory:
     def open(self) -> tuple[Attempt, ...]:
         """The attempts whose outcome is not in writing; any of them, not the newest alone, may have a live job."""
         return tuple(attempt for attempt in self.attempts if attempt.is_open)
+
+
+def overtaken(step: StepMemory) -> StepMemory:
+    """The step as it is since one of its jobs is live although it was done: evidence decides once that has ended."""
+    return step if step.done is None else replace(step, done=None, overtaken=step.done)
+
+
+def with_end(step: StepMemory, end: End) -> StepMemory:
+    """The step since one of its jobs has ended, which its attempts show already. An overtaken result stands again where no job
+    ran after it."""
+    result = step.overtaken
+    if result is None:
+        return step
+    never_ran = end.never_ran and end.state == "CANCELLED"
+    if not never_ran and end.at >= result.at - CLOCK_SKEW:
+        return replace(step, overtaken=None, freed=None, anew=end.order)
+    return step if step.open else replace(step, done=result, overtaken=None)
 
 
 @dataclass(frozen=True)

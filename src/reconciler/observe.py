@@ -14,11 +14,10 @@ from reconciler.config_edit import original_of
 from reconciler.copies import jobs_of_copies
 from reconciler.errors import AccountingDisabled, ClusterUnreachable, DiskUnreadable
 from reconciler.failures import LOG_TAIL, needs_log
-from reconciler.memory import Memory, StepMemory
+from reconciler.memory import CLOCK_SKEW, Memory, StepMemory
 from reconciler.model import DISK_QUOTA, Desired, Job, Observed, Outputs, OutputState, Phase, Reason, Step, Unknown
 from reconciler.ownership import whose_jobs
 from reconciler.ports import Backend, Disk, Doubt, Tools, surely_directory
-from reconciler.situation import CLOCK_SKEW
 
 _RECENT = 3600.0  # s; sacct shows what was live at any time since (man sacct, --starttime)
 _ABNORMAL_ENDS = {"NodeFailure", "BootFailure", "Vanished"}

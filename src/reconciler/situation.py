@@ -10,7 +10,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reconciler.failures import classify
-from reconciler.memory import LATEST, WITHOUT_EVIDENCE, Attempt, End, Pause, StepMemory, Word, reopened, unedited
+from reconciler.memory import (
+    CLOCK_SKEW,
+    LATEST,
+    WITHOUT_EVIDENCE,
+    Attempt,
+    End,
+    Pause,
+    StepMemory,
+    Word,
+    overtaken,
+    reopened,
+    unedited,
+    with_end,
+)
 from reconciler.model import (
     Action,
     Condition,
@@ -30,9 +43,6 @@ from reconciler.model import (
     Verb,
     Written,
 )
-
-CLOCK_SKEW = 300.0
-"""Seconds that the clocks of two hosts of one cluster may differ: beyond that munge refuses them (man munge, TTL)."""
 
 
 @dataclass
@@ -111,7 +121,14 @@ def remember_ends(situation: Situation) -> StepMemory:
         if token is not None and not job.is_live and token.attempt not in known:
             known.add(token.attempt)
             attempts.append(_found(situation, job, token.attempt))
-    return replace(memory, attempts=tuple(sorted(attempts, key=lambda attempt: attempt.number)))
+    before = memory.attempts
+    memory = replace(memory, attempts=tuple(sorted(attempts, key=lambda attempt: attempt.number)))
+    for was, now in zip(before, attempts, strict=False):  # those that were found follow, with no outputs looked at if it is done
+        if was.end is not None and now.end is None:
+            memory = overtaken(memory)
+        elif was.end is None and now.end is not None:
+            memory = with_end(memory, now.end)
+    return memory
 
 
 def remember_edits(situation: Situation) -> StepMemory:

@@ -44,8 +44,8 @@ def staleness(step: Step, memory: StepMemory, need: StepMemory | None) -> tuple[
 
 
 def is_trained_anew(done: Done, need: StepMemory | None) -> bool:
-    """True where a person had the step before it done again since, and it is done again."""
-    return need is not None and need.done is not None and need.rerun is not None and done.order < need.rerun.order
+    """True where the step before it was done again since."""
+    return need is not None and need.done is not None and done.order < need.anew
 
 
 def changed_since(attempt: Attempt, step: Step) -> tuple[str, ...]:
