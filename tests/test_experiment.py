@@ -499,6 +499,37 @@ def test_an_eval_only_run_has_the_checkpoint_that_it_names(world: World) -> None
     assert "base/finetune" not in keys(desired)
 
 
+@pytest.mark.parametrize("named", ["{place}/model", "model", "../experiment/model"])
+def test_an_eval_only_run_whose_checkpoint_is_not_there_is_at_fault_wherever_one_stands(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    text = GOOD.replace("| Rank |", "| Checkpoint Path |").replace(
+        "| base | Control | - |", f"| base | eval-only | {named.format(place=world.directory)} |"
+    )
+    world.write(text).scaffold("r8", "base")
+    (tmp_path / "model").touch()
+    monkeypatch.chdir(tmp_path)  # a path is as the document has it, whoever asks from where
+    missing = world.load()
+    assert blocked(missing) == {"base/eval/cap_base": "NoCheckpoint"}
+    (problem,) = missing.problems
+    assert (problem.file.name, problem.line, problem.run, problem.warning) == ("experiment_summary.md", 8, "base", False)
+    assert str(world.directory) in problem.message
+    (world.directory / "model").mkdir()
+    there = world.load()
+    assert (blocked(there), there.problems) == ({}, ())
+    assert world.evaluator.seen["base"].checkpoint_path == world.directory / named.format(place=world.directory)
+
+
+def test_a_checkpoint_that_cannot_be_looked_at_is_not_missing(world: World, tmp_path: Path) -> None:
+    text = GOOD.replace("| Rank |", "| Checkpoint Path |").replace(
+        "| base | Control | - |", f"| base | eval-only | {tmp_path / 'file' / 'model'} |"
+    )
+    world.write(text).scaffold("r8", "base")
+    loop = tmp_path / "file"
+    loop.symlink_to(loop)
+    assert not blocked(world.load())
+
+
 # --- faults of one run ---------------------------------------------------------------------------
 
 

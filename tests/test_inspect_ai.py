@@ -719,13 +719,6 @@ def test_a_missing_script_blocks_its_evaluation_and_says_what_would_do(world: Wo
         assert accepted in problem.message
 
 
-def test_an_eval_only_run_whose_checkpoint_is_not_there_is_at_fault(evaluate: Callable[..., Reading], world: World) -> None:
-    there, gone = world.checkpoints[0], world.checkpoints[0].with_name("gone")
-    for path, faults in ((there, 0), (gone, 1)):
-        reading = evaluate(["tiny_base.slurm"], ("tiny", None), kind=RunKind.EVAL_ONLY, checkpoints={}, checkpoint_path=path)
-        assert [str(gone) in p.message for p in reading.problems if not p.warning] == [True] * faults
-
-
 def test_two_scripts_for_one_evaluation_are_a_question(evaluate: Callable[..., Reading]) -> None:
     reading = evaluate(["tiny_epoch0.slurm", "tiny_epoch0/cell.slurm"], ("tiny", 0))
     assert reading.steps[0].blocked is not None

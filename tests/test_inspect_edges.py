@@ -308,11 +308,6 @@ def test_every_fault_says_where_and_of_which_run(world: World) -> None:
     world.script("tiny_epoch7.slurm", "true")
     (epoch,) = (p for p in world.read(("tiny", 7)).problems if "no epoch 7" in p.message)
     assert (epoch.file.name, epoch.line, epoch.run, epoch.warning) == ("experiment_summary.md", 20, "r8", True)
-    gone = world.checkpoints[0].with_name("gone")
-    world.script("tiny_base.slurm", "true", epoch=None)
-    reading = world.read(("tiny", None), kind=RunKind.EVAL_ONLY, checkpoints={}, checkpoint_path=gone)
-    (missing,) = (p for p in reading.problems if str(gone) in p.message)
-    assert (missing.file.name, missing.line, missing.run, missing.warning) == ("experiment_summary.md", 7, "r8", False)
     hidden = TOOL.read(world.run(("tiny", 0)), Denied("eval"))
     assert [(p.file.name, p.line, p.run) for p in hidden.problems] == [("experiment_summary.md", 7, "r8")]
 
@@ -460,6 +455,17 @@ def test_a_model_path_is_read_from_where_the_command_runs(world: World) -> None:
     outputs = TOOL.check(world.step(), DISK)
     assert outputs.state is COMPLETE
     assert Path(outputs.evidence[0].path).name.endswith("_tiny2.eval")
+
+
+@pytest.mark.parametrize("kept_as", ["baseline.eval", "2026 before.eval", "0.eval"])
+def test_a_good_log_that_a_person_gave_a_name_does_not_hide_a_newer_one(world: World, kept_as: str) -> None:
+    kept = world.log("old", model_path=world.checkpoints[0], eval={"created": "2026-11-23T16:00:00+00:00"})
+    new = world.log("new", model_path=world.checkpoints[0], eval={"created": "2026-11-24T16:00:00+00:00"})
+    kept = kept.rename(kept.with_name(kept_as))
+    os.utime(kept)
+    assert [file.path for file in TOOL.check(world.step(), DISK).evidence] == [str(new)]
+    new.unlink()
+    assert [file.path for file in TOOL.check(world.step(), DISK).evidence] == [str(kept)]
 
 
 def test_a_script_that_tells_nothing_logs_where_scripts_of_its_layout_do(world: World) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from reconciler.errors import Problem
+from reconciler.errors import DiskUnreadable, Problem
 from reconciler.experiment.document import Document
-from reconciler.model import Reason, Stage, Step
+from reconciler.model import Reason, RunKind, Stage, Step
+from reconciler.ports import Disk
 from reconciler.text_limits import can_be_path
 
 
@@ -33,6 +35,20 @@ def linked(steps: Sequence[Step], document: Document) -> tuple[tuple[Step, ...],
         for key in [key for key, step in found.items() if step.run == problem.run and step.stage is Stage.FINETUNE]:
             found[key] = replace(found[key], need=None, blocked=found[key].blocked or Reason("Circle", problem.message))
     return tuple(found.values()), tuple(problems)
+
+
+def missing_models(steps: Sequence[Step], document: Document, directory: Path, disk: Disk) -> Iterator[Problem]:
+    """A problem for each eval-only run whose model is not there and is none that a run of this experiment makes: an evaluation
+    without it would only fail."""
+    outputs = _Outputs(steps)
+    for run in document.runs:
+        if run.kind is not RunKind.EVAL_ONLY or run.checkpoint_path is None:
+            continue
+        model = directory / run.checkpoint_path
+        with suppress(DiskUnreadable):  # not known: the job will see
+            if outputs.maker_of(model) is None and disk.stat(model) is None:
+                message = f"the checkpoint of the eval-only run `{run.name}`, {model}, is not there"
+                yield Problem(document.path, run.line, message, run.name)
 
 
 @dataclass(frozen=True)

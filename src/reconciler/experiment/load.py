@@ -26,7 +26,7 @@ from reconciler.experiment.document import (
     RunRow,
     decode,
 )
-from reconciler.experiment.links import linked
+from reconciler.experiment.links import linked, missing_models
 from reconciler.experiment.names import same_name
 from reconciler.experiment.strays import kept_apart
 from reconciler.model import (
@@ -88,8 +88,9 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
     steps = [step for reading in readings for step in reading.steps]
     hidden = tuple(run.name for run, reading in zip(document.runs, readings, strict=True) if reading.hides_steps)
     shared = tuple(_shared_outputs(steps, document))
-    linked_steps, circles = linked([_apart(step, shared) for step in steps], document)
-    kept, strays = kept_apart(linked_steps, directory, disk, DOCUMENTS)
+    linked_steps, circles = linked([_kept_back(step, "OutputsShared", shared) for step in steps], document)
+    lacking = tuple(missing_models(linked_steps, document, directory, disk))
+    kept, strays = kept_apart([_kept_back(step, "NoCheckpoint", lacking) for step in linked_steps], directory, disk, DOCUMENTS)
     found = (problem for reading in readings for problem in reading.problems)
     return Desired(
         name=document.name,
@@ -97,7 +98,7 @@ def load(path: Path, tools: Mapping[str, Tool], disk: Disk) -> Desired:
         document=directory / document.path.name,
         steps=kept,
         problems=(
-            *(*document.problems, *found, *shared, *circles, *strays),
+            *(*document.problems, *found, *shared, *circles, *lacking, *strays),
             *(*scene.unlisted(steps), *_patterns_in_path(directory, document)),
         ),
         hidden=hidden,
@@ -208,7 +209,7 @@ class _Scene:
             parameters=row.parameters,
             epochs=row.epochs or self.document.epochs,
             checkpoint_dir=self._checkpoint_dir(row),
-            checkpoint_path=row.checkpoint_path,
+            checkpoint_path=self.directory / row.checkpoint_path if row.checkpoint_path else None,
             planned=self.document.plan is not None,
             varied=self._varied,
         )
@@ -340,7 +341,7 @@ def _patterns_in_path(directory: Path, document: Document) -> Iterator[Problem]:
         yield Problem(document.path, 0, message, warning=True)
 
 
-def _apart(step: Step, shared: tuple[Problem, ...]) -> Step:
-    """The step, blocked where its run's outputs are another's too."""
-    fault = next((problem for problem in shared if problem.run == step.run), None)
-    return replace(step, blocked=Reason("OutputsShared", fault.message)) if fault and not step.blocked else step
+def _kept_back(step: Step, code: str, problems: tuple[Problem, ...]) -> Step:
+    """The step, blocked where one of the problems is its run's."""
+    fault = next((problem for problem in problems if problem.run == step.run), None)
+    return replace(step, blocked=Reason(code, fault.message)) if fault and not step.blocked else step

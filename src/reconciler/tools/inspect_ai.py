@@ -52,6 +52,7 @@ _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 _EPOCH_DIRECTORY = re.compile(r"epoch_\d+$")
 _NUMBERED = re.compile(r"(?P<task>.+)_epoch(?P<epoch>0|[1-9][0-9]*)")
 _INSPECT = re.compile(r"(^|/)inspect(_ai)?$")
+_TIMED = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d")  # how inspect-ai begins a log's name
 
 
 class InspectAI:
@@ -75,7 +76,7 @@ class InspectAI:
         places = ((evaluation, _candidates(run, evaluation, lone)) for evaluation in run.evaluations)
         readings = [_read_evaluation(run, evaluation, candidates, scripts, disk) for evaluation, candidates in places]
         steps = {step.key: step for step, _ in readings}
-        problems = [*_checkpoint_faults(run, disk), *(problem for _, its_problems in readings for problem in its_problems)]
+        problems = [problem for _, its_problems in readings for problem in its_problems]
         return Reading(_with_rivals(tuple(steps.values())), (*problems, *_unplanned(run, scripts)))
 
     def may_submit(self, step: Step, outputs: Outputs) -> str | None:
@@ -127,16 +128,6 @@ def _candidates(run: RunInput, evaluation: EvaluationInput, lone: frozenset[str]
         cells.append(task)
     places = [_Place(directory / f"{flat}.slurm", flat), *(_Place(directory / c / "cell.slurm", c, True) for c in cells)]
     return places if run.document.suffix == ".md" else [*places[1:], places[0]]
-
-
-def _checkpoint_faults(run: RunInput, disk: Disk) -> Iterator[Problem]:
-    """The model of an eval-only run is somebody else's to make: an evaluation without it would only fail."""
-    if run.kind is not RunKind.EVAL_ONLY or run.checkpoint_path is None:
-        return
-    with suppress(DiskUnreadable):  # not known: the job will see
-        if disk.stat(run.checkpoint_path) is None:
-            message = f"the checkpoint of the eval-only run `{run.name}`, {run.checkpoint_path}, is not there"
-            yield Problem(run.document, run.line, message, run.name)
 
 
 def _find_scripts(directory: Path, disk: Disk) -> tuple[Path, ...]:
@@ -537,12 +528,13 @@ def _judge(step: Step, disk: Disk, *, deep: bool) -> Outputs:
     logs = [name for name in names or () if name.endswith((".eval", ".json"))]
     weights = _newest_weights(wanted.model_path, disk) if wanted.model_path else None
     lacks = _lacks(step, wanted.model_path, disk) if wanted.model_path and weights is None and step.need else None
+    timed = [name for name in logs if _TIMED.match(name)]
     findings: list[_Finding] = []
-    for name in reversed(logs):  # names begin with the time: the newest first, and nothing beats a good one
+    for name in [*(name for name in logs if name not in timed), *reversed(timed)]:
         if finding := _judge_log(step, step.output_dir / name, weights, lacks, disk, deep=deep):
             findings.append(finding)
-            if finding.worth is _Worth.GOOD:
-                break
+            if finding.worth is _Worth.GOOD and name in timed:
+                break  # those that follow are older, and what has a name of its own was looked at
     best = min(findings, key=lambda finding: (finding.worth, -finding.created), default=None)
     if best is None:
         return Outputs(OutputState.ABSENT, Reason("NoLog", f"no log of this evaluation is in {step.output_dir}"), lacks=lacks)
