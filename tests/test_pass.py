@@ -35,7 +35,7 @@ from reconciler.ledger import Ledger
 from reconciler.loop import Scene, go_on, preview, run_pass
 from reconciler.model import Condition, Job, Outputs, OutputState, Phase, Policy, Reading, Reason, Stage, Unknown, Verb
 from reconciler.plan import make_plan
-from reconciler.render import stand
+from reconciler.render import Paint, applied_text, stand
 from reconciler.words import Order, carry_out, release_experiment
 from worlds import MemoryCluster, StandInTool
 
@@ -338,6 +338,31 @@ def test_passes_go_on_by_the_settings_as_they_are_and_wait_out_a_fault_of_theirs
     assert seconds == [5.0, 10.0, 10.0, 30.0]
     assert complaints == [f"{lab.directory / 'reconcile.yaml'}:1: no settings"]
     assert len(lab.cluster.submissions) == 3  # base's job is in the queue: no evaluation beside it
+
+
+def test_what_was_selected_is_not_waited_for_behind_what_was_not(lab):
+    scene = replace(lab.scene, select="*/eval/*")
+
+    def sleep(poll):
+        lab.now += poll
+        lab.finish("base/eval/cap_base")
+
+    seen = go_on(lambda: scene, lab.policy.poll, run_pass(scene), lambda seen: None, print, sleep)
+    assert [(a.condition, a.reason.message) for a in seen.actions if a.condition is not Condition.DONE] == [
+        (Condition.WAITING, "waits for a/finetune, which was not selected"),
+        (Condition.WAITING, "waits for b/finetune, which was not selected"),
+    ]
+    assert diff_exit_code(seen) == 4
+    assert "a/eval/cap_epoch0  waits for a/finetune, which was not selected" in applied_text(seen, Paint())
+    lab.run()  # whoever selects all has them running
+    assert diff_exit_code(preview(scene)) == 1
+    for key in ("a/finetune", "b/finetune"):
+        lab.finish(key)
+    lab.run()
+    for key in ("a/eval/cap_epoch0", "b/eval/cap_epoch0"):
+        lab.finish(key)
+    lab.run()
+    assert diff_exit_code(preview(scene)) == 0
 
 
 def test_a_half_saved_document_that_lacks_what_was_selected_is_waited_out(lab):

@@ -16,6 +16,7 @@ from reconciler.memory import CLOCK_SKEW, LATEST, Attempt, Done, Rerun, StepMemo
 from reconciler.model import (
     NEED_BLOCKED,
     NEED_UNMET,
+    NOT_SELECTED,
     OUTPUTS_MISSING,
     Action,
     Condition,
@@ -525,7 +526,9 @@ def backoff(policy: Policy, key: str, tries: int) -> float:
 
 
 def need_blocked(need: Action) -> Reason:
-    """Why a step waits whose need only a person can move on."""
+    """Why a step waits whose need goes on by a person alone."""
+    if need.reason.code == NOT_SELECTED:
+        return Reason(NEED_BLOCKED, f"waits for {need.step}, which was not selected")
     return Reason(NEED_BLOCKED, f"{need.step} needs a person first ({need.reason.code})")
 
 

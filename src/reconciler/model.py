@@ -567,8 +567,8 @@ class Action:
         return is_waiting and self.reason.code not in _ENDED_BY_OTHERS
 
 
-_ENDED_BY_OTHERS = frozenset({NEED_BLOCKED, DISK_QUOTA})
-"""Reasons for a wait that ends once another step goes on: where none will, a person has to."""
+_ENDED_BY_OTHERS = frozenset({NEED_BLOCKED, DISK_QUOTA, NOT_SELECTED})
+"""Reasons for a wait that ends once another step, or a pass that may do more, goes on: where none will, a person has to."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from reconciler import budget
 from reconciler.loop import Pass
-from reconciler.model import Action, Condition, Orphan, Stage, Verb
+from reconciler.model import NEED_BLOCKED, Action, Condition, Orphan, Stage, Verb
 from reconciler.published import attempts_of, changes_of, explained, explained_orphan, stale_of
 
 _GROUPS: tuple[tuple[str, str, str], ...] = (
@@ -161,11 +161,19 @@ def applied_text(seen: Pass, paint: Paint, *, verbose: bool = False) -> str:
         return diff_text(seen, paint, verbose=True)
     lines = _standing_lines(seen)
     lines += [f"{paint('!', 'yellow')} {plain(a.step)}  {why(seen, a)}" for a in seen.actions if a.condition.needs_person]
+    lines += [f"{paint('?', 'yellow')} {plain(a.step)}  {why(seen, a)}" for a in _behind_others(seen)]
     for action in (o.action for o in seen.shown if o.action.changes_something and o.result == "applied"):
         lines.append(f"{paint(mark(action), 'green')} {plain(action.step)}  {why(seen, action)}")
         lines += [f"    {plain(change)}" for change in changes_of(action)]
     lines += [f"{paint('?', 'yellow')} {plain(o.action.step)}  {why(seen, o.action)}" for o in failed(seen)]
     return "\n".join([*lines, *_orphan_lines(seen, paint)[2:], stand(seen)])
+
+
+def _behind_others(seen: Pass) -> list[Action]:
+    """What waits, for more than a time, for a step that is not shown."""
+    shown = {action.step for action in seen.actions}
+    needs = {step.key: step.need for step in seen.desired.steps}
+    return [action for action in seen.actions if action.reason.code == NEED_BLOCKED and needs[action.step] not in shown]
 
 
 def stand(seen: Pass) -> str:

@@ -22,7 +22,7 @@ from reconciler.experiment.load import DOCUMENTS, find_document, load
 from reconciler.experiment.settings import read_settings
 from reconciler.files import home
 from reconciler.loop import Pass, Scene, go_on, preview, run_pass
-from reconciler.model import Policy, Unknown
+from reconciler.model import Condition, Policy, Unknown
 from reconciler.tools import all_tools
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -222,12 +222,13 @@ def diff(asked: Asked) -> int:
 
 
 def diff_exit_code(seen: Pass) -> int:
-    """3 queue unknown, 1 something pending, 4 only a person can go on, 0 converged."""
+    """3 queue unknown, 1 something pending, 4 only a person can go on, 0 all that was selected is done."""
     if isinstance(seen.observed.queue, Unknown):
         return 3
     if any(action.is_pending for action in seen.actions):
         return 1
-    return 4 if seen.needs_person else 0
+    is_done = all(action.condition is Condition.DONE for action in seen.actions)
+    return 0 if is_done and not seen.needs_person else 4
 
 
 def _blindness(seen: Pass) -> int:
