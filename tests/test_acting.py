@@ -564,6 +564,23 @@ def test_torn_outputs_are_moved_aside_and_that_is_written_down(bench, tmp_path):
     ]
 
 
+def test_of_a_link_to_another_disk_the_outputs_are_moved_and_the_link_stays(bench, tmp_path):
+    here = bench()
+    (step,) = here.steps
+    disk, link = tmp_path / "disk", tmp_path / "out"
+    for name in ("epoch_0", "logs", "moved-aside-7/epoch_0"):
+        (disk / name).mkdir(parents=True)
+        (disk / name / "x").write_text(name)
+    link.symlink_to("disk")
+    half = replace(outputs(OutputState.INCOMPLETE, torn=(link,)), newest=NOW - 950)
+    here.act(ended(step, "NodeFailure"), seen={step.key: half})
+    assert len(here.cluster.submissions) == 1
+    aside = link / f"moved-aside-{int(NOW)}"
+    assert {p.name: (p / "x").read_text() for p in aside.iterdir()} == {"epoch_0": "epoch_0", "logs": "logs"}
+    assert (link.is_symlink(), sorted(p.name for p in disk.iterdir())) == (True, [aside.name, "moved-aside-7"])
+    assert [e["path"] for e in here.written("moved")] == [str(link / "epoch_0"), str(link / "logs")]
+
+
 def test_nothing_that_was_moved_aside_before_is_overwritten(tmp_path):
     places = []
     for content in "abc":

@@ -39,6 +39,8 @@ from reconciler.plan import Plan
 from reconciler.ports import Backend, Submission
 from reconciler.staleness import as_submitted
 
+_ASIDE = "moved-aside-"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -269,7 +271,7 @@ class _Pass:
 
     def _move_aside(self, action: Action, step: Step) -> Reason | None:
         """What was in the way may be another pass's result by the time it is moved: then it is put back, and why is returned."""
-        for path in action.move_aside:
+        for path in [part for torn in action.move_aside for part in _parts_of(torn)]:
             destination = move_aside(path, self._world.clock())
             why = self.obstacle()
             if why is not None:
@@ -348,13 +350,18 @@ class _Pass:
         )
 
 
+def _parts_of(path: Path) -> list[Path]:
+    """What is moved for a path: itself, or all that is in it where it is a link, so that the next outputs go to the same disk."""
+    return [part for part in sorted(path.iterdir()) if not part.name.startswith(_ASIDE)] if path.is_symlink() else [path]
+
+
 def move_aside(path: Path, now: float) -> Path:
     """Rename ``path`` to ``moved-aside-<time>/<name>`` beside it; nothing is ever deleted or overwritten.
 
     The name itself stays, and out of the way: a trainer that resumes looks for anything beginning with ``epoch_``.
     """
     for suffix in range(1000):
-        destination = path.parent / f"moved-aside-{int(now)}{f'-{suffix}' if suffix else ''}" / path.name
+        destination = path.parent / f"{_ASIDE}{int(now)}{f'-{suffix}' if suffix else ''}" / path.name
         if not os.path.lexists(destination):
             move(path, destination)
             return destination
