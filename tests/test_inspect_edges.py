@@ -468,6 +468,15 @@ def test_a_good_log_that_a_person_gave_a_name_does_not_hide_a_newer_one(world: W
     assert [file.path for file in TOOL.check(world.step(), DISK).evidence] == [str(kept)]
 
 
+def test_where_no_log_is_this_evaluations_the_reason_tells_of_what_one_is(world: World) -> None:
+    assert TOOL.check(world.step(), DISK).reason.message == f"no log of this evaluation is in {world.logs}"
+    log = world.log("other", model_path=world.checkpoints[1])
+    said = TOOL.check(world.step(), DISK).reason.message
+    assert said.endswith(f"; {log.name} is of the task tiny and {world.checkpoints[1]}, not of tiny at epoch 0")
+    log.write_bytes(b"torn")
+    assert TOOL.check(world.step(), DISK).reason.code == "LogDamaged"
+
+
 def test_a_script_that_tells_nothing_logs_where_scripts_of_its_layout_do(world: World) -> None:
     world.script("tiny_epoch0.slurm", "./evaluate.sh")
     assert world.step().output_dir == world.directory / "eval" / "logs"

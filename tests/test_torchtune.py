@@ -767,6 +767,7 @@ def test_settings_on_the_command_line_are_warned_of(complete: Sample, behind: st
         ("--wait", "--wait"),
         ("-W", "--wait"),
         ("--test-only", "--test-only"),
+        ("hetjob", "#SBATCH hetjob"),
         ("--clusters=other", "--clusters"),
         ("-M other", "--clusters"),
         ("--dependency=afterok:17", "--dependency"),

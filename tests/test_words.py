@@ -134,6 +134,21 @@ def test_hold_of_outputs_that_another_definition_made_does_not_call_them_done(qu
         carry_out(told_otherwise(queued, Other(other)), Order("hold", (A,)), lambda prospect: True)
 
 
+def test_words_about_half_a_training_of_another_definition_promise_nothing_that_does_not_happen(queued):
+    reason = Reason("Drifted", "trained with lr 1e-4; and epoch_1: is missing; rerun it, or put it back as it was")
+    half = Outputs(OutputState.MISMATCH, reason, has_work=True, whole=1)
+    finished(queued, A, "torn", "FAILED")
+    scene, heard = told_otherwise(queued, Other(half)), []
+    (released,) = carry_out(scene, Order("release", (A,)), lambda prospect: heard.append(prospect) or True)
+    assert heard[0].sentences[0].endswith("nothing follows from that while what is there is of another definition")
+    assert released.message == f"released, and nothing follows: {reason.message}"
+    assert preview(scene).plan.of(A).reason.code == "Drifted"
+    (accepted,) = carry_out(scene, Order("accept", (A,)), lambda prospect: heard.append(prospect) or True)
+    assert heard[1].sentences[0].endswith("its outputs count as done by your word")
+    assert accepted.message == f"accepted as done, although {reason.message}"
+    assert preview(scene).plan.of(A).condition is Condition.DONE
+
+
 def test_release_of_a_job_that_nobody_held_leaves_the_queue_alone(queued):
     class Untouched(MemoryCluster):
         def release(self, job_id):
@@ -640,6 +655,23 @@ def test_there_must_be_something_to_accept(queued):
     with pytest.raises(UsageError, match=f"{A}: there are no outputs"):
         order(queued, "accept", A)
     assert written(queued, "done", "placed") == []
+
+
+def test_an_evaluation_that_slurm_calls_completed_is_accepted_wherever_its_log_went(queued):
+    finished(queued)
+    queued.run()
+    for state, is_taken in (("FAILED", False), ("COMPLETED", True)):
+        queued.finish(EVAL, None, state)
+        queued.run(1000)
+        queued.run(1000)
+        if not is_taken:
+            with pytest.raises(UsageError, match=f"{EVAL}: there are no outputs to accept"):
+                order(queued, "accept", EVAL)
+            order(queued, "release", EVAL)
+            queued.run()
+    (accepted,) = order(queued, "accept", EVAL)
+    assert accepted.message.startswith("accepted as done, although ")
+    assert queued.conditions()[EVAL] is Condition.DONE
 
 
 def test_what_cannot_be_read_cannot_be_accepted(queued):

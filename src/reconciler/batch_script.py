@@ -159,6 +159,8 @@ def _directives(words: deque[tuple[str, int]]) -> Iterator[Directive]:
             yield Directive(option, value if equals else _next_value(option, words), line)
         elif word.startswith("-"):
             yield from _short_options(word[1:], words, line)
+        elif word in ("hetjob", "packjob"):
+            yield Directive("hetjob", None, line)
 
 
 def _short_options(letters: str, words: deque[tuple[str, int]], line: int) -> Iterator[Directive]:

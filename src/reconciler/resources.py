@@ -11,8 +11,8 @@ import re
 from reconciler.batch_script import BatchScript, parse_time_limit
 from reconciler.model import Ask
 
-# Whole nodes with all their GPUs; many jobs; numbers that depend on the nodes; parts of a GPU.
-_NOBODY_KNOWS = ("array", "gpus-per-socket", "ntasks-per-gpu", "tres-per-task")
+# Whole nodes with all their GPUs; many jobs, or one of several parts; numbers that depend on the nodes; parts of a GPU.
+_NOBODY_KNOWS = ("array", "hetjob", "gpus-per-socket", "ntasks-per-gpu", "tres-per-task")
 _MOST_GPUS = 10**6
 _SHARED = re.compile(r"(shard|mps)\b")
 _COUNT = re.compile(r"(?:[^:,=]+[:=])?(\d+)")

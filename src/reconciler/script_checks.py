@@ -16,6 +16,7 @@ from reconciler.ports import Disk
 
 _SURPRISES = {
     "array": "--array makes many jobs of one step; give each its own run, or loop inside the script",
+    "hetjob": "`#SBATCH hetjob` makes one job of several, which the queue shows as several of one step; make it one job",
     "wait": "--wait keeps sbatch from answering until the job ends; take it out",
     "test-only": "--test-only validates and submits nothing; take it out",
     "clusters": "--clusters may send the job where this cluster's queue does not show it; submit from that cluster instead",

@@ -90,7 +90,13 @@ class Case:
     @property
     def is_finished(self) -> bool:
         """True where it has a result, of whatever definition."""
-        return self.action.condition in (Condition.DONE, Condition.DRIFTED)
+        is_known = self.memory.done is not None or self.action.verb is Verb.MARK_DONE
+        return self.action.condition is Condition.DONE or (self.is_drifted and is_known)
+
+    @property
+    def is_drifted(self) -> bool:
+        """True where what is there was made under another definition, be it a result or not."""
+        return self.action.condition is Condition.DRIFTED
 
     @property
     def loses(self) -> int:
@@ -223,11 +229,17 @@ def _no_outputs_to_accept(case: Case) -> str | None:
         return f"there is no result to accept ({action.reason.message})"
     if outputs is None or outputs.state is OutputState.UNKNOWN:
         return outputs.reason.message if outputs else "its outputs were not examined"
-    if outputs.state is OutputState.ABSENT and not case.is_finished:
+    if outputs.state is OutputState.ABSENT and not (case.is_finished or _ended_well(case)):
         return f"there are no outputs to accept ({outputs.reason.message})"
     if not case.has_checkpoint and not case.is_finished:
         return f"there is no checkpoint to accept ({outputs.reason.message})"
     return None
+
+
+def _ended_well(case: Case) -> bool:
+    """True where Slurm calls the last job of an evaluation COMPLETED: its log may be where it is not looked for."""
+    last = case.memory.last_begun
+    return case.step.stage is Stage.EVALUATION and last is not None and last.end is not None and last.end.state == "COMPLETED"
 
 
 # --- what is told before ------------------------------------------------------------------------------
@@ -253,6 +265,8 @@ def _release_told(case: Case) -> str:
         return "; ".join(_starts(case))
     if case.is_finished:
         return "what follows it may start"
+    if case.is_drifted:
+        return "nothing follows from that while what is there is of another definition"
     if case.live:
         return "a person's word on it is lifted"
     if case.course is not None and case.course.lifts_hold_only:
@@ -290,8 +304,8 @@ def _accept_told(case: Case) -> str:
         return f"{named(case.queued)} stands as it is"
     if case.memory.given_up is not None:
         return f"it is not done again, and {_as_before(case.memory.given_up)}"
-    is_drifted = case.action.condition is Condition.DRIFTED
-    return "its result stands under the new definition" if is_drifted else "its outputs count as done by your word"
+    is_result = case.is_drifted and case.is_finished
+    return "its result stands under the new definition" if is_result else "its outputs count as done by your word"
 
 
 def _as_before(then: StepMemory) -> str:
@@ -381,6 +395,8 @@ def _release(court: Court, case: Case) -> None:
         court.tell(case, f"released; {'; '.join(_starts(case))}")
     elif case.is_finished:
         court.tell(case, "released; what follows it may start")
+    elif case.is_drifted:
+        court.tell(case, f"released, and nothing follows: {case.action.reason.message}")
     elif case.live or facts:
         court.tell(case, "released" if case.live else "released; goes on as before it was held")
     else:
@@ -429,7 +445,8 @@ def _accept_outputs(court: Court, case: Case) -> None:
         by_person=True,
         evidence=evidence,
     )
-    court.tell(case, "accepted as done")
+    doubt = case.outputs.reason.message if case.outputs and case.outputs.state is not OutputState.COMPLETE else ""
+    court.tell(case, "accepted as done" + (f", although {doubt}" if doubt and not case.is_finished else ""))
 
 
 def _rerun(court: Court, case: Case) -> None:

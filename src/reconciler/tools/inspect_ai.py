@@ -537,7 +537,8 @@ def _judge(step: Step, disk: Disk, *, deep: bool) -> Outputs:
                 break  # those that follow are older, and what has a name of its own was looked at
     best = min(findings, key=lambda finding: (finding.worth, -finding.created), default=None)
     if best is None:
-        return Outputs(OutputState.ABSENT, Reason("NoLog", f"no log of this evaluation is in {step.output_dir}"), lacks=lacks)
+        message = f"no log of this evaluation is in {step.output_dir}{_whose(step, logs, disk)}"
+        return Outputs(OutputState.ABSENT, Reason("NoLog", message), lacks=lacks)
     return Outputs(
         _STATES[best.worth],
         best.reason,
@@ -585,6 +586,17 @@ def _judge_log(
         others = ", ".join(_title(rival) for rival in rivals if _is_of(rival, log))
         return found(_Worth.SHARED, "LogAmbiguous", f"{path.name} may belong to {_title(wanted)} or to {others}; which is it?")
     return found(_Worth.GOOD, "LogVerified", f"{path.name} succeeded with {progress}")
+
+
+def _whose(step: Step, logs: Sequence[str], disk: Disk) -> str:
+    """What a log that is there is of instead, in words that tell a slip in the script or the document; empty where none is."""
+    wanted = cast(_Wanted, step.spec["wanted"])
+    with suppress(DiskUnreadable, LogDamaged):
+        log = read_eval_log(step.output_dir / logs[-1], disk) if logs else None
+        if log is not None:
+            of = log.registry_name or log.task
+            return f"; {logs[-1]} is of the task {of} and {_model_path(log) or log.model}, not of {_title(wanted)}"
+    return ""
 
 
 def _title(wanted: _Wanted) -> str:

@@ -477,18 +477,23 @@ def _check(training: _Training, disk: Disk, deep: bool) -> Outputs:
     traces = _look(directory, disk)
     if traces is None:
         return Outputs(OutputState.ABSENT, Reason("NoOutputs", f"{directory} holds no training"))
+    judged = _judge(training, traces, disk, deep)
     differences = _differences(traces.launched, training.meaning)
-    if traces.is_trained and differences:
-        message = f"{directory} was trained from another configuration: {_CONFIG}: {_differing(differences)}"
-        return Outputs(
-            OutputState.MISMATCH,
-            Reason("Drifted", message),
-            newest=traces.newest,
-            torn=_torn(traces, 0),
-            has_work=True,
-            differs=tuple(differences),
-        )
-    return _judge(training, traces, disk, deep)
+    if not (traces.is_trained and differences):
+        return judged
+    message = f"{directory} was trained from another configuration: {_CONFIG}: {_differing(differences)}"
+    is_whole = judged.state is OutputState.COMPLETE
+    way_out = "accept or rerun it" if is_whole else f"and {judged.reason.message}; rerun it, or put {_CONFIG} back as it was"
+    return Outputs(
+        OutputState.MISMATCH,
+        Reason("Drifted", f"{message}; {way_out}"),
+        newest=traces.newest,
+        evidence=judged.evidence,
+        torn=_torn(traces, 0),
+        has_work=True,
+        whole=judged.whole,
+        differs=tuple(differences),
+    )
 
 
 def _lacks(training: _Training, disk: Disk) -> Reason | Unknown | None:

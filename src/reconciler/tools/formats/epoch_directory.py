@@ -153,7 +153,7 @@ class _Examination:
     def _copy_fault(self, path: Path, size: int) -> str | None:
         found = self._disk.stat(path)
         if found is None or found.is_dir:
-            return "is missing, a copy of the base model's"
+            return "is missing, a copy of the base model's (`accept` what is there if the base model got that file since)"
         return None if found.size == size else f"has {found.size} bytes, the base model's {size}"
 
     def _identify(self, path: Path, since: int | None) -> str | None:
