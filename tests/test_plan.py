@@ -487,13 +487,13 @@ def test_a_job_under_a_name_that_the_site_put_something_before_is_taken_over_onc
 def test_steps_that_are_not_selected_take_no_place_in_the_queue():
     steps = [finetune("a"), finetune("b")]
     plan = plan_for(*steps, policy=Policy(max_in_flight=1), select="b/*")
-    assert [a.reason.code for a in plan.actions] == ["NotSelected", "NotStarted"]
+    assert [(a.reason.code, a.rule) for a in plan.actions] == [("NotSelected", "selection"), ("NotStarted", "submit")]
     assert plan.of("b/finetune").verb is Verb.SUBMIT
 
 
 def test_what_stands_behind_a_step_stopped_for_a_person_is_not_pending():
     plan = plan_for(STEP, evaluation(), gate=Gate(Reason("ManyFailures", "three in a row")))
-    assert [a.reason.code for a in plan.actions] == ["ManyFailures", "NeedBlocked"]
+    assert [(a.reason.code, a.rule) for a in plan.actions] == [("ManyFailures", "limit"), ("NeedBlocked", "needs unmet")]
     assert not any(a.is_pending for a in plan.actions)
 
 

@@ -48,6 +48,7 @@ def stopped(action: Action, gate: Gate) -> Action:
         move_aside=(),
         changes=(),
         held=False,
+        rule="limit",
         options={},
         edits=(),
         reverts=(),

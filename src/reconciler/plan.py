@@ -255,7 +255,7 @@ def _leave_alone(action: Action, select: str) -> Action:
         return action
     reason = Reason(NOT_SELECTED, f"--select {select} leaves this step alone")
     idle = replace(action, verb=Verb.WAIT, condition=Condition.WAITING, reason=reason, move_aside=(), changes=())
-    return replace(idle, release=False, hold_job=False, options={}, edits=(), reverts=())
+    return replace(idle, release=False, hold_job=False, options={}, edits=(), reverts=(), rule="selection")
 
 
 def _needs_first(steps: Sequence[Step]) -> list[Step]:
