@@ -111,23 +111,26 @@ def remember_ends(situation: Situation) -> StepMemory:
     is for the ladder to take over.
     """
     memory = situation.memory
-    attempts = []
     for attempt in memory.attempts:
         jobs = [job for job in situation.jobs if attempt_of(situation, job) is attempt]
-        attempts.append(_updated(situation, attempt, jobs))
-    known = {attempt.number for attempt in attempts}
+        memory = _followed(memory, attempt, _updated(situation, attempt, jobs))
+    known = {attempt.number for attempt in memory.attempts}
     for job in situation.jobs:
         token = Token.parse(job.name)
         if token is not None and not job.is_live and token.attempt not in known:
             known.add(token.attempt)
-            attempts.append(_found(situation, job, token.attempt))
-    before = memory.attempts
-    memory = replace(memory, attempts=tuple(sorted(attempts, key=lambda attempt: attempt.number)))
-    for was, now in zip(before, attempts, strict=False):  # those that were found follow, with no outputs looked at if it is done
-        if was.end is not None and now.end is None:
-            memory = overtaken(memory)
-        elif was.end is None and now.end is not None:
-            memory = with_end(memory, now.end)
+            memory = _followed(memory, None, _found(situation, job, token.attempt))
+    return memory
+
+
+def _followed(memory: StepMemory, was: Attempt | None, now: Attempt) -> StepMemory:
+    """Memory with what became of one attempt, ``was`` None where it was found; as the events tell that were learned of it."""
+    others = (attempt for attempt in memory.attempts if attempt.number != now.number)
+    memory = replace(memory, attempts=tuple(sorted((*others, now), key=lambda attempt: attempt.number)))
+    if was is None or (was.end is not None and now.end is None):
+        memory = overtaken(memory)
+    if now.end is not None and (was is None or was.end is None):
+        memory = with_end(memory, now.end)
     return memory
 
 
