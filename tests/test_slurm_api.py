@@ -93,7 +93,7 @@ def test_auto_takes_pyslurm_where_it_is_beside_the_commands_and_never_local(tmp_
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ClusterUnreachable, match="--backend local"):
         choose("auto", None, print)
-    with pytest.raises(UsageError, match="pip install"):
+    with pytest.raises(UsageError, match="install the release of it that is for this Slurm"):
         choose("pyslurm", None, print)
     for command in ("sbatch", "squeue"):
         (tmp_path / command).write_text("#!/bin/sh\n")
