@@ -10,7 +10,7 @@ import pytest
 from reconciler.fold import fold
 from reconciler.ladder import backoff
 from reconciler.memory import CLOCK_SKEW
-from reconciler.model import Condition, OutputState, Phase, Policy, Reason, Token, Unknown, Verb
+from reconciler.model import Condition, OutputState, Phase, Policy, Reason, Stage, Token, Unknown, Verb
 from reconciler.plan import Gate
 from worlds import (
     ABSENT,
@@ -369,7 +369,11 @@ def test_what_was_evaluated_before_a_job_wrote_over_its_checkpoint_is_of_an_olde
     end = event("ended", STEP, NOW - 90, attempt=1, job="101", state="COMPLETED", failure="", ended=NOW - 100, started=NOW - 600)
     told = plan_for(STEP, evaluated, events=[*before, end, done(STEP, NOW - 80)]).of(evaluated.key)
     assert told.condition is Condition.DONE
-    assert "a/finetune was trained anew since" in told.reason.message
+    how = "its outputs were verified; a/finetune was trained anew since"
+    assert told.reason.message == f"{how} (`rerun --stale` evaluates it again)"
+    beyond = replace(evaluated, stage=Stage.FINETUNE)
+    trained = plan_for(STEP, beyond, events=[*before, end, done(STEP, NOW - 80)]).of(evaluated.key)
+    assert trained.reason.message == f"{how} (`rerun` trains it again)"
     never_ran = {**end, "state": "CANCELLED", "started": None}
     assert "anew" not in plan_for(STEP, evaluated, events=[*before, never_ran]).of(evaluated.key).reason.message
 

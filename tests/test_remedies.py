@@ -177,6 +177,22 @@ def test_attempts_that_advanced_it_do_not_count_and_one_that_did_not_holds_it():
     assert after(stuck, left(5, of=9), resume=True, time=TIME).options == {"time": "90"}
 
 
+def test_what_the_last_attempt_left_tells_whether_it_advanced():
+    events = [*RESUMED, *failed("NodeFailure", 1, NOW - 900), *failed("NodeFailure", 2, NOW - 300, from_epoch=1)]
+    settings: dict[str, Any] = {"resume": True, "retry": {"NodeFailure": 0}}
+    assert after(events, left(2, of=9), standing(resume="True"), **settings).verb is Verb.SUBMIT
+    assert after(events, left(1, of=9), standing(resume="True"), **settings).condition is Condition.FAILED
+
+
+def test_after_a_rerun_nothing_is_told_of_what_it_gave_up():
+    noted = replace(left(0), newest=NOW - 950, resume_note="recipe_state counts 3 epochs")
+    events = failed("NodeFailure")
+    assert "begins anew: recipe_state counts 3 epochs" in after(events, noted, resume=True).changes
+    again = after([*events, event("rerun", STEP, NOW - 10, newest=NOW - 950)], noted, resume=True)
+    assert (again.verb, again.reason.code) == (Verb.SUBMIT, "Rerun")
+    assert not any("begins anew" in change for change in again.changes)
+
+
 def test_the_wait_after_an_attempt_that_advanced_it_is_the_first_wait_however_many_went_before():
     events = [e for n in range(1, 6) for e in failed("TimeLimit", n, NOW - 9000 + n, from_epoch=n - 1)]
     waits, over = (failed("TimeLimit", 6, NOW - ago, from_epoch=5) for ago in (599, 661))

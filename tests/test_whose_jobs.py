@@ -37,6 +37,11 @@ STEP = finetune()
 OTHER = finetune("b")
 
 
+OVER = [*submitted(STEP)[:2], event("ended", STEP, NOW - 800, attempt=1, job="101", state="COMPLETED", failure="", ended=NOW - 800,
+        started=NOW - 900), done(STEP)]  # fmt: skip
+REQUEUED = event("reopened", STEP, NOW - 100, attempt=1)
+
+
 def learned(step=STEP, **world):
     """The events that a plan has learned, without the step's key."""
     return [{k: v for k, v in e.items() if k != "step"} for e in plan_for(step, **world).learned]
@@ -387,6 +392,11 @@ UNSEEN = [*submitted(STEP), event("unseen", STEP, NOW - 600, attempt=1)]
         pytest.param(submitted(STEP)[:1], (job(STEP, Phase.ENDED),), None, id="ended"),
         pytest.param([], (job(STEP, Phase.ENDED, attempt=2),), None, id="found ended"),
         pytest.param([], (), (job(STEP, attempt=2),), id="found unlisted"),
+        pytest.param(OVER, (job(STEP),), None, id="requeued although done"),
+        pytest.param([*OVER, REQUEUED], (job(STEP, Phase.ENDED, started=NOW - 90, ended=NOW - 9),), None, id="and ended again"),
+        pytest.param([*OVER, REQUEUED], (job(STEP, Phase.ENDED, state="CANCELLED", ended=NOW - 9),), None, id="and never ran"),
+        pytest.param(OVER, (job(STEP, Phase.ENDED, attempt=2, started=NOW - 90, ended=NOW - 9),), None, id="found ended, done"),
+        pytest.param(OVER, (job(STEP, Phase.ENDED, attempt=2, ended=NOW - 9000),), None, id="found ended before it was done"),
     ],
 )
 def test_what_a_pass_goes_on_with_is_what_the_next_one_reads(events, queue, accounting):
@@ -394,11 +404,12 @@ def test_what_a_pass_goes_on_with_is_what_the_next_one_reads(events, queue, acco
     memory = fold(events)
     ours = whose_jobs(experiment(STEP), observed, memory)
     situation = Situation(STEP, memory.of(STEP.key), ours.of(STEP.key), None, observed, Policy(), NOW, None)
-    known = remember_ends(situation).attempts
+    known = remember_ends(situation)
     assert bool(situation.learned) == (queue != (job(STEP, Phase.QUEUED, held=True),))
-    read = fold([*events, *({"at": NOW, **e} for e in situation.learned)]).of(STEP.key).attempts
-    in_no_order = [[replace(a, order=0, end=a.end and replace(a.end, order=0)) for a in attempts] for attempts in (known, read)]
+    read = fold([*events, *({"at": NOW, **e} for e in situation.learned)]).of(STEP.key)
+    in_no_order = [[replace(a, order=0, end=a.end and replace(a.end, order=0)) for a in m.attempts] for m in (known, read)]
     assert in_no_order[0] == in_no_order[1]
+    assert (known.done, known.overtaken, bool(known.anew)) == (read.done, read.overtaken, bool(read.anew))
 
 
 @pytest.mark.parametrize("blocked", [None, Reason("NotScaffolded", "no script")])
