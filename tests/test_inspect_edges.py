@@ -364,12 +364,15 @@ def test_files_are_read_up_to_a_limit_and_what_is_larger_is_no_script(world: Wor
         (step,) = TOOL.read(world.run(("tiny", 0)), Bounded()).steps
         return step.blocked.message if step.blocked is not None else ""
 
-    for file, most, comment in ((script, _MAX_SCRIPT, b"\n"), (settings, _MAX_SETTINGS, b"#")):
+    for file, most, comment, told in (
+        (script, _MAX_SCRIPT, b"\n", f"{_MAX_SCRIPT >> 20} MiB"),
+        (settings, _MAX_SETTINGS, b"#", f"{_MAX_SETTINGS >> 10} KiB"),
+    ):
         start = file.read_bytes() if file.exists() else b""
         file.write_bytes(start + comment * (most - len(start)))
         assert blocked() == ""
         file.write_bytes(start + comment * (most - len(start) + 1))
-        assert blocked().startswith(f"{file}: is larger than")
+        assert blocked() == f"{file}: is larger than {told}; is it the right file?"
         file.write_bytes(start)
 
 
@@ -471,8 +474,14 @@ def test_a_good_log_that_a_person_gave_a_name_does_not_hide_a_newer_one(world: W
 def test_where_no_log_is_this_evaluations_the_reason_tells_of_what_one_is(world: World) -> None:
     assert TOOL.check(world.step(), DISK).reason.message == f"no log of this evaluation is in {world.logs}"
     log = world.log("other", model_path=world.checkpoints[1])
-    said = TOOL.check(world.step(), DISK).reason.message
-    assert said.endswith(f"; {log.name} is of the task tiny and {world.checkpoints[1]}, not of tiny at epoch 0")
+    other = f" and {world.checkpoints[1]}, not of tiny at epoch 0"
+    assert TOOL.check(world.step(), DISK).reason.message.endswith(f"; {log.name} is of the task tiny{other}")
+    world.log("other", model_path=world.checkpoints[1], eval={"task_registry_name": "lib/large", "task": "large"})
+    assert TOOL.check(world.step(), DISK).reason.message.endswith(f" is of the task lib/large{other}")
+    world.log("other", model_path=world.checkpoints[1], eval={"task_registry_name": None, "task": "large"})
+    assert TOOL.check(world.step(), DISK).reason.message.endswith(f" is of the task large{other}")
+    denied = TOOL.check(world.step(), Denied("logs")).reason
+    assert (denied.code, "Permission denied" in denied.message) == ("DiskUnreadable", True)
     log.write_bytes(b"torn")
     assert TOOL.check(world.step(), DISK).reason.code == "LogDamaged"
 

@@ -16,7 +16,7 @@ import pytest
 
 from reconciler.errors import DiskUnreadable
 from reconciler.model import Edit, OutputState, Step, Written
-from reconciler.tools.torchtune import _MAX_CONFIG, TOOL
+from reconciler.tools.torchtune import _MAX_CONFIG, TOOL, _config_of
 from test_torchtune import DISK, Sample, Sealed, complete, rewrite, sample, truncate, unpacked  # noqa: F401 - the fixtures
 
 BROKEN = OutputState.INCOMPLETE
@@ -373,6 +373,21 @@ def test_settings_on_the_command_line_are_found_wherever_it_is_broken(complete: 
     problems = complete.read()[1]
     assert [p.message.split("`")[1] for p in problems] == ([found] if found else [])
     assert all((p.file.name, p.line, p.run, p.warning) == ("finetune.slurm", 2, "complete", True) for p in problems)
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("srun --config=a tune run r --config b x=1 y", ("b", ("x=1", "y"))),
+        ("tune run r --config=b x=1", ("b", ("x=1",))),
+        ("tune run r --config", ("", ())),
+        ("tune run", (None, ())),
+        ("tune cp r --config b", (None, ())),
+        ("tuner run r --config b", (None, ())),
+    ],
+)
+def test_the_configuration_of_a_launch_and_what_follows_it(command: str, found: tuple[str | None, tuple[str, ...]]) -> None:
+    assert _config_of(tuple(command.split())) == found
 
 
 OTHER = "/r/complete/other"  # as the tests below write where the samples are
