@@ -386,6 +386,16 @@ def test_only_the_failures_since_the_last_release_count_against_the_retries():
     assert decide(STEP, events=other, policy=policy).verb is Verb.SUBMIT
 
 
+@pytest.mark.parametrize("outcome", ["limited", "withdrawn"])
+def test_what_the_site_did_not_take_or_was_withdrawn_is_no_attempt_that_a_retry_follows(outcome):
+    def come_to_nothing(number: int) -> list:
+        return [*submitted(STEP, number, NOW - 15)[:1], event(outcome, STEP, NOW - 14, attempt=number, message="QOS")]
+
+    assert decide(STEP, events=come_to_nothing(1), policy=Policy(backoff=0)).reason.code == "NotStarted"
+    failed_before = [*ended(STEP, "NodeFailure", at=NOW - 20), *come_to_nothing(2)]
+    assert decide(STEP, events=failed_before, policy=Policy(backoff=60, settle=0)).reason.code == "BackingOff"
+
+
 def test_a_refusal_after_a_limit_or_a_lost_submission_is_still_the_third_in_a_row():
     limited = [*submitted(STEP, 3, NOW - 6000)[:1], event("limited", STEP, NOW - 6000, attempt=3, message="QOS")]
     lost = [*submitted(STEP, 4, NOW - 5500)[:1], event("lost", STEP, NOW - 5400, attempt=4)]

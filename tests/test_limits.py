@@ -229,6 +229,16 @@ def test_a_limit_is_over_once_the_site_takes_a_job_again_and_begins_anew_after_t
         assert plan_for(*steps, queue=(job(steps[1]),), events=again).of("c/finetune").verb is verb
 
 
+def test_a_limit_is_told_by_the_clock_of_this_pass_and_no_more_after_a_release_of_the_whole():
+    step = finetune()
+    kept = [*submitted(step, 1, NOW - 30)[:1], event("limited", step, NOW - 30, attempt=1, message="QOS")]
+    policy = Policy(backoff=60)
+    assert decide(step, events=kept, policy=policy).reason.code == "LimitReached"
+    long_ago = [{**e, "at": e["at"] - 60} for e in kept]
+    assert decide(step, events=long_ago, policy=policy).verb is Verb.SUBMIT
+    assert decide(step, events=[*kept, {"event": "release", "at": NOW}], policy=policy).verb is Verb.SUBMIT
+
+
 def test_a_limit_is_asked_about_at_once_after_a_release_and_where_the_script_asks_for_something_else():
     assert decide(STEP, events=[*kept(STEP, 20), event("release", STEP, NOW)]).verb is Verb.SUBMIT
     assert decide(STEP, events=[*kept(STEP, 20), {"event": "release", "at": NOW}]).verb is Verb.SUBMIT

@@ -20,12 +20,13 @@ from reconciler.fold import fold
 from reconciler.ledger import Ledger
 from reconciler.lock import pass_lock
 from reconciler.memory import CLOCK_SKEW
-from reconciler.model import Observed, Outputs, OutputState, Phase, Reason, Sign, Step, Unknown
-from reconciler.observe import asks_cluster, doubt_an_empty_queue, observe, roots_seen
+from reconciler.model import Edit, Observed, Outputs, OutputState, Phase, Reason, Sign, Step, Unknown
+from reconciler.observe import _why_sealed, asks_cluster, doubt_an_empty_queue, observe, roots_seen
 from reconciler.ports import Doubt, FileInfo
 from worlds import ABSENT, NOW, done, ended, evaluation, event, experiment, finetune, job, name_of, submitted
 
 STEP = finetune()
+RESUMES = replace(STEP, resume=Edit(Path("/exp/a/finetune.yaml"), "resume", "False", "True"))
 BLOCKED = replace(finetune("z"), blocked=Reason("NotScaffolded", "no script"))
 
 
@@ -567,3 +568,13 @@ def test_the_lock_may_be_taken_by_whoever_may_write_there(tmp_path):
     finally:
         os.umask(before)
     assert RealDisk().stat(tmp_path / ".reconcile" / "lock") is not None
+
+
+@pytest.mark.parametrize("file", ["/exp/a/finetune.yaml", "/exp/.reconcile/originals/a/finetune.yaml"])
+def test_a_configuration_that_cannot_be_written_is_known_before_it_is_to_be(file):
+    class Sealed(RealDisk):
+        def why_not_writable(self, path):
+            return f"{path} is sealed" if str(path) == file or file == "both" else ""
+
+    assert _why_sealed(RESUMES, experiment(RESUMES), Sealed()) == f"{file} is sealed"
+    assert _why_sealed(STEP, experiment(STEP), Sealed()) == ""

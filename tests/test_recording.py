@@ -13,10 +13,10 @@ import pytest
 from reconciler.errors import Problem, SubmissionRefused, TemporaryError, UsageError
 from reconciler.ledger import Ledger
 from reconciler.loop import preview, run_pass
-from reconciler.model import Action, Condition, Edit, Phase, Reason, Stage, Verb
-from reconciler.record import elapsed, status_word
+from reconciler.model import Action, Condition, Edit, Observed, OutputState, Phase, Reason, Stage, Verb
+from reconciler.record import _out_of_sight, elapsed, status_word
 from test_pass import DOCUMENT, Lab, lab, start  # noqa: F401 - the fixture
-from worlds import MemoryCluster, StandInTool
+from worlds import MemoryCluster, StandInTool, decide, finetune, outputs
 
 A, B, EVAL, BASE = "a/finetune", "b/finetune", "a/eval/cap_epoch0", "base/eval/cap_base"
 
@@ -498,3 +498,18 @@ def test_jobs_are_requeued_and_staggered_as_the_settings_say(lab):
     lab.run()
     assert all(job.requeue for job in lab.cluster.submissions)
     assert [job.begin_in for job in lab.cluster.submissions] == [0, 7, 14]
+
+
+@pytest.mark.parametrize(
+    ("condition", "found", "told"),
+    [
+        (Condition.UNKNOWN, outputs(OutputState.UNKNOWN), "Seen"),
+        (Condition.RUNNING, outputs(OutputState.UNKNOWN), ""),
+        (Condition.UNKNOWN, outputs(OutputState.ABSENT), ""),
+        (Condition.UNKNOWN, None, ""),
+    ],
+)
+def test_a_step_is_out_of_sight_where_it_is_unknown_for_its_outputs(condition, found, told):
+    step = finetune()
+    action = replace(decide(step), condition=condition)
+    assert _out_of_sight(step, action, Observed((), None, {} if found is None else {step.key: found})) == told

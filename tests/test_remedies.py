@@ -13,7 +13,8 @@ from reconciler.config_edit import draft_edits, make_edits
 from reconciler.errors import DiskUnreadable, PermanentError
 from reconciler.fold import fold
 from reconciler.model import Action, Condition, Edit, Observed, Outputs, OutputState, Policy, Raise, Reason, Step, Verb, Written
-from reconciler.plan import foresee
+from reconciler.plan import foresee, make_plan
+from reconciler.situation import batch_changes
 from worlds import ABSENT, NOW, TORN, decide, ended, event, experiment, finetune, name_of, plan_for
 
 CONFIG = Path("/exp/a/finetune.yaml")
@@ -191,6 +192,28 @@ def test_after_a_rerun_nothing_is_told_of_what_it_gave_up():
     again = after([*events, event("rerun", STEP, NOW - 10, newest=NOW - 950)], noted, resume=True)
     assert (again.verb, again.reason.code) == (Verb.SUBMIT, "Rerun")
     assert not any("begins anew" in change for change in again.changes)
+
+
+def test_where_the_configuration_cannot_be_written_nothing_is_moved_for_an_edit_that_will_not_be_made():
+    def planned(sealed: dict[str, str], resume: bool) -> Action:
+        observed = Observed((), None, {STEP.key: left(1)}, sealed=sealed)
+        memory = fold(failed("NodeFailure"))
+        return make_plan(experiment(STEP), observed, memory, policy(resume=resume), NOW).of(STEP.key)
+
+    held = planned({STEP.key: "read-only file system"}, resume=True)
+    assert (held.verb, held.condition, held.reason.code, held.move_aside) == (Verb.HOLD, Condition.HELD, "EditRefused", ())
+    assert "read-only file system" in held.reason.message
+    assert planned({STEP.key: "read-only file system"}, resume=False).verb is Verb.SUBMIT
+    assert planned({"b/finetune": "read-only file system"}, resume=True).verb is Verb.SUBMIT
+
+
+def test_a_setting_that_the_file_does_not_have_is_no_change_of_the_batch_and_nobodys():
+    one = replace(STEP, batch={BATCH: "8", STEPS: "1"}, written={RESUME: Written("False"), BATCH: Written("8")})
+    before = edits((BATCH, "4", "2"), at=NOW - 2000)
+    seen = plan_for(one, events=[*failed("NodeFailure"), *before], seen={STEP.key: left(1)}, policy=policy())
+    assert [(e["key"], e["after"]) for e in seen.learned if e["event"] == "unedited"] == [(BATCH, "8")]
+    (attempt,) = fold(failed("NodeFailure", batch={BATCH: "4", "other": "x"})).of(STEP.key).attempts
+    assert batch_changes(attempt, one) == (f"{BATCH} 4 → 8",)
 
 
 def test_the_wait_after_an_attempt_that_advanced_it_is_the_first_wait_however_many_went_before():

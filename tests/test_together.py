@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from reconciler.memory import Memory
-from reconciler.model import Action, Condition, Edit, Observed, OutputState, Phase, Policy, Reason, Step, Unknown, Verb
+from reconciler.model import (
+    Action,
+    Condition,
+    Edit,
+    Observed,
+    OutputState,
+    Phase,
+    Policy,
+    Raise,
+    Reason,
+    Step,
+    Unknown,
+    Verb,
+    Written,
+)
 from reconciler.plan import Gate, Plan, make_plan
 from worlds import (
     COMPLETE,
@@ -198,6 +213,27 @@ def test_a_step_that_was_not_selected_is_looked_at_and_nothing_is_done_about_it(
         assert "d/*" in action.reason.message
 
 
+def test_of_a_step_that_was_not_selected_no_setting_is_edited_and_no_job_held():
+    edit = Edit(Path("/exp/a/finetune.yaml"), "resume_from_checkpoint", "False", "True")
+    further = replace(TORN_OF[STEPS[0].key], resumable=1, torn_to_resume=())
+    a = replace(STEPS[0], resume=edit, written={edit.key: Written("False")}, asks={"time": "60"})
+    events = [*ended(a, "TimeLimit"), *submitted(STEPS[1]), event("hold", STEPS[1], NOW - 9)]
+    world = {"events": events, "queue": (job(STEPS[1], Phase.QUEUED),), "seen": {a.key: further}}
+    policy = Policy(resume=True, settle=0, backoff=0)
+    whole = plan_for(a, STEPS[1], policy=policy, **world)
+    assert (whole.of(a.key).edits, whole.of(STEPS[1].key).hold_job) == ((edit,), True)
+    plan = plan_for(a, STEPS[1], policy=policy, **world, select="none")
+    again = plan_for(a, policy=Policy(time=Raise(2, 9000.0), settle=0, backoff=0), **world, select="none").of(a.key)
+    taken_back = [*events, event("edited", a, NOW - 5000, path=str(edit.path), key=edit.key, before="False", after="True")]
+    made = replace(a, written={edit.key: Written("True")}, resume=replace(edit, before="True"))
+    back = {**world, "events": taken_back}
+    assert plan_for(made, policy=Policy(settle=0, backoff=0, retry={"TimeLimit": 1}), **back).of(a.key).reverts
+    left = plan_for(made, policy=Policy(settle=0, backoff=0, retry={"TimeLimit": 1}), **back, select="none").of(a.key)
+    for action in (*plan.actions, again, left):
+        assert (action.edits, action.reverts, action.options, action.hold_job) == ((), (), {}, False)
+        assert action.reason.code == "NotSelected"
+
+
 def test_the_end_of_a_job_whose_step_is_gone_is_learned_and_of_nothing_else():
     gone, also = finetune("gone"), finetune("also")
     events = [*submitted(gone), *ended(also, "UserError"), *submitted(STEPS[0], at=NOW)[:1]]
@@ -264,6 +300,15 @@ def test_nodes_that_fail_jobs_are_avoided_by_submissions_and_by_nothing_else():
         (Verb.SUBMIT, "n1,n2"), (Verb.SUBMIT, "n1,n2"), (Verb.KEEP, None), (Verb.WAIT, None),
     ]  # fmt: skip
     assert plan.of("d/finetune").changes == ()
+
+
+def test_one_failure_is_enough_where_the_settings_say_so_and_a_file_of_nodes_is_left_as_it_is():
+    events = [*on_node(STEPS[0], "n1", "NodeFailure"), *on_node(STEPS[1], "n2", "BootFailure", 1, NOW - 70_000)]
+    steps = (*STEPS[:3], replace(STEPS[3], asks={"exclude": "/lab/nodes"}))
+    once, never = (plan_for(*steps, events=events, policy=Policy(exclude_after=n)) for n in (1, 0))
+    assert (once.of("c/finetune").options, never.of("c/finetune").options) == ({"exclude": "n1,n2"}, {})
+    assert once.of("d/finetune").options == {}
+    assert once.of("d/finetune").changes == ("does not keep away from n1,n2: the script's --exclude is a file, /lab/nodes",)
 
 
 def test_a_failure_that_the_settings_retry_is_no_wave_before_its_outputs_have_settled():

@@ -392,6 +392,12 @@ UNSEEN = [*submitted(STEP), event("unseen", STEP, NOW - 600, attempt=1)]
         pytest.param(submitted(STEP)[:1], (job(STEP, Phase.ENDED),), None, id="ended"),
         pytest.param([], (job(STEP, Phase.ENDED, attempt=2),), None, id="found ended"),
         pytest.param([], (), (job(STEP, attempt=2),), id="found unlisted"),
+        pytest.param(
+            [*submitted(STEP, held=True), event("withdrawing", STEP, NOW - 50, attempt=1)],
+            (job(STEP, Phase.ENDED, state="CANCELLED", started=None),),
+            None,
+            id="withdrawn by a pass that died",
+        ),
         pytest.param(OVER, (job(STEP),), None, id="requeued although done"),
         pytest.param([*OVER, REQUEUED], (job(STEP, Phase.ENDED, started=NOW - 90, ended=NOW - 9),), None, id="and ended again"),
         pytest.param([*OVER, REQUEUED], (job(STEP, Phase.ENDED, state="CANCELLED", ended=NOW - 9),), None, id="and never ran"),
