@@ -14,7 +14,7 @@ from reconciler.disk import RealDisk
 from reconciler.errors import DiskUnreadable
 from reconciler.model import OutputState, RunKind
 from reconciler.ports import FileInfo
-from reconciler.tools.inspect_ai import _MAX_SCRIPT, _MAX_SETTINGS, TOOL
+from reconciler.tools.inspect_ai import _MAX_SCRIPT, _MAX_SETTINGS, TOOL, _files_in
 from test_inspect_ai import (  # noqa: F401
     DISK,
     KILLED,
@@ -484,6 +484,12 @@ def test_where_no_log_is_this_evaluations_the_reason_tells_of_what_one_is(world:
     assert (denied.code, "Permission denied" in denied.message) == ("DiskUnreadable", True)
     log.write_bytes(b"torn")
     assert TOOL.check(world.step(), DISK).reason.code == "LogDamaged"
+
+
+def test_a_model_path_may_hold_the_sign_that_ends_its_name_and_an_option_is_no_task_file(world: World) -> None:
+    world.script("tiny_epoch0.slurm", "inspect eval tasks.py@tiny -M model_path=/m/lr=1")
+    assert world.step().spec["wanted"].script_path == Path("/m/lr=1")
+    assert list(_files_in(("tasks.py@tiny", "-x.py@tiny", "other.py@tiny"))) == ["tasks.py", "other.py"]
 
 
 def test_a_script_that_tells_nothing_logs_where_scripts_of_its_layout_do(world: World) -> None:

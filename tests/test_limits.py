@@ -65,9 +65,9 @@ def test_a_queued_job_is_told_with_what_it_waits_for():
 def test_a_queued_job_that_can_never_start_needs_a_person_and_holds_what_follows():
     queued = job(STEP, Phase.QUEUED, pending_reason="PartitionTimeLimit")
     plan = plan_for(STEP, evaluation(), queue=(queued,), events=submitted(STEP))
-    assert [(a.condition, a.reason.code) for a in plan.actions] == [
-        (Condition.HELD, "CannotStart"),
-        (Condition.WAITING, "NeedBlocked"),
+    assert [(a.condition, a.reason.code, a.job, a.attempt) for a in plan.actions] == [
+        (Condition.HELD, "CannotStart", "101", 1),
+        (Condition.WAITING, "NeedBlocked", None, None),
     ]
     assert not any(a.is_pending for a in plan.actions)
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from reconciler.errors import DiskUnreadable
-from reconciler.model import Edit, OutputState, Step, Written
-from reconciler.tools.torchtune import _MAX_CONFIG, TOOL, _config_of
+from reconciler.model import Edit, OutputState, Reason, Step, Written
+from reconciler.tools.torchtune import _MAX_CONFIG, TOOL, _config_of, _differing, _some
 from test_torchtune import DISK, Sample, Sealed, complete, rewrite, sample, truncate, unpacked  # noqa: F401 - the fixtures
 
 BROKEN = OutputState.INCOMPLETE
@@ -525,6 +525,25 @@ def test_a_disagreement_names_both_and_where_it_stands(complete: Sample, tmp_pat
     assert str(tmp_path / "elsewhere") in where.message
     assert "2" in how_many.message
     assert "5" in how_many.message
+
+
+def test_what_is_told_of_several_things_is_told_one_by_one() -> None:
+    assert _some(["epoch_0: is missing", "epoch_1: is torn"]) == "epoch_0: is missing; epoch_1: is torn"
+    assert _differing({"lr": ("1", "2"), "seed": ("3", "4")}) == "lr 1 → 2, seed 3 → 4"
+
+
+def test_outputs_in_the_runs_own_directory_are_there_to_be_seen_with_it(complete: Sample) -> None:
+    assert complete.read()[0].root == complete.output.parent
+    complete.edit((str(complete.output), str(complete.run.directory / "out")))
+    assert complete.read()[0].root == complete.run.directory
+
+
+def test_all_the_files_that_a_training_would_begin_from_and_that_are_not_there_are_named(complete: Sample) -> None:
+    complete.edit(("model.safetensors", "one.safetensors, two.safetensors"))
+    step = replace(complete.read()[0], others=("a/finetune",))
+    lacks = TOOL.check(step, DISK).lacks
+    assert isinstance(lacks, Reason)
+    assert f"it begins from {complete.base / 'one.safetensors'}, {complete.base / 'two.safetensors'}, which" in lacks.message
 
 
 def test_a_step_tells_all_of_its_script_and_its_configuration(complete: Sample) -> None:
