@@ -17,7 +17,7 @@ from reconciler.budget import at_most, told
 from reconciler.fold import fold
 from reconciler.ledger import Ledger
 from reconciler.loop import Pass, preview
-from reconciler.model import Ask, Condition, Observed, Phase, Policy, Reason, Verb
+from reconciler.model import Ask, Condition, Observed, Phase, Policy, Raise, Reason, Verb
 from reconciler.plan import make_plan
 from reconciler.published import actions_json
 from reconciler.render import Paint, diff_text, status_text
@@ -173,6 +173,13 @@ def over(step, took=HOUR, failure="UserError", **more):
 )
 def test_what_has_been_and_may_be_used_leaves_room_or_not(world, told):
     assert codes(A, B, C, **world) == told
+
+
+def test_a_submission_for_more_time_counts_with_all_the_time_that_it_asks_for():
+    step = replace(A, asks={"time": "60"})
+    raised = {"time": Raise(2, 9000.0), "settle": 0}
+    assert codes(step, budget=2.9, events=over(step, failure="TimeLimit"), policy=raised) == ["BudgetReached"]
+    assert codes(step, budget=3.1, events=over(step, failure="TimeLimit"), policy=raised) == ["Retry"]
 
 
 def test_jobs_without_gpus_cost_nothing_and_are_not_kept_back():

@@ -191,6 +191,16 @@ def test_how_many_failures_make_a_wave_is_the_settings_to_say():
         assert plan_for(*STEPS, events=events, policy=Policy(stop_after_failures=number)).of("c/finetune").reason.code == code
 
 
+def test_a_pause_is_waited_out_and_needs_nobody():
+    pause = {"event": "pause", "at": NOW - 5, "user": "ana", "why": "the data move"}
+    plan = plan_for(STEPS[0], evaluation(), events=[pause])
+    assert [(a.verb, a.condition, a.reason.code) for a in plan.actions] == [
+        (Verb.WAIT, Condition.WAITING, "Paused"),
+        (Verb.WAIT, Condition.WAITING, "NeedUnmet"),
+    ]
+    assert all(action.is_pending for action in plan.actions)
+
+
 # --- what is left alone ------------------------------------------------------------------------------
 
 
