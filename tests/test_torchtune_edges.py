@@ -534,7 +534,7 @@ def test_what_is_told_of_several_things_is_told_one_by_one() -> None:
 
 def test_outputs_in_the_runs_own_directory_are_there_to_be_seen_with_it(complete: Sample) -> None:
     assert complete.read()[0].root == complete.output.parent
-    complete.edit((str(complete.output), str(complete.run.directory / "out")))
+    complete.edit((str(complete.output), str(complete.run.directory / "out" / "deeper")))
     assert complete.read()[0].root == complete.run.directory
 
 
