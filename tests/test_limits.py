@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import stat
@@ -126,7 +127,29 @@ def test_an_sbatch_that_cannot_be_stopped_before_its_next_try_is_a_doubt_or_an_a
     with pytest.raises(SubmissionUncertain):
         cluster.submit(job)
     cluster, job = stand_in(tmp_path, f"trap '' TERM; {TRIES}; sleep 1.2; echo 17")
-    assert cluster.submit(job) == "17"
+    for _ in range(5):  # a doubt where timeout(1) was signalled before it knew its child: see the next test
+        with contextlib.suppress(SubmissionUncertain):
+            assert cluster.submit(job) == "17"
+            break
+    else:
+        pytest.fail("no answer in five tries")
+
+
+def test_an_sbatch_whose_timeout_ended_without_handing_the_signal_on_is_a_doubt(tmp_path, monkeypatch):
+    """Seen of timeout(1) of coreutils: signalled between its fork and the return of it, it ends with 143, and its child goes on."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    cluster, job = stand_in(tmp_path, f"{TRIES}; sleep 1.2; touch {tmp_path}/accepted; echo 17")
+    (tmp_path / "timeout").write_text("#!/bin/sh\ntrap 'exit 143' TERM\nshift 2\n\"$@\" &\nwait\n")
+    (tmp_path / "timeout").chmod(stat.S_IRWXU)
+    for _ in range(5):  # on a machine too busy to be sure in time it is not signalled, and answers
+        (tmp_path / "accepted").unlink(missing_ok=True)
+        try:
+            assert cluster.submit(job) == "17"
+        except SubmissionUncertain:
+            break
+    else:
+        pytest.fail("never signalled in five tries")
+    assert (tmp_path / "accepted").exists()
 
 
 # --- a limit costs nothing -------------------------------------------------------------------------------

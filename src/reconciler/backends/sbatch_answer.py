@@ -17,7 +17,9 @@ from dataclasses import dataclass
 _RETRIES = b"sleeping and retrying"  # "Slurm temporarily unable to accept job, sleeping and retrying"; "Slurm job queue full, …"
 _FIRST_SLEEP = 1.0
 _GLANCE = 0.05  # s
-_BY_OUR_SIGNAL = (-signal.SIGTERM, 128 + signal.SIGTERM)  # timeout(1) hands the signal on, and ends as its command did
+# timeout(1) hands the signal on and ends as its command did. Signalled before it knows its child it ends the same way and the
+# child goes on (seen with coreutils 9.1): that sbatch is gone too is told by its output's end alone.
+_BY_OUR_SIGNAL = (-signal.SIGTERM, 128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True)
