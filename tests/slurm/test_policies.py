@@ -56,6 +56,53 @@ def test_a_preempted_training_costs_no_retry_and_one_that_slurm_requeues_is_the_
     assert set(conditions(person, experiment).values()) == {"Done"}
 
 
+def test_a_finished_training_that_slurm_starts_again_is_no_result_before_evidence_or_a_person_says_so(person, cluster):
+    """The second start of ``torn`` leaves its weights half written, that of ``mixed`` touches nothing; both break off. ``later``
+    is there for the cluster to be asked: it is not where every step is done."""
+    experiment = person.new_experiment("again", "--run", "torn", "--run", "mixed", "--run", "later")
+    configure(experiment)
+    weights = experiment.parent / "ck-outputs" / experiment.name / "ck-out-torn" / "epoch_0"
+    second = {"torn": f"truncate -s 1000 {weights}/*.safetensors; sleep 15; exit 1", "mixed": "sleep 15; exit 1"}
+    for run in ("torn", "mixed", "later"):
+        path = experiment / run / "finetune.slurm"
+        text = path.read_text().replace("#SBATCH --job-name", "#SBATCH --requeue\n#SBATCH --job-name", 1)
+        head, found, trained = text.partition("\ntune run")
+        is_second = f"[ $(grep -c '^{run}/finetune' ../../jobs.log) = 2 ]"
+        body = f"if {is_second}; then {second[run]}; fi" if run in second else "export STANDIN_SECONDS=600"
+        path.write_text(f"{head}\n{body}{found}{trained}")
+    trainings = ("torn/finetune", "mixed/finetune")
+    evaluations = ("torn/eval/capitalization_epoch0", "mixed/eval/capitalization_epoch0")
+
+    def passes_until(steps: tuple[str, ...], *wanted: str) -> None:
+        def is_so() -> bool:
+            person.reconcile("apply", experiment, **QUICK)
+            now = conditions(person, experiment)
+            return [now[step] for step in steps] == list(wanted)
+
+        until(is_so, 120)
+
+    with cluster.configured("MinJobAge=300"):  # what is gone from the queue is not started again
+        passes_until(trainings + evaluations, *["Done"] * 4)
+        person.reconcile("apply", experiment, **QUICK)  # what status found done is in writing by now
+        for step in trainings:
+            job = job_of(person, experiment, step)
+            cluster.run("scontrol", "requeue", job)
+            cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        passes_until(trainings, "Running", "Running")
+        passes_until(trainings, "Failed", "Held")
+        assert steps(person, experiment)["mixed/finetune"]["reason"]["code"] == "WrittenOver"
+        ran = started(experiment)
+        assert [ran[step] for step in trainings + evaluations] == [2, 2, 1, 1]
+        assert person.reconcile("accept", experiment, "mixed/finetune", "--yes").returncode == 0
+        assert person.reconcile("release", experiment, "torn/finetune").returncode == 0
+        passes_until(trainings, "Done", "Done")
+        ran = started(experiment)
+        assert [ran[step] for step in trainings + evaluations] == [3, 2, 1, 1]
+        for step in evaluations:
+            assert "trained anew since" in steps(person, experiment)[step]["reason"]["message"]
+    person.run("scancel", "--me")
+
+
 @pytest.mark.skipif(
     os.environ.get("RECONCILE_TEST_SLURM_ROOT", "") != "" or not os.access(MEMORY_GROUP / "cgroup.procs", os.W_OK),
     reason="needs this machine's own Slurm, and control groups of the first version that it may make",
