@@ -10,6 +10,7 @@ Environment variables choose what is tested:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -17,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +161,19 @@ def _account(name: str, place: Path, machine: Machine) -> Iterator[Path]:
     machine.adopt(name)
     yield home
     if made.returncode == 0:
-        subprocess.run(["userdel", name], capture_output=True, check=False)
+        _remove_account(name)
+
+
+def _remove_account(name: str) -> None:
+    """Jobs may still run as this user, and userdel refuses then."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, KeyError):  # gone by now, or of no user that is listed
+            if process.owner() == name:
+                os.kill(int(process.name), signal.SIGKILL)
+    end = time.monotonic() + 20
+    while (removed := subprocess.run(["userdel", name], capture_output=True, text=True, check=False)).returncode:
+        assert time.monotonic() < end, removed.stderr
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope="session")
