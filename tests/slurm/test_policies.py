@@ -62,7 +62,7 @@ def test_a_finished_training_that_slurm_starts_again_is_no_result_before_evidenc
     experiment = person.new_experiment("again", "--run", "torn", "--run", "mixed", "--run", "later")
     configure(experiment)
     weights = experiment.parent / "ck-outputs" / experiment.name / "ck-out-torn" / "epoch_0"
-    second = {"torn": f"truncate -s 1000 {weights}/*.safetensors; sleep 15; exit 1", "mixed": "sleep 15; exit 1"}
+    second = {"torn": f"truncate -s 1000 {weights}/*.safetensors; sleep 30; exit 1", "mixed": "sleep 30; exit 1"}
     for run in ("torn", "mixed", "later"):
         path = experiment / run / "finetune.slurm"
         text = path.read_text().replace("#SBATCH --job-name", "#SBATCH --requeue\n#SBATCH --job-name", 1)
@@ -73,11 +73,11 @@ def test_a_finished_training_that_slurm_starts_again_is_no_result_before_evidenc
     trainings = ("torn/finetune", "mixed/finetune")
     evaluations = ("torn/eval/capitalization_epoch0", "mixed/eval/capitalization_epoch0")
 
-    def passes_until(steps: tuple[str, ...], *wanted: str) -> None:
+    def passes_until(keys: tuple[str, ...], *wanted: str) -> None:
         def is_so() -> bool:
             person.reconcile("apply", experiment, **QUICK)
             now = conditions(person, experiment)
-            return [now[step] for step in steps] == list(wanted)
+            return [now[key] for key in keys] == list(wanted)
 
         until(is_so, 120)
 
